@@ -1,0 +1,3 @@
+//! The `fewsync` command.
+
+fn main() {}

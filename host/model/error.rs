@@ -1,0 +1,66 @@
+//! What can be wrong with a model on disk, on the way to it, or in its files.
+
+use std::path::PathBuf;
+
+/// Each message says what is wrong, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// `--model` names nothing that exists.
+    #[error("no model '{spec}': {hint}")]
+    NotFound {
+        /// What was asked for.
+        spec: String,
+        /// What would have been accepted.
+        hint: String,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// "read", "map", "create", …
+        action: &'static str,
+        /// Its reason.
+        source: std::io::Error,
+    },
+    /// The file is damaged: truncated, inconsistent, or not what its name says.
+    #[error("{}: {what}; fetch or convert the file again", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit, with byte counts or names where they help.
+        what: String,
+    },
+    /// The file is sound, but holds something this program does not run.
+    #[error("{}: {what} is not supported; supported: {supported}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The architecture, dtype, option, … met.
+        what: String,
+        /// What would work.
+        supported: String,
+    },
+    /// Fetching from a hub or a package registry failed.
+    #[error("cannot fetch {what}: {why}; {hint}")]
+    Fetch {
+        /// What was being fetched.
+        what: String,
+        /// The tool's or server's reason, one line.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl ModelError {
+    /// Wraps an I/O error with the path and the verb it happened under.
+    pub fn io(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), action, source }
+    }
+
+    /// A damaged file.
+    pub fn corrupt(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Self::Corrupt { path: path.into(), what: what.into() }
+    }
+}
