@@ -63,4 +63,18 @@ impl ModelError {
     pub fn corrupt(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
         Self::Corrupt { path: path.into(), what: what.into() }
     }
+
+    /// A sound file with something in it that is not run here.
+    pub fn unsupported(
+        path: impl Into<PathBuf>,
+        what: impl Into<String>,
+        supported: impl Into<String>,
+    ) -> Self {
+        Self::Unsupported { path: path.into(), what: what.into(), supported: supported.into() }
+    }
+
+    /// Nothing to open where `spec` points; `hint` says what would have been accepted.
+    pub fn not_found(spec: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::NotFound { spec: spec.into(), hint: hint.into() }
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod error;
+pub mod shapes;
 pub mod tensor;
 
 pub use config::{Config, RopeScaling};
