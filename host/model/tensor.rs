@@ -57,6 +57,11 @@ impl Tensor {
         Self { kind, layer }
     }
 
+    /// The gain of an RMSNorm: a vector, not a linear layer.
+    pub fn is_norm(&self) -> bool {
+        matches!(self.kind, TensorKind::FinalNorm | TensorKind::AttentionNorm | TensorKind::MlpNorm)
+    }
+
     /// `(rows, columns)`; a norm's gain is one row.
     pub fn shape(&self, c: &Config) -> (usize, usize) {
         let (q, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
