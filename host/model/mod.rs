@@ -1,14 +1,21 @@
 //! What a model is: its configuration, weights, tokenizer, and how it is split over ranks.
 
+pub mod checkpoint;
 pub mod config;
 pub mod encoding;
 pub mod error;
 mod fingerprint;
+pub mod gguf;
 pub mod random;
+pub mod safetensors;
 pub mod shapes;
 mod stored;
 pub mod tensor;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod testing;
 
+pub use checkpoint::Checkpoint;
 pub use config::{Config, RopeScaling};
 pub use error::ModelError;
 pub use tensor::{Storage, Tensor, TensorKind, TensorSource};
