@@ -3,7 +3,9 @@
 pub mod config;
 pub mod error;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use config::{Config, RopeScaling};
 pub use error::ModelError;
 pub use tensor::{Storage, Tensor, TensorKind, TensorSource};
+pub use tokenizer::{GgufVocab, TextStream, Tokenizer};
