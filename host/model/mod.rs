@@ -1,5 +1,6 @@
 //! What a model is: its configuration, weights, tokenizer, and how it is split over ranks.
 
+pub mod cache;
 pub mod chat;
 pub mod config;
 pub mod error;
