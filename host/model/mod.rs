@@ -3,7 +3,10 @@
 pub mod cache;
 pub mod chat;
 pub mod config;
+mod digest;
 pub mod error;
+pub mod fetch;
+mod progress;
 pub mod tensor;
 pub mod tokenizer;
 
