@@ -6,6 +6,7 @@ pub mod config;
 mod digest;
 pub mod error;
 pub mod fetch;
+pub mod hub;
 mod progress;
 pub mod tensor;
 pub mod tokenizer;
