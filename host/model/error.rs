@@ -41,6 +41,49 @@ pub enum ModelError {
         /// What would work.
         supported: String,
     },
+    /// A file that belongs to the model is not there.
+    #[error("{}: there is no such file; {hint}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// Where to get it, or what to do without.
+        hint: String,
+    },
+    /// The vocabulary or tokenizer is inconsistent, or of a kind this program does not run.
+    #[error("tokenizer: {what}")]
+    Tokenizer {
+        /// What, and what would work.
+        what: String,
+    },
+    /// The tokenizer can produce ids that the model has no embedding for.
+    #[error(
+        "the tokenizer has {tokens} tokens, but the model embeds only {vocab}; \
+         use the tokenizer that came with the model"
+    )]
+    Vocabulary {
+        /// One above the tokenizer's largest id.
+        tokens: usize,
+        /// Rows of the embedding table.
+        vocab: usize,
+    },
+    /// The chat template is missing, does not parse, or refuses the messages.
+    #[error("chat template: {what}")]
+    Chat {
+        /// The template engine's reason, one line.
+        what: String,
+    },
+    /// The cache folder cannot be used.
+    #[error(
+        "{} {what}; set FEWSYNC_CACHE (for models of the hub: HF_HOME) to a folder you can write, \
+         or give a model file with --model FILE",
+        path.display()
+    )]
+    Cache {
+        /// The folder or the file in its place.
+        path: PathBuf,
+        /// Completes "PATH …".
+        what: String,
+    },
     /// Fetching from a hub or a package registry failed.
     #[error("cannot fetch {what}: {why}; {hint}")]
     Fetch {
