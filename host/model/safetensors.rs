@@ -83,7 +83,7 @@ fn missing(path: &Path, name: &str) -> ModelError {
 }
 
 /// A mapped file and its header.
-struct SafetensorsFile {
+pub(crate) struct SafetensorsFile {
     path: PathBuf,
     map: Arc<Mmap>,
     header: Metadata,
@@ -92,7 +92,7 @@ struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    fn open(path: &Path) -> Result<Self, ModelError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
         let map = map_file(path)?;
         let truncated = |expected: u128| {
             ModelError::corrupt(path, format!("truncated: {} bytes of {expected}", map.len()))
@@ -125,7 +125,22 @@ impl SafetensorsFile {
     /// The tensor under its Hugging Face name, with the shape that the configuration asks for. Its
     /// byte range was checked against shape, dtype and file when the header was read.
     fn find(&self, tensor: Tensor, config: &Config) -> Result<StoredTensor, ModelError> {
-        let name = tensor.hf_name();
+        self.find_as(&tensor.hf_name(), tensor, config)
+    }
+
+    /// Every tensor's name.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.header.tensors().into_keys().collect()
+    }
+
+    /// As [`Self::find`], of a tensor that the file has under another name.
+    pub(crate) fn find_as(
+        &self,
+        name: &str,
+        tensor: Tensor,
+        config: &Config,
+    ) -> Result<StoredTensor, ModelError> {
+        let name = name.to_string();
         let info = self.header.info(&name).ok_or_else(|| missing(&self.path, &name))?;
         let encoding = match info.dtype {
             Dtype::BF16 => Encoding::Bf16,

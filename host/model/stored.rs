@@ -69,7 +69,12 @@ impl StoredTensor {
         &self.map[self.bytes.clone()]
     }
 
-    fn read<T: Element>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]) {
+    /// Its precision in memory.
+    pub(crate) fn storage(&self) -> Storage {
+        self.encoding.storage()
+    }
+
+    pub(crate) fn read<T: Element>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [T]) {
         check_rectangle((self.rows, self.cols), &rows, &cols, out.len());
         if out.is_empty() {
             return;

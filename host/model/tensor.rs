@@ -118,6 +118,16 @@ pub enum Storage {
     F32,
 }
 
+impl Storage {
+    /// Bytes of one value.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// Read access to a checkpoint by role and rectangle, in the Hugging Face orientation and row order
 /// (rotary pairs are `(i, i + head_dim / 2)`), so that a rank materialises only its shard.
 ///

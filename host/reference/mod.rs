@@ -1,0 +1,290 @@
+//! The model in plain f32 arithmetic on the CPU: the judge for every other back end, and what runs where
+//! there is no GPU. Ranks are threads; they meet only in their communicator.
+
+mod attention;
+mod math;
+mod matrix;
+mod rank;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use math::Threads;
+use rank::{MAX_ROWS, Rank};
+
+use crate::comm::memory::Options;
+use crate::comm::{CommError, Shape, memory};
+use crate::model::{Config, TensorSource};
+use crate::runner::{Batch, LogitRows, Output, RunError, Runner, Span, SyncCounts};
+use crate::spd::Plan;
+
+/// What a rank's thread is told. Ranks execute the same commands in the same order.
+enum Command {
+    Forward(Arc<Batch>),
+    Truncate { sequence: usize, len: usize },
+    SetPlan(Arc<Plan>),
+}
+
+/// What a rank answers: its output (logits on the first rank alone) and its collectives so far.
+type Reply = Result<(Output, SyncCounts), RunError>;
+
+/// A rank's thread and the two ends of its line.
+struct Worker {
+    commands: Option<Sender<Command>>,
+    replies: Receiver<Reply>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The reference back end: one thread a rank.
+pub struct Reference {
+    config: Config,
+    workers: Vec<Worker>,
+    threads: usize,
+    weight_bytes: Vec<usize>,
+    lengths: Vec<usize>,
+    syncs: SyncCounts,
+}
+
+/// How ranks are laid out and how many threads they share.
+#[derive(Debug, Clone)]
+pub struct ReferenceOptions {
+    /// Nodes × ranks per node; the number of ranks is their product.
+    pub shape: Shape,
+    /// Threads for all ranks together.
+    pub threads: usize,
+    /// The communicator's time limit and log.
+    pub comm: Options,
+}
+
+impl ReferenceOptions {
+    /// `shape` on all of the machine's cores.
+    pub fn new(shape: Shape) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { shape, threads, comm: Options::default() }
+    }
+}
+
+impl Reference {
+    /// Loads the model, every rank its shard. `loaded_bytes` grows while it goes.
+    pub fn load(
+        config: &Config,
+        source: &Arc<dyn TensorSource>,
+        plan: &Plan,
+        options: &ReferenceOptions,
+        loaded_bytes: &Arc<AtomicU64>,
+    ) -> Result<Self, RunError> {
+        let plan = Arc::new(plan.clone());
+        let world = options.shape.world();
+        let threads = Threads((options.threads / world).max(1));
+        let mut workers = Vec::with_capacity(world);
+        let mut loading = Vec::with_capacity(world);
+        for (rank, comm) in memory::group(options.shape, options.comm.clone()).into_iter().enumerate() {
+            let (config, source, plan) = (config.clone(), source.clone(), plan.clone());
+            let loaded_bytes = loaded_bytes.clone();
+            let (commands, inbox) = channel();
+            let (outbox, replies) = channel();
+            let (ready, loaded) = channel();
+            let work = move || {
+                let mut rank = match Rank::load(&config, source, &plan, comm, threads, &loaded_bytes) {
+                    Ok(rank) => rank,
+                    Err(e) => return drop(ready.send(Err(e))),
+                };
+                drop(ready.send(Ok(rank.weight_bytes())));
+                serve(&mut rank, &inbox, &outbox);
+            };
+            let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(work);
+            let thread = Some(thread.expect("the system lends a thread for every rank"));
+            workers.push(Worker { commands: Some(commands), replies, thread });
+            loading.push(loaded);
+        }
+        let answers = loading.iter().enumerate().map(|(rank, loaded)| answer(rank, loaded));
+        let weight_bytes = first_cause(answers.collect())?;
+        let (config, threads) = (config.clone(), options.threads);
+        Ok(Self { config, workers, threads, weight_bytes, lengths: Vec::new(), syncs: SyncCounts::default() })
+    }
+
+    /// Bytes of weights that each rank holds.
+    pub fn weight_bytes(&self) -> &[usize] {
+        &self.weight_bytes
+    }
+
+    /// Tells every rank the same and collects the first one's answer.
+    fn broadcast(&mut self, command: impl Fn() -> Command) -> Result<Output, RunError> {
+        for worker in &self.workers {
+            // A rank that is gone shows when its answer is asked for.
+            drop(worker.commands.as_ref().map(|c| c.send(command())));
+        }
+        let answers = self.workers.iter().enumerate().map(|(rank, worker)| answer(rank, &worker.replies));
+        let (output, syncs) = first_cause(answers.collect())?.into_iter().next().unwrap_or_default();
+        self.syncs = syncs;
+        Ok(output)
+    }
+
+    /// Refuses what no rank could compute, before any rank sees it.
+    fn check(&self, batch: &Batch) -> Result<(), RunError> {
+        if batch.spans.is_empty() || batch.spans.iter().any(|s| s.tokens.is_empty()) {
+            return Err(RunError::BadCall("a batch needs at least one span and a span at least one token"));
+        }
+        for (i, span) in batch.spans.iter().enumerate() {
+            if batch.spans[..i].iter().any(|s| s.sequence == span.sequence) {
+                return Err(RunError::BadCall("a sequence is named twice"));
+            }
+            let needed = self.lengths.get(span.sequence).copied().unwrap_or(0) + span.tokens.len();
+            if needed > self.config.context {
+                let context = self.config.context;
+                return Err(RunError::ContextExceeded { sequence: span.sequence, needed, context });
+            }
+            if let Some(&token) = span.tokens.iter().find(|&&t| t as usize >= self.config.vocab) {
+                return Err(RunError::TokenOutOfRange { token, vocab: self.config.vocab });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Runner for Reference {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn tp(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn device(&self) -> String {
+        format!("cpu ({} threads)", self.threads)
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<Output, RunError> {
+        self.check(batch)?;
+        let mut output = Output::default();
+        for chunk in chunks(batch) {
+            let (chunk, keep_logits) = (Arc::new(chunk.batch), chunk.keep_logits);
+            let part = self.broadcast(|| Command::Forward(chunk.clone()))?;
+            for (row, keep) in part.logits.chunks_exact(self.config.vocab).zip(keep_logits) {
+                if keep {
+                    output.logits.extend_from_slice(row);
+                }
+            }
+            output.hidden_states.resize(part.hidden_states.len(), Vec::new());
+            for (all, part) in output.hidden_states.iter_mut().zip(&part.hidden_states) {
+                all.extend_from_slice(part);
+            }
+        }
+        for span in &batch.spans {
+            self.lengths.resize(self.lengths.len().max(span.sequence + 1), 0);
+            self.lengths[span.sequence] += span.tokens.len();
+        }
+        Ok(output)
+    }
+
+    fn truncate(&mut self, sequence: usize, len: usize) -> Result<(), RunError> {
+        if let Some(length) = self.lengths.get_mut(sequence) {
+            *length = len.min(*length);
+        }
+        self.broadcast(|| Command::Truncate { sequence, len }).map(drop)
+    }
+
+    fn set_plan(&mut self, plan: &Plan) -> Result<(), RunError> {
+        if plan.tp() != self.tp() || plan.blocks().len() != self.config.n_layers {
+            return Err(RunError::BadCall("the plan is for another number of ranks or blocks"));
+        }
+        self.lengths.clear();
+        let plan = Arc::new(plan.clone());
+        self.broadcast(|| Command::SetPlan(plan.clone())).map(drop)
+    }
+
+    fn sync_counts(&self) -> SyncCounts {
+        self.syncs
+    }
+}
+
+impl Drop for Reference {
+    fn drop(&mut self) {
+        for worker in &mut self.workers {
+            worker.commands = None;
+        }
+        for worker in &mut self.workers {
+            // A rank that panicked has printed why.
+            drop(worker.thread.take().map(JoinHandle::join));
+        }
+    }
+}
+
+/// A rank's life: commands in, answers out, until the line is cut or a call fails.
+fn serve(rank: &mut Rank, inbox: &Receiver<Command>, outbox: &Sender<Reply>) {
+    for command in inbox {
+        let output = match command {
+            Command::Forward(batch) => rank.forward(&batch),
+            Command::Truncate { sequence, len } => {
+                rank.truncate(sequence, len);
+                Ok(Output::default())
+            }
+            Command::SetPlan(plan) => {
+                rank.set_plan(&plan);
+                Ok(Output::default())
+            }
+        };
+        let failed = output.is_err();
+        let reply = output.map(|output| (output, rank.sync_counts()));
+        if outbox.send(reply).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// The next answer of a rank; a cut line means that its thread ended.
+fn answer<T>(rank: usize, line: &Receiver<Result<T, RunError>>) -> Result<T, RunError> {
+    line.recv().unwrap_or(Err(RunError::RankDied { rank }))
+}
+
+/// All answers, or the error that the others follow from: a rank that only lost its peer names the peer.
+fn first_cause<T>(answers: Vec<Result<T, RunError>>) -> Result<Vec<T>, RunError> {
+    let mut values = Vec::with_capacity(answers.len());
+    let mut cause: Option<RunError> = None;
+    for answer in answers {
+        match answer {
+            Ok(value) => values.push(value),
+            Err(e)
+                if cause.is_none() || matches!(cause, Some(RunError::Comm(CommError::PeerFailed { .. }))) =>
+            {
+                cause = Some(e);
+            }
+            Err(_) => {}
+        }
+    }
+    cause.map_or(Ok(values), Err)
+}
+
+/// A piece of a batch that fits one pass, and which of its rows of logits the whole batch asked for.
+struct Chunk {
+    batch: Batch,
+    keep_logits: Vec<bool>,
+}
+
+/// Cuts a batch into passes of at most [`MAX_ROWS`] tokens, in order.
+fn chunks(batch: &Batch) -> Vec<Chunk> {
+    let empty = || Chunk { batch: Batch { spans: Vec::new(), ..*batch }, keep_logits: Vec::new() };
+    let mut chunks = vec![empty()];
+    let mut room = MAX_ROWS;
+    for span in &batch.spans {
+        let mut rest = span.tokens.as_slice();
+        while !rest.is_empty() {
+            if room == 0 {
+                chunks.push(empty());
+                room = MAX_ROWS;
+            }
+            let (tokens, behind) = rest.split_at(room.min(rest.len()));
+            (rest, room) = (behind, room - tokens.len());
+            let chunk = chunks.last_mut().expect("never empty");
+            chunk.batch.spans.push(Span { sequence: span.sequence, tokens: tokens.to_vec() });
+            match batch.logits {
+                LogitRows::All => chunk.keep_logits.extend(tokens.iter().map(|_| true)),
+                LogitRows::Last => chunk.keep_logits.push(rest.is_empty()),
+            }
+        }
+    }
+    chunks
+}

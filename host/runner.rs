@@ -1,0 +1,143 @@
+//! What every back end offers: feed tokens, get logits. The CLI, SPD and the benchmarks know only this.
+
+use crate::comm::CommError;
+use crate::model::{Config, ModelError};
+use crate::spd::{Plan, PlanError};
+
+/// New tokens of one sequence, appended behind what its KV cache holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Sequence number; sequences exist from their first use.
+    pub sequence: usize,
+    /// At least one token.
+    pub tokens: Vec<u32>,
+}
+
+/// For which of a batch's rows logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitRows {
+    /// The last row of every span: one row a sequence, in the batch's order.
+    Last,
+    /// Every row, in the batch's order.
+    All,
+}
+
+/// One call's work. One span of many tokens is a prefill; many spans of one token a decode step.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The spans; every sequence at most once.
+    pub spans: Vec<Span>,
+    /// Which logits to return.
+    pub logits: LogitRows,
+    /// Also return the hidden states: the embedding and the output of every block.
+    pub hidden_states: bool,
+}
+
+impl Batch {
+    /// Appends `tokens` to one sequence and asks for the logits behind the last.
+    pub fn prefill(sequence: usize, tokens: &[u32]) -> Self {
+        let spans = vec![Span { sequence, tokens: tokens.to_vec() }];
+        Self { spans, logits: LogitRows::Last, hidden_states: false }
+    }
+
+    /// Appends `tokens[i]` to sequence `i` and asks for the logits behind each.
+    pub fn decode(tokens: &[u32]) -> Self {
+        let spans = tokens.iter().enumerate().map(|(sequence, &t)| Span { sequence, tokens: vec![t] });
+        Self { spans: spans.collect(), logits: LogitRows::Last, hidden_states: false }
+    }
+
+    /// The number of tokens in all spans.
+    pub fn n_tokens(&self) -> usize {
+        self.spans.iter().map(|s| s.tokens.len()).sum()
+    }
+}
+
+/// What a call returned.
+#[derive(Debug, Clone, Default)]
+pub struct Output {
+    /// `[rows, vocab]`, row-major.
+    pub logits: Vec<f32>,
+    /// When asked for: `n_layers + 1` tensors `[n_tokens, hidden]`.
+    pub hidden_states: Vec<Vec<f32>>,
+}
+
+/// Collectives that a runner has executed, counted on one rank. A group of one synchronises nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SyncCounts {
+    /// Passes through the model: one a decode step or prefill chunk.
+    pub passes: u64,
+    /// All-reduces inside the decoder blocks: two a block, one where SPD dropped the first.
+    pub block_all_reduces: u64,
+    /// Every collective, the gathering of the logits included.
+    pub sync_points: u64,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A sequence would outgrow the model's context.
+    #[error(
+        "sequence {sequence} would hold {needed} tokens, but the model's context is {context}: shorten the prompt or ask for fewer tokens"
+    )]
+    ContextExceeded {
+        /// The sequence.
+        sequence: usize,
+        /// Tokens it would hold.
+        needed: usize,
+        /// The model's limit.
+        context: usize,
+    },
+    /// A token that the embedding table does not have.
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocab}: does the tokenizer belong to this model?"
+    )]
+    TokenOutOfRange {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding table.
+        vocab: usize,
+    },
+    /// A call that makes no sense: an empty batch or span, a sequence named twice, a plan of another shape.
+    #[error("bad call: {0}")]
+    BadCall(&'static str),
+    /// A rank's thread ended.
+    #[error("rank {rank} died: its thread ended in the middle of a call; its message stands above")]
+    RankDied {
+        /// The rank.
+        rank: usize,
+    },
+    /// A collective failed.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// The plan does not fit.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The weights could not be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// A loaded model on some device, split over some ranks.
+pub trait Runner {
+    /// The model's hyper-parameters.
+    fn config(&self) -> &Config;
+
+    /// The number of ranks.
+    fn tp(&self) -> usize;
+
+    /// Where it runs, for people: `cpu (2 threads)`.
+    fn device(&self) -> String;
+
+    /// Appends the batch's tokens to their sequences and returns what it asks for. Batches of any
+    /// length are taken; a long one runs in chunks. On an error no sequence may be used further.
+    fn forward(&mut self, batch: &Batch) -> Result<Output, RunError>;
+
+    /// Shortens a sequence to its first `len` tokens; 0 frees it.
+    fn truncate(&mut self, sequence: usize, len: usize) -> Result<(), RunError>;
+
+    /// Switches the blocks to `plan` and forgets all sequences.
+    fn set_plan(&mut self, plan: &Plan) -> Result<(), RunError>;
+
+    /// Collectives since the runner was made.
+    fn sync_counts(&self) -> SyncCounts;
+}

@@ -1,0 +1,242 @@
+//! The plan: per block, whether attention is synchronised, in what order heads are dealt to ranks, and
+//! which tensors replace the model's own. As a file it is versioned JSON; `docs/spd-plan.md` shows one.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::replacement::ReplacementFile;
+use crate::model::sharding::ShardingError;
+use crate::model::{Config, ModelError, TensorSource};
+
+/// What one block does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockPlan {
+    /// Whether the all-reduce behind attention takes place.
+    pub sync_attention: bool,
+    /// The order in which query heads are dealt to ranks: a permutation of `0..n_heads`. None: as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<Vec<usize>>,
+    /// A safetensors file, relative to the plan, with tensors that replace the block's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replacement: Option<PathBuf>,
+}
+
+impl Default for BlockPlan {
+    /// A block as in plain tensor parallelism.
+    fn default() -> Self {
+        Self { sync_attention: true, heads: None, replacement: None }
+    }
+}
+
+/// A plan for a model split over a number of ranks, checked against the model.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    tp: usize,
+    blocks: Vec<BlockPlan>,
+    /// The replacement files by the name that the blocks give them.
+    replacements: HashMap<PathBuf, Arc<ReplacementFile>>,
+}
+
+/// The file's layout, version 1.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanFile {
+    format: String,
+    version: u32,
+    /// [`crate::model::TensorSource::fingerprint`] of the model.
+    model: String,
+    tp: usize,
+    blocks: Vec<BlockPlan>,
+}
+
+const FORMAT: &str = "fewsync-spd-plan";
+const VERSION: u32 = 1;
+
+/// Why a plan cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// `last:K` with K beyond the model.
+    #[error("last:{k} asks for more blocks than the model has: choose K from 0 to {n_layers}")]
+    TooManyBlocks {
+        /// K.
+        k: usize,
+        /// The model's blocks.
+        n_layers: usize,
+    },
+    /// The degree of tensor parallelism does not fit the model.
+    #[error(transparent)]
+    Sharding(#[from] ShardingError),
+    /// The plan's file cannot be read or written.
+    #[error("{}: cannot {action} the plan: {source}", path.display())]
+    Io {
+        /// The plan.
+        path: PathBuf,
+        /// "read" or "write".
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The plan's file is not a plan, or not for this model, degree or version.
+    #[error("{}: {what}", path.display())]
+    Unfit {
+        /// The plan.
+        path: PathBuf,
+        /// What does not fit, and what to do.
+        what: String,
+    },
+    /// A replacement file cannot be used.
+    #[error(transparent)]
+    Replacement(#[from] ModelError),
+}
+
+impl Plan {
+    /// A plan made by the program: no replacements, so that only the number of blocks must fit.
+    pub fn new(tp: usize, blocks: Vec<BlockPlan>) -> Self {
+        Self { tp, blocks, replacements: HashMap::new() }
+    }
+
+    /// Plain tensor parallelism.
+    pub fn synchronised(tp: usize, n_layers: usize) -> Self {
+        Self::new(tp, vec![BlockPlan::default(); n_layers])
+    }
+
+    /// One entry a block.
+    pub fn blocks(&self) -> &[BlockPlan] {
+        &self.blocks
+    }
+
+    /// The number of ranks that the plan is for.
+    pub fn tp(&self) -> usize {
+        self.tp
+    }
+
+    /// How many blocks skip the all-reduce behind attention.
+    pub fn n_dropped(&self) -> usize {
+        self.blocks.iter().filter(|b| !b.sync_attention).count()
+    }
+
+    /// The file that replaces tensors of a block, if any.
+    pub(crate) fn replacement(&self, layer: usize) -> Option<&Arc<ReplacementFile>> {
+        self.replacements.get(self.blocks[layer].replacement.as_ref()?)
+    }
+
+    /// Reads a plan and checks it against the model and the number of ranks.
+    pub fn read(
+        path: &Path,
+        config: &Config,
+        source: &dyn TensorSource,
+        tp: usize,
+    ) -> Result<Self, PlanError> {
+        let text = std::fs::read_to_string(path).map_err(|source| PlanError::Io {
+            path: path.into(),
+            action: "read",
+            source,
+        })?;
+        Self::parse(&text, path, config, source, tp)
+    }
+
+    /// As [`Self::read`], of text that is at hand; `path` is where it says to come from.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        config: &Config,
+        source: &dyn TensorSource,
+        tp: usize,
+    ) -> Result<Self, PlanError> {
+        let unfit = |what: String| PlanError::Unfit { path: path.into(), what };
+        let file = parse(text).map_err(unfit)?;
+        let fingerprint = source.fingerprint()?;
+        if file.model != fingerprint {
+            return Err(unfit(format!(
+                "the plan is for another model ({}, this one is {fingerprint}): make a plan for this model",
+                file.model
+            )));
+        }
+        if file.tp != tp {
+            return Err(unfit(format!(
+                "the plan is for {} ranks, not {tp}: run with --tp {}",
+                file.tp, file.tp
+            )));
+        }
+        if file.blocks.len() != config.n_layers {
+            let (have, want) = (file.blocks.len(), config.n_layers);
+            return Err(unfit(format!(
+                "the plan has {have} blocks, but the model has {want}: make the plan anew"
+            )));
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut replacements = HashMap::new();
+        for (layer, block) in file.blocks.iter().enumerate() {
+            if let Some(heads) = &block.heads {
+                check_permutation(heads, config.n_heads)
+                    .map_err(|what| unfit(format!("block {layer}: {what}")))?;
+            }
+            if let Some(name) = &block.replacement {
+                if !replacements.contains_key(name) {
+                    let file = ReplacementFile::open(&folder.join(name), config, tp)?;
+                    replacements.insert(name.clone(), Arc::new(file));
+                }
+                if !replacements[name].covers(layer) {
+                    return Err(unfit(format!("block {layer}: {} replaces nothing in it", name.display())));
+                }
+            }
+        }
+        Ok(Self { tp, blocks: file.blocks, replacements })
+    }
+
+    /// Writes the plan, whole or not at all.
+    pub fn write(&self, path: &Path, fingerprint: &str) -> Result<(), PlanError> {
+        let file = PlanFile {
+            format: FORMAT.into(),
+            version: VERSION,
+            model: fingerprint.into(),
+            tp: self.tp,
+            blocks: self.blocks.clone(),
+        };
+        let io = |source| PlanError::Io { path: path.into(), action: "write", source };
+        let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        serde_json::to_writer_pretty(&mut temporary, &file).map_err(|e| io(e.into()))?;
+        temporary.write_all(b"\n").map_err(io)?;
+        temporary.persist(path).map_err(|e| io(e.error))?;
+        Ok(())
+    }
+}
+
+fn parse(text: &str) -> Result<PlanFile, String> {
+    // The header is read by itself first, so that a newer plan is refused by its version and not by a field.
+    #[derive(Deserialize)]
+    struct Header {
+        format: String,
+        version: u32,
+    }
+    let not_a_plan = |e: serde_json::Error| format!("not a plan: {e}");
+    let header: Header = serde_json::from_str(text).map_err(not_a_plan)?;
+    if header.format != FORMAT {
+        return Err(format!("not a plan: its format is '{}', expected '{FORMAT}'", header.format));
+    }
+    if header.version != VERSION {
+        return Err(format!("the plan has version {}; this program reads version {VERSION}", header.version));
+    }
+    serde_json::from_str(text).map_err(not_a_plan)
+}
+
+fn check_permutation(heads: &[usize], n_heads: usize) -> Result<(), String> {
+    let mut seen = vec![false; n_heads];
+    for &head in heads {
+        match seen.get_mut(head) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => return Err(format!("head {head} is named twice in 'heads'")),
+            None => return Err(format!("'heads' names head {head}, but the model has {n_heads}")),
+        }
+    }
+    match seen.iter().position(|seen| !seen) {
+        Some(head) => Err(format!("head {head} is missing from 'heads'")),
+        None => Ok(()),
+    }
+}

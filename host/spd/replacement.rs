@@ -1,0 +1,103 @@
+//! Tensors that replace a block's own (distilled for life without the first all-reduce).
+//!
+//! A safetensors file with Hugging Face names and *full* shapes: `model.layers.7.mlp.up_proj.weight`
+//! serves every rank, each reading its shard of it; `rank1.model.layers.7.input_layernorm.weight` serves
+//! rank 1 alone, for what ranks hold in common (norms, replicated KV heads) and may now hold apart.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+
+use half::bf16;
+
+use crate::model::safetensors::SafetensorsFile;
+use crate::model::stored::StoredTensor;
+use crate::model::tensor::BLOCK_TENSORS;
+use crate::model::{Config, ModelError, Storage, Tensor, TensorSource};
+
+/// A file of replacement tensors, every one of them known and of the model's shape.
+#[derive(Debug)]
+pub(crate) struct ReplacementFile {
+    for_all: HashMap<Tensor, StoredTensor>,
+    for_rank: HashMap<(usize, Tensor), StoredTensor>,
+}
+
+impl ReplacementFile {
+    /// Opens and checks a file for a model on `tp` ranks.
+    pub(crate) fn open(path: &Path, config: &Config, tp: usize) -> Result<Self, ModelError> {
+        let file = SafetensorsFile::open(path)?;
+        let known: HashMap<String, Tensor> = (0..config.n_layers)
+            .flat_map(|layer| BLOCK_TENSORS.map(|kind| Tensor::block(kind, layer)))
+            .map(|tensor| (tensor.hf_name(), tensor))
+            .collect();
+        let (mut for_all, mut for_rank) = (HashMap::new(), HashMap::new());
+        for name in file.names() {
+            let (rank, hf_name) = match split_rank(&name) {
+                Some((rank, _)) if rank >= tp => {
+                    let what = format!("the replacement '{name}' is for a rank beyond the plan's {tp}");
+                    return Err(ModelError::corrupt(path, what));
+                }
+                Some((rank, hf_name)) => (Some(rank), hf_name),
+                None => (None, name.as_str()),
+            };
+            let Some(&tensor) = known.get(hf_name) else {
+                let what = format!("the replacement '{name}' names no tensor of the model's blocks");
+                return Err(ModelError::corrupt(path, what));
+            };
+            let stored = file.find_as(&name, tensor, config)?;
+            match rank {
+                Some(rank) => drop(for_rank.insert((rank, tensor), stored)),
+                None => drop(for_all.insert(tensor, stored)),
+            }
+        }
+        Ok(Self { for_all, for_rank })
+    }
+
+    /// Whether the file replaces anything in a block.
+    pub(crate) fn covers(&self, layer: usize) -> bool {
+        self.for_all.keys().chain(self.for_rank.keys().map(|(_, t)| t)).any(|t| t.layer == layer)
+    }
+}
+
+/// `rank3.name` → `(3, name)`.
+fn split_rank(name: &str) -> Option<(usize, &str)> {
+    let (rank, rest) = name.strip_prefix("rank")?.split_once('.')?;
+    Some((rank.parse().ok()?, rest))
+}
+
+/// A model with one rank's replacements laid over it.
+pub(crate) struct Replaced<'a> {
+    pub(crate) base: &'a dyn TensorSource,
+    pub(crate) file: &'a ReplacementFile,
+    pub(crate) rank: usize,
+}
+
+impl Replaced<'_> {
+    fn replacement(&self, tensor: Tensor) -> Option<&StoredTensor> {
+        self.file.for_rank.get(&(self.rank, tensor)).or_else(|| self.file.for_all.get(&tensor))
+    }
+}
+
+impl TensorSource for Replaced<'_> {
+    fn storage(&self, tensor: Tensor) -> Storage {
+        self.replacement(tensor).map_or_else(|| self.base.storage(tensor), StoredTensor::storage)
+    }
+
+    fn read_f32(&self, tensor: Tensor, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
+        match self.replacement(tensor) {
+            Some(stored) => stored.read(rows, cols, out),
+            None => self.base.read_f32(tensor, rows, cols, out),
+        }
+    }
+
+    fn read_bf16(&self, tensor: Tensor, rows: Range<usize>, cols: Range<usize>, out: &mut [bf16]) {
+        match self.replacement(tensor) {
+            Some(stored) => stored.read(rows, cols, out),
+            None => self.base.read_bf16(tensor, rows, cols, out),
+        }
+    }
+
+    fn fingerprint(&self) -> Result<String, ModelError> {
+        self.base.fingerprint()
+    }
+}
