@@ -1,0 +1,4 @@
+//! What `fewsync bench` measures.
+
+pub mod decode;
+pub mod stats;

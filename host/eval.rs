@@ -1,0 +1,177 @@
+//! Perplexity of a text, and how far a plan moves the model from its synchronised self.
+
+use rayon::prelude::*;
+
+use crate::generate::argmax;
+use crate::runner::{Batch, LogitRows, RunError, Runner, Span};
+use crate::spd::Plan;
+
+/// Sequence number that evaluation uses.
+const SEQUENCE: usize = 0;
+
+/// Chunks of a text: chunk `i` of `n` starts at token `i · ⌊(n_tokens − context) / n⌋` and stands alone.
+pub fn chunks(tokens: &[u32], n: usize, context: usize) -> Result<Vec<&[u32]>, EvalError> {
+    if n == 0 || context < 2 {
+        return Err(EvalError::NothingToPredict);
+    }
+    if tokens.len() < context {
+        return Err(EvalError::TextTooShort { n_tokens: tokens.len(), context });
+    }
+    let stride = (tokens.len() - context) / n;
+    Ok((0..n).map(|i| &tokens[i * stride..][..context]).collect())
+}
+
+/// What one chunk, or all of them, add up to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tally {
+    /// Predicted tokens: `context − 1` a chunk.
+    pub n_predicted: usize,
+    /// Sum of −ln p(next token).
+    pub nll: f64,
+    /// Sum of KL(synchronised ‖ this) in nats.
+    pub kl: f64,
+    /// Positions where both name the same likeliest token.
+    pub agreements: usize,
+}
+
+impl Tally {
+    /// exp of the mean negative log-likelihood.
+    pub fn perplexity(&self) -> f64 {
+        (self.nll / self.n_predicted as f64).exp()
+    }
+
+    /// Mean KL divergence in nats per token.
+    pub fn mean_kl(&self) -> f64 {
+        self.kl / self.n_predicted as f64
+    }
+
+    /// Share of positions with the same likeliest token.
+    pub fn top1_agreement(&self) -> f64 {
+        self.agreements as f64 / self.n_predicted as f64
+    }
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            n_predicted: self.n_predicted + other.n_predicted,
+            nll: self.nll + other.nll,
+            kl: self.kl + other.kl,
+            agreements: self.agreements + other.agreements,
+        }
+    }
+}
+
+/// Why a text cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// Fewer tokens than one chunk takes.
+    #[error(
+        "the text has {n_tokens} tokens, fewer than one chunk of {context}: give a longer text or a smaller --context"
+    )]
+    TextTooShort {
+        /// Tokens of the text.
+        n_tokens: usize,
+        /// Tokens of a chunk.
+        context: usize,
+    },
+    /// No chunk, or chunks of a single token.
+    #[error("there is nothing to predict: at least one chunk of at least two tokens is needed")]
+    NothingToPredict,
+    /// The model failed.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// Evaluates `plan` on `chunks`. Where the plan drops anything, the synchronised model runs beside it
+/// and is what `kl` and `agreements` compare with; where not, they are 0 and all. `progress` is called
+/// after every chunk.
+pub fn evaluate(
+    runner: &mut dyn Runner,
+    plan: &Plan,
+    chunks: &[&[u32]],
+    mut progress: impl FnMut(usize, Tally),
+) -> Result<Tally, EvalError> {
+    let vocab = runner.config().vocab;
+    let synchronised = Plan::synchronised(runner.tp(), runner.config().n_layers);
+    let compare = plan.blocks() != synchronised.blocks();
+    let mut total = Tally::default();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let baseline = if compare {
+            runner.set_plan(&synchronised)?;
+            Some(all_logits(runner, chunk)?)
+        } else {
+            None
+        };
+        runner.set_plan(plan)?;
+        let logits = all_logits(runner, chunk)?;
+        let tally = (0..chunk.len() - 1)
+            .into_par_iter()
+            .map(|at| {
+                let row = at * vocab..(at + 1) * vocab;
+                let base = baseline.as_ref().map(|b| &b[row.clone()]);
+                tally_row(&logits[row], base, chunk[at + 1])
+            })
+            // Pairwise in a fixed order, so that the sum does not depend on the threads.
+            .collect::<Vec<_>>()
+            .into_iter()
+            .fold(Tally::default(), Tally::add);
+        total = total.add(tally);
+        progress(i, total);
+    }
+    runner.truncate(SEQUENCE, 0)?;
+    Ok(total)
+}
+
+fn all_logits(runner: &mut dyn Runner, tokens: &[u32]) -> Result<Vec<f32>, RunError> {
+    runner.truncate(SEQUENCE, 0)?;
+    let spans = vec![Span { sequence: SEQUENCE, tokens: tokens.to_vec() }];
+    Ok(runner.forward(&Batch { spans, logits: LogitRows::All, hidden_states: false })?.logits)
+}
+
+fn tally_row(logits: &[f32], baseline: Option<&[f32]>, next: u32) -> Tally {
+    let log_sum = log_sum_exp(logits);
+    let nll = log_sum - f64::from(logits[next as usize]);
+    let Some(baseline) = baseline else {
+        return Tally { n_predicted: 1, nll, kl: 0.0, agreements: 1 };
+    };
+    let base_log_sum = log_sum_exp(baseline);
+    let divergence = |(&b, &l): (&f32, &f32)| {
+        let log_p = f64::from(b) - base_log_sum;
+        log_p.exp() * (log_p - (f64::from(l) - log_sum))
+    };
+    let kl = baseline.iter().zip(logits).map(divergence).sum();
+    Tally { n_predicted: 1, nll, kl, agreements: usize::from(argmax(logits) == argmax(baseline)) }
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    logits.iter().map(|&l| (f64::from(l) - max).exp()).sum::<f64>().ln() + max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_starts() {
+        let tokens: Vec<u32> = (0..100).collect();
+        let starts = |n, c| chunks(&tokens, n, c).unwrap().iter().map(|c| c[0]).collect::<Vec<_>>();
+        assert_eq!(starts(3, 10), [0, 30, 60]);
+        assert_eq!(starts(1, 100), [0]);
+        assert!(matches!(
+            chunks(&tokens, 1, 101),
+            Err(EvalError::TextTooShort { n_tokens: 100, context: 101 })
+        ));
+        assert!(matches!(chunks(&tokens, 0, 10), Err(EvalError::NothingToPredict)));
+    }
+
+    #[test]
+    fn a_row_against_itself_and_another() {
+        let same = tally_row(&[0.0, 1.0, 2.0], Some(&[0.0, 1.0, 2.0]), 1);
+        assert!(same.kl.abs() < 1e-12 && same.agreements == 1);
+        // p = (1/2, 1/2), q = (1/4, 3/4): KL = ln 2 − ln 3 / 2.
+        let other = tally_row(&[0.0, 3.0f32.ln()], Some(&[5.0, 5.0]), 0);
+        assert!((other.kl - (2.0f64.ln() - 3.0f64.ln() / 2.0)).abs() < 1e-6, "{}", other.kl);
+        assert!((other.nll - 4.0f64.ln()).abs() < 1e-6);
+        assert_eq!(other.agreements, 0);
+    }
+}
