@@ -7,5 +7,13 @@
 //! The way of a token through the crate: [`model`] (config, weights, tokenizer, sharding) →
 //! a [`runner::Runner`] ([`mod@reference`] on the CPU) over [`comm`] → logits → [`generate`].
 
+pub mod bench;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod comm;
+pub mod eval;
+pub mod generate;
 pub mod model;
+pub mod reference;
+pub mod runner;
+pub mod spd;

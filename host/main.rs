@@ -1,3 +1,5 @@
 //! The `fewsync` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    fewsync::cli::main()
+}

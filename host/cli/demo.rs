@@ -1,0 +1,88 @@
+//! `fewsync demo`: the idea on one screen.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::generate::{report, stream};
+use super::output;
+use super::session::{Device, LayoutArgs, ModelArgs, Session};
+use crate::generate::{Generation, Request, Sampling};
+use crate::spd::{Plan, SpdSpec};
+
+/// Ranks of the demo: smollm2 has three KV heads.
+const TP: usize = 3;
+
+/// Half of smollm2's blocks: those whose single drop raises the perplexity of WikiText-2 least at three ranks.
+const PLAN: &str = include_str!("demo_plan.json");
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The question put to the model
+    #[arg(long, default_value = "Why is the sky blue?")]
+    prompt: String,
+    /// Tokens to generate at most
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    max_tokens: usize,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    let layout = LayoutArgs { tp: Some(TP), topology: None, device: Device::Auto };
+    let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None)?;
+    let model = &session.model;
+    let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, TP)?;
+    let prompt = model.encode_chat(&args.prompt)?;
+    let room = model.config.context.checked_sub(prompt.len()).filter(|&room| room > 0);
+    let max_tokens =
+        args.max_tokens.clamp(1, room.context("the prompt fills the model's context: shorten it")?);
+    let eos = model.config.eos.clone();
+    let request = Request { prompt, max_tokens, sampling: Sampling::GREEDY, eos };
+
+    let n_layers = session.model.config.n_layers;
+    let half = plan.n_dropped();
+    if !json {
+        let device = session.runner.device();
+        output::write(&format!(
+            "SmolLM2-135M, {n_layers} blocks, tensor-parallel over {TP} ranks on {device}\nPrompt: {}\n",
+            args.prompt
+        ))?;
+    }
+    let headings = [
+        "Every block synchronises twice, behind attention and behind the MLP:".to_string(),
+        format!(
+            "Sync-Point Drop: {half} of {n_layers} blocks skip the first, half of their synchronisation:"
+        ),
+    ];
+    let mut runs = Vec::new();
+    for (heading, plan) in headings.iter().zip([Plan::synchronised(TP, n_layers), plan]) {
+        session.runner.set_plan(&plan)?;
+        session.plan = plan;
+        if !json {
+            output::write(&format!("\n{heading}\n\n"))?;
+        }
+        let generation = stream(&mut session, &request, &AtomicBool::new(false), !json)?;
+        if json {
+            runs.push(report(&session, &request, &generation)?);
+        } else {
+            output::write(&format!("\n\n  -> {}\n", figures(&generation)))?;
+        }
+    }
+    if json {
+        return output::json(&json!({ "prompt": args.prompt, "synchronised": runs[0], "spd": runs[1] }));
+    }
+    output::write(
+        "\nOn one machine's memory a sync point costs microseconds; between GPUs and nodes it is what decode waits for.\n\
+         Next: fewsync generate --help, fewsync eval --help, fewsync doctor\n",
+    )
+}
+
+fn figures(g: &Generation) -> String {
+    format!(
+        "{:.1} tokens/s, {:.0} sync points per token ({:.0} all-reduces in the blocks)",
+        g.tokens_per_s(),
+        g.sync_points_per_token,
+        g.block_all_reduces_per_token
+    )
+}

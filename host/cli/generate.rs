@@ -1,0 +1,204 @@
+//! `fewsync generate`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::json;
+
+use super::output;
+use super::session::{ModelArgs, Session};
+use crate::generate::{Generation, Request, Sampling, StopReason, generate};
+use crate::model::Model;
+use crate::spd::SpdSpec;
+
+/// Tokens generated where --max-tokens does not say.
+const DEFAULT_MAX_TOKENS: usize = 128;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  fewsync generate --prompt 'The capital of France is' --tp 3
+  fewsync generate --chat --prompt 'Explain gravity.' --tp 3 --spd last:15
+  fewsync generate --model random:llama3.2-1b --prompt hi --topology 2x4 --json
+
+Ctrl-C ends the text with what was produced (exit status 0, \"stop\": \"interrupted\").")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue; special tokens written in it count as such
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    prompt: Option<String>,
+    /// File with the text to continue (UTF-8)
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Put the prompt into the model's chat template, as the user's message
+    #[arg(long)]
+    chat: bool,
+    /// Tokens to generate at most [default: 128, or what the context leaves]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: Option<u32>,
+    /// 0 is greedy; higher is more random
+    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature)]
+    temperature: f32,
+    /// Choose among the K likeliest tokens; 0: all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
+    top_p: f32,
+    /// Seed of the random choice: same seed, same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Blocks that skip the all-reduce behind attention: none, all, last:K or PLAN.json
+    #[arg(long, default_value = "none")]
+    spd: SpdSpec,
+}
+
+fn parse_temperature(s: &str) -> Result<f32, String> {
+    match s.parse::<f32>() {
+        Ok(t) if t >= 0.0 && t.is_finite() => Ok(t),
+        _ => Err("expected a number of at least 0".into()),
+    }
+}
+
+fn parse_top_p(s: &str) -> Result<f32, String> {
+    match s.parse::<f32>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("expected a number above 0 and up to 1".into()),
+    }
+}
+
+pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    let text = prompt_text(args)?;
+    let mut session = Session::open(&args.model, &args.spd)?;
+    let request = request(args, &session.model, &text)?;
+    let cancel = cancel_on_ctrl_c()?;
+    let generation = stream(&mut session, &request, &cancel, !json)?;
+    if json {
+        return output::json(&report(&session, &request, &generation)?);
+    }
+    output::write("\n")?;
+    eprintln!("{}", summary(&session, &generation));
+    Ok(())
+}
+
+fn prompt_text(args: &Args) -> anyhow::Result<String> {
+    let text = match (&args.prompt, &args.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_text(path)?,
+        (None, None) => bail!("give --prompt or --prompt-file"),
+    };
+    ensure!(!text.is_empty(), "the prompt is empty: give at least one character");
+    Ok(text)
+}
+
+/// Reads a UTF-8 file, or says where it stops being one.
+pub(super) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read the file", path.display()))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{}: not UTF-8 text from byte {at} on; convert the file first", path.display())
+    })
+}
+
+/// Tokens and limits, checked against the model's context.
+fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
+    let prompt = if args.chat { model.encode_chat(text)? } else { model.tokenizer.encode(text)? };
+    ensure!(!prompt.is_empty(), "the prompt has no tokens: give some text");
+    let context = model.config.context;
+    let n = prompt.len();
+    ensure!(
+        n < context,
+        "the prompt has {n} tokens, but the model's context is {context}, which must hold the answer too: shorten the prompt"
+    );
+    let max_tokens = match args.max_tokens.map(|m| m as usize) {
+        Some(m) if n + m > context => bail!(
+            "the prompt's {n} tokens and --max-tokens {m} exceed the model's context of {context}: ask for at most {}",
+            context - n
+        ),
+        Some(m) => m,
+        None => DEFAULT_MAX_TOKENS.min(context - n),
+    };
+    let &Args { temperature, top_k, top_p, seed, .. } = args;
+    let sampling = Sampling { temperature, top_k, top_p, seed };
+    Ok(Request { prompt, max_tokens, sampling, eos: model.config.eos.clone() })
+}
+
+/// A flag that the first Ctrl-C raises; the second ends the process.
+fn cancel_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let raised = cancel.clone();
+    let handler = move || {
+        if raised.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).context("cannot catch Ctrl-C")?;
+    Ok(cancel)
+}
+
+/// Generates; with `echo` the text appears on stdout as it comes.
+pub(super) fn stream(
+    session: &mut Session,
+    request: &Request,
+    cancel: &AtomicBool,
+    echo: bool,
+) -> anyhow::Result<Generation> {
+    let mut text = session.model.tokenizer.stream_continuation();
+    let mut written = Ok(());
+    let generation = generate(&mut *session.runner, request, cancel, |token| {
+        if let (true, Some(piece)) = (echo, text.push(token)) {
+            written = output::write(&piece);
+            if written.is_err() {
+                cancel.store(true, Ordering::Relaxed);
+            }
+        }
+    })?;
+    written?;
+    if echo {
+        output::write(&text.finish().unwrap_or_default())?;
+    }
+    Ok(generation)
+}
+
+/// One line about the run, for stderr.
+pub(super) fn summary(session: &Session, g: &Generation) -> String {
+    let ended = match g.stop {
+        StopReason::Eos => "end token",
+        StopReason::Length => "length limit",
+        StopReason::Interrupted => "interrupted",
+    };
+    format!(
+        "{} tokens ({ended}), {:.1} tokens/s, first token after {:.0} ms; {} ranks on {}, {:.0} sync points per token",
+        g.tokens.len(),
+        g.tokens_per_s(),
+        g.time_to_first_token.as_secs_f64() * 1e3,
+        session.shape.world(),
+        session.runner.device(),
+        g.sync_points_per_token,
+    )
+}
+
+/// The JSON object of one run.
+pub(super) fn report(
+    session: &Session,
+    request: &Request,
+    g: &Generation,
+) -> anyhow::Result<serde_json::Value> {
+    Ok(json!({
+        "model": session.model.name,
+        "text": session.model.tokenizer.decode_continuation(&g.tokens),
+        "tokens": g.tokens,
+        "stop": g.stop,
+        "n_prompt_tokens": request.prompt.len(),
+        "tokens_per_s": g.tokens_per_s(),
+        "time_to_first_token_ms": g.time_to_first_token.as_secs_f64() * 1e3,
+        "sync_points_per_token": g.sync_points_per_token,
+        "block_all_reduces_per_token": g.block_all_reduces_per_token,
+        "tp": session.shape.world(),
+        "topology": session.shape.to_string(),
+        "spd_blocks": session.plan.n_dropped(),
+        "device": session.runner.device(),
+    }))
+}

@@ -1,0 +1,64 @@
+//! The `fewsync` command: arguments, progress, output. Results go to stdout, everything else to stderr.
+
+mod bench;
+mod demo;
+mod eval;
+mod generate;
+mod output;
+mod session;
+mod spd;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tensor-parallel Llama decode with few and fast synchronisations.
+///
+/// Ranks are threads of this process; --tp 3 works on a laptop. A tensor-parallel block synchronises twice:
+/// behind attention and behind the MLP. Sync-Point Drop (--spd) skips the first where the model bears it.
+#[derive(Parser)]
+#[command(name = "fewsync", version, max_term_width = 100)]
+struct Cli {
+    /// Print one JSON object on stdout instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the idea on one screen: the same prompt with and without dropped sync points
+    Demo(demo::Args),
+    /// Continue a prompt
+    Generate(generate::Args),
+    /// Measure perplexity on a text, and how far --spd moves the model from its synchronised self
+    Eval(eval::Args),
+    /// Make plans for Sync-Point Drop
+    #[command(subcommand)]
+    Spd(spd::Command),
+    /// Measure speed
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args, cli.json),
+        Command::Generate(args) => generate::run(&args, cli.json),
+        Command::Eval(args) => eval::run(&args, cli.json),
+        Command::Spd(command) => spd::run(&command, cli.json),
+        Command::Bench(command) => bench::run(&command, cli.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output left (`fewsync … | head`): nothing is wrong, and nobody listens.
+        Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

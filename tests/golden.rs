@@ -1,0 +1,71 @@
+//! Greedy tokens of the trained model against an independent forward pass, at every kind of split.
+
+mod common;
+
+use common::{load, shape, smollm2};
+use fewsync::runner::{Batch, Runner};
+use fewsync::spd::SpdSpec;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    greedy: Vec<u32>,
+    margin: Vec<f32>,
+    first_top10_logits: Vec<Vec<(u32, f32)>>,
+}
+
+/// Tokens may differ where two logits are closer than this.
+const MARGIN: f32 = 0.05;
+
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("fixtures/smollm2-greedy.json")).unwrap()
+}
+
+#[test]
+fn prompts_become_the_golden_ids() {
+    let model = smollm2();
+    for case in golden().cases {
+        assert_eq!(model.tokenizer.encode(&case.prompt).unwrap(), case.prompt_ids, "{}", case.prompt);
+    }
+}
+
+#[test]
+fn greedy_tokens_at_every_degree() {
+    let model = smollm2();
+    let golden = golden();
+    for tp in [1, 2, 3, 4, 8, 9] {
+        let mut runner = load(&model, shape(1, tp), &SpdSpec::None);
+        for case in &golden.cases {
+            let compared = follow(&mut runner, case);
+            assert!(compared >= 20, "tp {tp}, '{}': only {compared} tokens could be compared", case.prompt);
+        }
+    }
+}
+
+/// Feeds the golden tokens and compares each with the likeliest where the margin tells them apart; how
+/// many were compared.
+fn follow(runner: &mut dyn Runner, case: &Case) -> usize {
+    runner.truncate(0, 0).unwrap();
+    let mut logits = runner.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
+    for &(id, expected) in &case.first_top10_logits[0] {
+        let seen = logits[id as usize];
+        assert!((seen - expected).abs() < 0.01, "'{}': logit of {id} is {seen}, not {expected}", case.prompt);
+    }
+    let mut compared = 0;
+    for (step, (&token, &margin)) in case.greedy.iter().zip(&case.margin).enumerate() {
+        if margin > MARGIN {
+            let seen = fewsync::generate::argmax(&logits);
+            assert_eq!(seen, token, "'{}', step {step}, margin {margin}, tp {}", case.prompt, runner.tp());
+            compared += 1;
+        }
+        logits = runner.forward(&Batch::decode(&[token])).unwrap().logits;
+    }
+    compared
+}
