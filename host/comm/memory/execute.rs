@@ -59,10 +59,10 @@ impl MemoryComm {
         let header = call.header(message);
         let payload = &data.as_slice::<T>()[message.range.clone()];
         let slot = slots.slot(step.peer, message.slot, sequence::parity(call.sequence));
-        let waited = self.patiently(step.peer, |patience| slot.put(&header, payload, patience));
-        let _waited = waited.map_err(|stop| self.name(stop, step, &header, 0))?;
-        #[cfg(test)]
-        self.waits_for_free_slot.set(self.waits_for_free_slot.get() + u64::from(_waited));
+        let waited = self
+            .patiently(step.peer, |patience| slot.put(&header, payload, patience))
+            .map_err(|stop| self.name(stop, step, &header, 0))?;
+        self.waits_for_free_slot.set(self.waits_for_free_slot.get() + u64::from(waited));
         self.record(call, step, message, self.topology.rank, step.peer);
         Ok(())
     }

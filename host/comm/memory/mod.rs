@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use group::{Family, Group};
+use group::Group;
 use half::{bf16, f16};
 use meeting::{Outcome, Proposal};
 use slot::SlotTable;
@@ -74,7 +74,6 @@ pub struct MemoryComm {
     /// The fp32 sum of the round at hand.
     sum: RefCell<Vec<f32>>,
     log: RefCell<Vec<Transfer>>,
-    #[cfg(test)]
     waits_for_free_slot: Cell<u64>,
 }
 
@@ -170,7 +169,6 @@ impl MemoryComm {
             error: RefCell::default(),
             sum: RefCell::default(),
             log: RefCell::default(),
-            #[cfg(test)]
             waits_for_free_slot: Cell::default(),
         }
     }
@@ -179,6 +177,12 @@ impl MemoryComm {
     /// receiver (when taken); empty unless [`Options::log`].
     pub fn take_log(&self) -> Vec<Transfer> {
         self.log.take()
+    }
+
+    /// How often a message had to wait for the one before it in its slot to be taken: 0 as long as only whole
+    /// collectives are called, whatever the ranks' speeds.
+    pub fn waits_for_free_slot(&self) -> u64 {
+        self.waits_for_free_slot.get()
     }
 
     /// Remembers a failure and tells everybody.

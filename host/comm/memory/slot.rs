@@ -23,8 +23,9 @@ struct Cell {
     flag: u32,
     header: Option<Header>,
     payload: Words,
-    /// Somebody is parked: only then is a wake-up paid for.
-    parked: bool,
+    /// How many are parked: only then is a wake-up paid for. Reader and writer can both be, for one that has been
+    /// woken may come to run only after the other has parked.
+    parked: usize,
 }
 
 /// Why a wait ended without what was waited for.
@@ -102,9 +103,9 @@ impl Slot {
             if left.is_zero() {
                 return Err(Stop::Late { seen: cell.header.as_ref().map_or(0, |header| header.sequence) });
             }
-            cell.parked = true;
+            cell.parked += 1;
             (cell, _) = self.changed.wait_timeout(cell, left).unwrap_or_else(PoisonError::into_inner);
-            cell.parked = false;
+            cell.parked -= 1;
             if ready(&cell) {
                 return Ok((cell, true));
             }
@@ -112,8 +113,8 @@ impl Slot {
     }
 
     fn wake(&self, cell: &Cell) {
-        if cell.parked {
-            self.changed.notify_one();
+        if cell.parked > 0 {
+            self.changed.notify_all();
         }
     }
 
@@ -141,5 +142,79 @@ impl SlotTable {
 
     pub(super) fn nudge(&self) {
         self.slots.iter().for_each(Slot::nudge);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicBool, sync::atomic::Ordering, thread};
+
+    use super::*;
+    use crate::comm::{Collective, DType};
+
+    fn header(sequence: u64) -> Header {
+        Header { sequence, collective: Collective::AllReduce, numel: 1, dtype: DType::F32, range: 0..1 }
+    }
+
+    #[test]
+    fn a_writer_waits_until_its_last_message_is_taken() {
+        let (slot, taken) = (Slot::default(), AtomicBool::new(false));
+        let patience = || Patience { limit: Duration::from_secs(60), interrupted: &|| false };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                taken.store(true, Ordering::SeqCst);
+                slot.take(&header(2), &patience(), |got: &[f32]| assert_eq!(got, [1.0])).unwrap();
+            });
+            assert_eq!(slot.put(&header(2), &[1.0f32], &patience()), Ok(false));
+            assert_eq!(slot.put(&header(4), &[2.0f32], &patience()), Ok(true));
+            assert!(taken.load(Ordering::SeqCst));
+        });
+        slot.take(&header(4), &patience(), |got: &[f32]| assert_eq!(got, [2.0])).unwrap();
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_when_both_sides_park_in_turn() {
+        let slot = Slot::default();
+        let patience = || Patience { limit: Duration::from_secs(20), interrupted: &|| false };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                (2..50_000).for_each(|s| {
+                    slot.put(&header(s), &[s as f32], &patience()).unwrap();
+                })
+            });
+            for sequence in 2..50_000 {
+                let read = |got: &[f32]| assert_eq!(got, [sequence as f32]);
+                slot.take(&header(sequence), &patience(), read).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_message_of_another_call_is_not_read() {
+        let slot = Slot::default();
+        let patience = Patience { limit: Duration::ZERO, interrupted: &|| false };
+        let never = |_: &[f32]| panic!("read a message of another call");
+        assert_eq!(slot.take(&header(2), &patience, never), Err(Stop::Late { seen: 0 }));
+        slot.put(&header(2), &[1.0f32], &patience).unwrap();
+        assert_eq!(slot.take(&header(4), &patience, never), Err(Stop::Unexpected(header(2))));
+        assert_eq!(slot.put(&header(4), &[1.0f32], &patience), Err(Stop::Late { seen: 2 }));
+    }
+
+    #[test]
+    fn an_interruption_ends_a_wait_at_once() {
+        let (slot, stop) = (Slot::default(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(20));
+                stop.store(true, Ordering::SeqCst);
+                slot.nudge();
+            });
+            let interrupted = || stop.load(Ordering::SeqCst);
+            let patience = Patience { limit: Duration::from_secs(60), interrupted: &interrupted };
+            let start = Instant::now();
+            assert_eq!(slot.take(&header(2), &patience, |_: &[f32]| ()), Err(Stop::Interrupted));
+            assert!(start.elapsed() < Duration::from_secs(30));
+        });
     }
 }
