@@ -8,15 +8,34 @@ use std::sync::Arc;
 use common::oracle::Oracle;
 use common::{load, load_plan, shape};
 use fewsync::comm::Shape;
-use fewsync::model::{Model, TensorKind, TensorSource};
+use fewsync::model::random::RandomModel;
+use fewsync::model::{Checkpoint, Config, Model, RopeScaling, TensorKind, TensorSource};
 use fewsync::runner::{Batch, LogitRows, Runner, Span};
 use fewsync::spd::{BlockPlan, Plan, SpdSpec};
 
 const TOKENS: [u32; 11] = [3, 141, 59, 26, 5, 35, 89, 79, 323, 84, 62];
 
-/// Nine query heads on three KV heads, as in smollm2, so that most degrees split unevenly.
+/// Nine query heads on three KV heads, as in smollm2, and sizes that no granule divides, so that most
+/// degrees split unevenly.
 fn model(seed: u64) -> Model {
-    Model::open(&format!("random:smollm2,layers=3,seed={seed}")).unwrap()
+    let config = Config {
+        hidden: 96,
+        ffn: 460,
+        n_layers: 3,
+        n_heads: 9,
+        n_kv_heads: 3,
+        head_dim: 16,
+        vocab: 1000,
+        context: 64,
+        rms_eps: 1e-5,
+        rope_base: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        tied: false,
+        bos: None,
+        eos: Vec::new(),
+    };
+    let source: Arc<dyn TensorSource> = Arc::new(RandomModel::new(config.clone(), seed));
+    Model::from_checkpoint("small", Checkpoint { config, source, gguf: None, folder: None }).unwrap()
 }
 
 fn tiny() -> Model {
@@ -209,15 +228,17 @@ fn each_rank_holds_its_shard_and_no_more() {
     let model = model(7);
     let c = &model.config;
     let d = c.head_dim;
-    // Seven ranks: two hold two heads. Heads 0 1 | 2 3 | 4 | 5 | 6 | 7 | 8, KV head = head / 3.
+    // Seven ranks: heads 0 1 | 2 3 | 4 | 5 | 6 | 7 | 8, and KV head = head / 3.
     let (heads, kv_heads) = ([2, 2, 1, 1, 1, 1, 1], [1, 2, 1, 1, 1, 1, 1]);
-    let (granules, vocab_granules) = ([4, 4, 4, 3, 3, 3, 3], [110, 110, 110, 110, 110, 109, 109]);
+    // 460 columns are eight granules of 64, the last of 12; 1000 rows are sixteen, the last of 40.
+    let columns = [128, 64, 64, 64, 64, 64, 12];
+    let vocab_rows = [192, 192, 128, 128, 128, 128, 104];
     let mut runner = load(&model, shape(1, 7), &SpdSpec::None);
     for rank in 0..7 {
         let attention = (2 * heads[rank] + 2 * kv_heads[rank]) * d * c.hidden;
-        let mlp = 3 * granules[rank] * 64 * c.hidden;
+        let mlp = 3 * columns[rank] * c.hidden;
         // Weights are bf16, norm gains f32; the embedding is read row by row and not held.
-        let head = vocab_granules[rank] * 64 * c.hidden;
+        let head = vocab_rows[rank] * c.hidden;
         let bytes = 2 * (c.n_layers * (attention + mlp) + head) + 4 * (2 * c.n_layers + 1) * c.hidden;
         assert_eq!(runner.weight_bytes()[rank], bytes, "rank {rank}");
     }

@@ -1,5 +1,5 @@
 //! What the integration tests share.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 pub mod oracle;
 
