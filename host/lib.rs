@@ -8,4 +8,5 @@
 //! a [`runner::Runner`] ([`mod@reference`] on the CPU) over [`comm`] → logits → [`generate`].
 
 pub mod comm;
+pub mod driver;
 pub mod model;
