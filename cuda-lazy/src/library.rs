@@ -65,8 +65,13 @@ fn open() -> Result<Loaded, LoadError> {
     // what every CUDA program runs.
     match unsafe { Library::new(&path) } {
         Ok(library) => Ok(Loaded { path, library }),
-        Err(error) => Err(LoadError { library: path, reason: error.to_string() }),
+        Err(error) => Err(LoadError { library: path, reason: loader_message(&error) }),
     }
+}
+
+/// What the system's loader said, which libloading keeps as the error's source.
+fn loader_message(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The driver library in use, as it was asked for (`libcuda.so.1` unless [`LIBRARY_VARIABLE`] is set).
