@@ -11,6 +11,7 @@ pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod comm;
+pub mod driver;
 pub mod eval;
 pub mod generate;
 pub mod model;
