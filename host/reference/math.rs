@@ -35,6 +35,8 @@ pub(crate) fn linear(x: &[f32], w: &Matrix, out: &mut [f32], threads: Threads) {
     );
     match (&w.values, m) {
         (_, 0) => {}
+        // A rank without MLP columns contributes nothing.
+        _ if w.cols == 0 => out.fill(0.0),
         (Values::F32(w), 1) => matvec(x, w, out, threads, dot_f32),
         (Values::Bf16(w), 1) => matvec(x, w, out, threads, dot_bf16),
         (Values::F32(values), _) => matmul(x, values, w.cols, out, w.rows, 0, threads),
@@ -186,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn linear_is_the_sum_of_products(m in 0usize..6, k in 1usize..90, n in 0usize..700, threads in 1usize..3, narrow: bool) {
+        fn linear_is_the_sum_of_products(m in 0usize..6, k in 0usize..90, n in 0usize..700, threads in 1usize..3, narrow: bool) {
             let (x, w) = (noise(m * k, 1), noise(n * k, 2));
             let narrowed: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
             let w: Vec<f32> = if narrow { narrowed.iter().map(|v| v.to_f32()).collect() } else { w };
