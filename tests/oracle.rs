@@ -126,7 +126,7 @@ fn prefill_in_pieces_decode_and_batches_see_the_same_logits() {
 #[test]
 fn a_prompt_longer_than_one_pass_equals_shorter_pieces() {
     let model = tiny();
-    let tokens: Vec<u32> = (0..1100).map(|i| (i * 37 + i / 7) % 500).collect();
+    let tokens: Vec<u32> = (0..1000).map(|i| (i * 37 + i / 7) % 500).collect();
     let mut runner = load(&model, shape(1, 2), &SpdSpec::Last(1));
     let whole = all_logits(&mut runner, &tokens);
     assert_eq!(whole.len(), tokens.len() * model.config.vocab);

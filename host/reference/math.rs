@@ -1,4 +1,4 @@
-//! The arithmetic of a Llama block on f32 rows: linear layers, RMSNorm, rotary embedding, SwiGLU.
+//! The arithmetic of a Llama block on f32 rows: linear layers, rotary embedding, SwiGLU.
 
 use gemm::Parallelism;
 use half::bf16;
@@ -141,18 +141,6 @@ fn dot<T: Copy>(a: &[f32], b: &[T], widen: impl Fn(T) -> f32) -> f32 {
     sums[0] + tail
 }
 
-/// `out = x / rms(x) · gain`, row by row of `gain.len()`.
-pub(crate) fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-    let width = gain.len();
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let mean_square = x.iter().map(|v| v * v).sum::<f32>() / width as f32;
-        let scale = (mean_square + eps).sqrt().recip();
-        for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
-            *out = x * scale * gain;
-        }
-    }
-}
-
 /// Rotates the pairs `(i, i + head_dim / 2)` of one head by `position · inv_freq[i]`.
 pub(crate) fn rotate(head: &mut [f32], position: usize, inv_freq: &[f32]) {
     let (left, right) = head.split_at_mut(inv_freq.len());
@@ -213,12 +201,5 @@ mod tests {
         rotate(&mut head, 3, &inv_freq);
         assert!((head[0] - (3.0f32.cos() - 3.0 * 3.0f32.sin())).abs() < 1e-6);
         assert!((head[3] - (4.0 * 0.3f32.cos() + 2.0 * 0.3f32.sin())).abs() < 1e-6);
-    }
-
-    #[test]
-    fn rms_norm_of_a_constant_row_is_the_gain() {
-        let mut out = [0.0; 4];
-        rms_norm(&[3.0, 3.0, -2.0, -2.0], &[1.0, 0.5], 0.0, &mut out);
-        assert_eq!(out, [1.0, 0.5, -1.0, -0.5]);
     }
 }

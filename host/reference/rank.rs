@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::attention::{KvCache, attention};
-use super::math::{Threads, linear, rms_norm, rotate, swiglu};
+use super::math::{Threads, linear, rotate, swiglu};
 use super::matrix::Matrix;
-use crate::comm::memory::{MemoryBuffer, MemoryComm};
+use crate::comm::memory::{MemoryBuffer, MemoryComm, rms_norm};
 use crate::comm::{AllGather, AllReduce, CommError, Communicator, DType, Epilogue};
 use crate::model::sharding::{HeadShard, Sharding, runs};
 use crate::model::{Config, Tensor, TensorKind, TensorSource};

@@ -49,23 +49,23 @@ pub(super) fn apply(buf: &MemoryBuffer, dtype: DType, epilogue: Epilogue<'_, Mem
         DType::F16 => add_to::<f16>(residual, buf.as_slice()),
         DType::Bf16 => add_to::<bf16>(residual, buf.as_slice()),
     }
-    if gain.is_empty() {
-        return;
-    }
-    for (row, out) in residual.chunks_exact(gain.len()).zip(out.chunks_exact_mut(gain.len())) {
-        rms_norm(row, gain, eps, out);
-    }
+    rms_norm(residual, gain, eps, out);
 }
 
 fn add_to<T: Element>(residual: &mut [f32], sum: &[T]) {
     residual.iter_mut().zip(sum).for_each(|(residual, element)| *residual += element.to_f32());
 }
 
-/// `row / sqrt(mean(row²) + eps) · gain`; the squares are summed in f64.
-fn rms_norm(row: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-    let mean_square = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / row.len() as f64;
-    let scale = (mean_square + f64::from(eps)).sqrt().recip() as f32;
-    for ((out, &x), &gain) in out.iter_mut().zip(row).zip(gain) {
-        *out = x * scale * gain;
+/// `row / sqrt(mean(row²) + eps) · gain` for each row of `gain.len()`; the squares are summed in f64.
+pub(crate) fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+    if gain.is_empty() {
+        return;
+    }
+    for (row, out) in x.chunks_exact(gain.len()).zip(out.chunks_exact_mut(gain.len())) {
+        let mean_square = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / row.len() as f64;
+        let scale = (mean_square + f64::from(eps)).sqrt().recip() as f32;
+        for ((out, &x), &gain) in out.iter_mut().zip(row).zip(gain) {
+            *out = x * scale * gain;
+        }
     }
 }

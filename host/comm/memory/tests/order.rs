@@ -62,7 +62,7 @@ fn back_to_back(text: &str, calls: usize, options: Options) {
             let (numel, buf) = (sizes[call * 5 % sizes.len()], &mut bufs[call % 3 % 2]);
             let dtype = [DType::F32, DType::Bf16, DType::F16][call % 3];
             let own: Vec<f32> = (0..numel).map(|i| contribution(rank, call, i)).collect();
-            let sum = (0..numel).map(|i| (0..world).map(|r| contribution(r, call, i)).sum());
+            let sum = (0..numel).map(|i| (0..world).map(|r| contribution(r, call, i)).sum::<f32>());
             match dtype {
                 DType::F32 => fill::<f32>(buf, &own),
                 DType::F16 => fill::<f16>(buf, &own),
