@@ -29,7 +29,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Which logits to return.
     pub logits: LogitRows,
-    /// Also return the hidden states: the embedding and the output of every block.
+    /// Also return the hidden states, the embedding and the output of every block, and check that all
+    /// ranks hold the same bits.
     pub hidden_states: bool,
 }
 
@@ -105,6 +106,16 @@ pub enum RunError {
     RankDied {
         /// The rank.
         rank: usize,
+    },
+    /// Two ranks hold different bits behind a block: a fault of the back end.
+    #[error(
+        "rank {rank} left block {block} (0 is the embedding) with other bits than rank 0: please report this"
+    )]
+    RanksDisagree {
+        /// The rank that differs from the first.
+        rank: usize,
+        /// The hidden state's number.
+        block: usize,
     },
     /// A collective failed.
     #[error(transparent)]

@@ -211,15 +211,18 @@ fn dealing_heads_in_another_order_changes_nothing_while_synchronised() {
 }
 
 #[test]
-fn hidden_states_are_the_oracles() {
+fn hidden_states_are_the_oracles_and_the_same_bits_on_all_ranks() {
     let model = model(6);
-    let mut runner = load(&model, shape(3, 1), &SpdSpec::Last(2));
-    let spans = vec![Span { sequence: 0, tokens: TOKENS.to_vec() }];
-    let output = runner.forward(&Batch { spans, logits: LogitRows::Last, hidden_states: true }).unwrap();
-    let expected = Oracle::new(&model, 3, &[true, false, false]).hidden_states(&TOKENS);
-    assert_eq!(output.hidden_states.len(), expected.len());
-    for (layer, (seen, expected)) in output.hidden_states.iter().zip(&expected).enumerate() {
-        close(seen, expected, &format!("hidden state {layer}"));
+    for shape in layouts() {
+        let mut runner = load(&model, shape, &SpdSpec::Last(2));
+        let spans = vec![Span { sequence: 0, tokens: TOKENS.to_vec() }];
+        // A rank that differs in one bit makes this an error.
+        let output = runner.forward(&Batch { spans, logits: LogitRows::Last, hidden_states: true }).unwrap();
+        let expected = Oracle::new(&model, shape.world(), &[true, false, false]).hidden_states(&TOKENS);
+        assert_eq!(output.hidden_states.len(), expected.len());
+        for (layer, (seen, expected)) in output.hidden_states.iter().zip(&expected).enumerate() {
+            close(seen, expected, &format!("{shape}, hidden state {layer}"));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod eval;
 mod generate;
 mod output;
@@ -40,6 +41,8 @@ enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Say what this machine has, what works with it, and what to install for more
+    Doctor,
 }
 
 /// Runs the command line of this process.
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Spd(command) => spd::run(&command, cli.json),
         Command::Bench(command) => bench::run(&command, cli.json),
+        Command::Doctor => doctor::run(cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

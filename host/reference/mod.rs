@@ -117,8 +117,12 @@ impl Reference {
             drop(worker.commands.as_ref().map(|c| c.send(command())));
         }
         let answers = self.workers.iter().enumerate().map(|(rank, worker)| answer(rank, &worker.replies));
-        let (output, syncs) = first_cause(answers.collect())?.into_iter().next().unwrap_or_default();
+        let mut answers = first_cause(answers.collect())?.into_iter();
+        let (output, syncs) = answers.next().unwrap_or_default();
         self.syncs = syncs;
+        for (rank, (other, _)) in answers.enumerate() {
+            check_agreement(rank + 1, &output.hidden_states, &other.hidden_states)?;
+        }
         Ok(output)
     }
 
@@ -256,6 +260,16 @@ fn first_cause<T>(answers: Vec<Result<T, RunError>>) -> Result<Vec<T>, RunError>
         }
     }
     cause.map_or(Ok(values), Err)
+}
+
+/// Ranks leave every block with the same bits; whoever asks for hidden states has it checked.
+fn check_agreement(rank: usize, first: &[Vec<f32>], other: &[Vec<f32>]) -> Result<(), RunError> {
+    let same_bits =
+        |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
+    match first.iter().zip(other).position(|pair| !same_bits(pair)) {
+        Some(block) => Err(RunError::RanksDisagree { rank, block }),
+        None => Ok(()),
+    }
 }
 
 /// A piece of a batch that fits one pass, and which of its rows of logits the whole batch asked for.

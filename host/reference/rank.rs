@@ -139,15 +139,14 @@ impl Rank {
         let (hidden, eps) = (self.config.hidden, self.config.rms_eps);
         let mut x = self.embed(batch, n);
         let mut hidden_states = Vec::new();
-        let traced = batch.hidden_states && self.comm.topology().rank == 0;
-        if traced {
+        if batch.hidden_states {
             hidden_states.push(x.clone());
         }
         let mut h = vec![0.0; n * hidden];
         rms_norm(&x, &self.blocks[0].attention_norm, eps, &mut h);
         for layer in 0..self.blocks.len() {
             self.block(layer, &rows, &mut x, &mut h)?;
-            if traced {
+            if batch.hidden_states {
                 hidden_states.push(x.clone());
             }
         }

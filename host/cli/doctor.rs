@@ -1,0 +1,169 @@
+//! `fewsync doctor`: what this machine has, what works with it, what to install for more.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use device_builder::Toolchain;
+use serde::Serialize;
+
+use super::output;
+use crate::driver::Device;
+use crate::model::{cache, fetch};
+
+/// One thing that a machine may have.
+#[derive(Serialize)]
+struct Finding {
+    what: &'static str,
+    /// What was found; none where it is absent or unusable.
+    found: Option<String>,
+    /// With it: what works. Without it: why not, and what to install.
+    note: String,
+}
+
+impl Finding {
+    fn new(what: &'static str, found: Result<String, String>, works: &str) -> Self {
+        match found {
+            Ok(found) => Self { what, found: Some(found), note: works.into() },
+            Err(missing) => Self { what, found: None, note: missing },
+        }
+    }
+}
+
+pub(super) fn run(json: bool) -> anyhow::Result<()> {
+    let findings = [
+        Finding::new("cpu", Ok(cpu()), "generate, eval, bench decode and demo run here, any --tp"),
+        Finding::new(
+            "python",
+            program("python3", &["-m", "pip", "--version"], PYTHON_HELP),
+            "models are fetched with pip",
+        ),
+        Finding::new("models", models(), "used as --model smollm2, without a download"),
+        Finding::new("gpu", gpus(), "the driver layer opens them; decoding on GPUs is not in this version"),
+        Finding::new(
+            "nvshmem",
+            nvshmem(),
+            "found for later: all-reduce between nodes is not in this version",
+        ),
+        Finding::new(
+            "mpi",
+            program("mpirun", &["--version"], MPI_HELP),
+            "found for later: ranks are threads in this version",
+        ),
+        Finding::new(
+            "device toolchain",
+            toolchain(),
+            "device-builder compiles GPU kernels written in Rust to PTX",
+        ),
+    ];
+    if json {
+        return output::json(
+            &serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "findings": findings }),
+        );
+    }
+    let mut text = format!("fewsync {}\n", env!("CARGO_PKG_VERSION"));
+    for Finding { what, found, note } in &findings {
+        match found {
+            Some(found) => write!(text, "\n+ {what:<17} {found}\n{:20}{note}\n", "")?,
+            None => write!(text, "\n- {what:<17} {}\n", note.replace('\n', &format!("\n{:20}", "")))?,
+        }
+    }
+    output::write(&text)
+}
+
+const PYTHON_HELP: &str = "not found: install Python 3 with pip (Debian: apt-get install python3-pip) to fetch smollm2, \
+                           or give --model a file";
+const MPI_HELP: &str =
+    "not found: install Open MPI (Debian: apt-get install openmpi-bin) to start ranks as processes";
+
+fn cpu() -> String {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let line = |file: &str, key: &str| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| line.starts_with(key))?.to_string();
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    let name = line("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    let kib = line("/proc/meminfo", "MemTotal").and_then(|kb| kb.trim_end_matches(" kB").parse::<u64>().ok());
+    let memory = kib.map_or_else(String::new, |kib| format!(", {} GiB of memory", kib / (1 << 20)));
+    format!("{name}, {threads} threads, {}{memory}", simd())
+}
+
+/// The widest vector instructions that the reference back end will use.
+fn simd() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+    }
+    "baseline vectors"
+}
+
+/// First line that a program prints, or `help`.
+fn program(name: &str, args: &[&str], help: &str) -> Result<String, String> {
+    let output = Command::new(name).args(args).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Ok(text.lines().next().unwrap_or_default().to_string())
+        }
+        _ => Err(help.into()),
+    }
+}
+
+fn models() -> Result<String, String> {
+    let folder = cache::cache_dir().map_err(|e| e.to_string())?;
+    let held: Vec<String> = fetch::KNOWN_MODELS
+        .iter()
+        .map(|model| (model.name, fetch::Fetcher::new(model.clone(), folder.clone()).path()))
+        .filter(|(_, path)| path.is_file())
+        .map(|(name, path)| format!("{name} ({})", path.display()))
+        .collect();
+    if held.is_empty() {
+        return Err(format!("none in {} yet: `fewsync demo` fetches one (89 MiB)", folder.display()));
+    }
+    Ok(held.join(", "))
+}
+
+fn gpus() -> Result<String, String> {
+    let count = Device::cuda_count().map_err(|e| e.to_string())?;
+    let mut gpus = Vec::new();
+    for ordinal in 0..count {
+        let device = Device::cuda(ordinal).map_err(|e| e.to_string())?;
+        let p = device.properties();
+        gpus.push(format!(
+            "{}, sm_{}, {} GiB, {}",
+            p.label,
+            p.capability,
+            p.total_memory_bytes >> 30,
+            p.driver
+        ));
+    }
+    Ok(gpus.join("; "))
+}
+
+/// NVSHMEM's host library: `NVSHMEM_HOME`, else the wheel's place in Python's site-packages.
+fn nvshmem() -> Result<String, String> {
+    const LIBRARY: &str = "libnvshmem_host.so.3";
+    let home = std::env::var_os("NVSHMEM_HOME").map(PathBuf::from);
+    let wheel = "import sysconfig; print(sysconfig.get_paths()['platlib'])";
+    let site =
+        program("python3", &["-c", wheel], "").ok().map(|path| Path::new(&path).join("nvidia/nvshmem"));
+    let found = [home, site]
+        .into_iter()
+        .flatten()
+        .map(|folder| folder.join("lib").join(LIBRARY))
+        .find(|p| p.is_file());
+    found.map(|path| path.display().to_string()).ok_or_else(|| {
+        "not found: pip install nvidia-nvshmem-cu13, or set NVSHMEM_HOME, for all-reduce between nodes".into()
+    })
+}
+
+fn toolchain() -> Result<String, String> {
+    let toolchain = Toolchain::find().map_err(|e| e.to_string())?;
+    Ok(format!("{} ({})", toolchain.identity(), toolchain.rustc().display()))
+}
