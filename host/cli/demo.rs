@@ -51,9 +51,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     }
     let headings = [
         "Every block synchronises twice, behind attention and behind the MLP:".to_string(),
-        format!(
-            "Sync-Point Drop: {half} of {n_layers} blocks skip the first, half of their synchronisation:"
-        ),
+        format!("Sync-Point Drop: {half} of {n_layers} blocks skip the first:"),
     ];
     let mut runs = Vec::new();
     for (heading, plan) in headings.iter().zip([Plan::synchronised(TP, n_layers), plan]) {

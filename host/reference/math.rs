@@ -27,14 +27,12 @@ impl Threads {
 
 /// `out[m, rows] = x[m, cols] · wᵀ`.
 pub(crate) fn linear(x: &[f32], w: &Matrix, out: &mut [f32], threads: Threads) {
-    let m = if w.rows == 0 { 0 } else { out.len() / w.rows };
-    assert_eq!(
-        (x.len(), out.len()),
-        if m == 0 { (x.len(), 0) } else { (m * w.cols, m * w.rows) },
-        "linear: shapes"
-    );
+    if out.is_empty() {
+        return;
+    }
+    let m = out.len() / w.rows;
+    assert_eq!((x.len(), out.len()), (m * w.cols, m * w.rows), "linear: shapes");
     match (&w.values, m) {
-        (_, 0) => {}
         // A rank without MLP columns contributes nothing.
         _ if w.cols == 0 => out.fill(0.0),
         (Values::F32(w), 1) => matvec(x, w, out, threads, dot_f32),

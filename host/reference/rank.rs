@@ -77,7 +77,7 @@ impl Rank {
             blocks.push(block);
         }
         let vocab = [(Tensor::global(TensorKind::LmHead), sharding.vocab(rank))];
-        let lm_head = Matrix::load(&*source, &vocab, &[0..config.hidden]);
+        let lm_head = Matrix::load(&*source, &vocab, std::slice::from_ref(&(0..config.hidden)));
         loaded_bytes.fetch_add(lm_head.bytes() as u64, Ordering::Relaxed);
         Ok(Self {
             final_norm: gain(&*source, Tensor::global(TensorKind::FinalNorm), config.hidden),
