@@ -1,5 +1,6 @@
 //! The reference back end against a second, naive one: dense f64, no cache, no messages, written from the
 //! formulas. Small random models, every layout, Sync-Point Drop and its properties.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
