@@ -72,12 +72,14 @@ pub enum PlanError {
     #[error(transparent)]
     Sharding(#[from] ShardingError),
     /// The plan's file cannot be read or written.
-    #[error("{}: cannot {action} the plan: {source}", path.display())]
+    #[error("{}: cannot {action} the plan ({source}); {hint}", path.display())]
     Io {
         /// The plan.
         path: PathBuf,
         /// "read" or "write".
         action: &'static str,
+        /// What to do.
+        hint: &'static str,
         /// The system's reason.
         source: std::io::Error,
     },
@@ -135,6 +137,7 @@ impl Plan {
         let text = std::fs::read_to_string(path).map_err(|source| PlanError::Io {
             path: path.into(),
             action: "read",
+            hint: "`fewsync spd plan` writes one",
             source,
         })?;
         Self::parse(&text, path, config, source, tp)
@@ -198,14 +201,25 @@ impl Plan {
             tp: self.tp,
             blocks: self.blocks.clone(),
         };
-        let io = |source| PlanError::Io { path: path.into(), action: "write", source };
+        let hint = "give a path in a folder that exists and is writable";
+        let io = |source| PlanError::Io { path: path.into(), action: "write", hint, source };
         let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        // Asked for by itself: a failed temporary file is reported under a name that nobody chose.
+        std::fs::metadata(folder).map_err(io)?;
+        let mut temporary = temporary_in(folder).map_err(io)?;
         serde_json::to_writer_pretty(&mut temporary, &file).map_err(|e| io(e.into()))?;
         temporary.write_all(b"\n").map_err(io)?;
         temporary.persist(path).map_err(|e| io(e.error))?;
         Ok(())
     }
+}
+
+/// A file that vanishes unless it is persisted, with the permissions of any other new file.
+fn temporary_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 fn parse(text: &str) -> Result<PlanFile, String> {
@@ -221,7 +235,10 @@ fn parse(text: &str) -> Result<PlanFile, String> {
         return Err(format!("not a plan: its format is '{}', expected '{FORMAT}'", header.format));
     }
     if header.version != VERSION {
-        return Err(format!("the plan has version {}; this program reads version {VERSION}", header.version));
+        return Err(format!(
+            "the plan has version {}; this program reads version {VERSION}: make the plan anew",
+            header.version
+        ));
     }
     serde_json::from_str(text).map_err(not_a_plan)
 }
@@ -231,12 +248,17 @@ fn check_permutation(heads: &[usize], n_heads: usize) -> Result<(), String> {
     for &head in heads {
         match seen.get_mut(head) {
             Some(seen) if !*seen => *seen = true,
-            Some(_) => return Err(format!("head {head} is named twice in 'heads'")),
-            None => return Err(format!("'heads' names head {head}, but the model has {n_heads}")),
+            Some(_) => return Err(format!("head {head} is named twice in 'heads': name every head once")),
+            None => {
+                return Err(format!(
+                    "'heads' names head {head}, but the model has {n_heads}: name 0 to {} once each",
+                    n_heads - 1
+                ));
+            }
         }
     }
     match seen.iter().position(|seen| !seen) {
-        Some(head) => Err(format!("head {head} is missing from 'heads'")),
+        Some(head) => Err(format!("head {head} is missing from 'heads': name every head once")),
         None => Ok(()),
     }
 }
