@@ -98,6 +98,11 @@ pub enum RunError {
         /// Rows of the embedding table.
         vocab: usize,
     },
+    /// Infinite or undefined logits, from which nothing can be chosen.
+    #[error(
+        "the model's logits are not finite numbers: its weights are damaged, so fetch or convert the model again"
+    )]
+    NotFinite,
     /// A call that makes no sense: an empty batch or span, a sequence named twice, a plan of another shape.
     #[error("bad call: {0}")]
     BadCall(&'static str),

@@ -94,6 +94,9 @@ pub fn generate(
         logits = runner.forward(&Batch::prefill(0, chunk))?.logits;
     }
     while stop == StopReason::Length && tokens.len() < request.max_tokens {
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(RunError::NotFinite);
+        }
         let token = sampler.sample(&logits);
         tokens.push(token);
         on_token(token);
