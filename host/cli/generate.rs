@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::output;
@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to continue; special tokens written in it count as such
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File with the text to continue (UTF-8)
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
@@ -36,19 +36,19 @@ pub(super) struct Args {
     #[arg(long)]
     chat: bool,
     /// Tokens to generate at most [default: 128, or what the context leaves]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     max_tokens: Option<u32>,
     /// 0 is greedy; higher is more random
-    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature)]
+    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Choose among the K likeliest tokens; 0: all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
     top_k: usize,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p, allow_negative_numbers = true)]
     top_p: f32,
     /// Seed of the random choice: same seed, same text
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Blocks that skip the all-reduce behind attention: none, all, last:K or PLAN.json
     #[arg(long, default_value = "none")]
@@ -79,7 +79,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         return output::json(&report(&session, &request, &generation)?);
     }
     output::write("\n")?;
-    eprintln!("{}", summary(&session, &generation));
+    output::note(&summary(&session, &generation));
     Ok(())
 }
 
@@ -95,10 +95,11 @@ fn prompt_text(args: &Args) -> anyhow::Result<String> {
 
 /// Reads a UTF-8 file, or says where it stops being one.
 pub(super) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read the file", path.display()))?;
+    let bytes = std::fs::read(path)
+        .map_err(|e| anyhow!("{}: cannot read the file ({e}); give a file of UTF-8 text", path.display()))?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        anyhow::anyhow!("{}: not UTF-8 text from byte {at} on; convert the file first", path.display())
+        anyhow!("{}: not UTF-8 text from byte {at} on; convert the file first", path.display())
     })
 }
 
@@ -170,11 +171,12 @@ pub(super) fn summary(session: &Session, g: &Generation) -> String {
         StopReason::Interrupted => "interrupted",
     };
     format!(
-        "{} tokens ({ended}), {:.1} tokens/s, first token after {:.0} ms; {} ranks on {}, {:.0} sync points per token",
+        "{} tokens ({ended}), {:.1} tokens/s, first token after {:.0} ms; {} {} on {}, {:.0} sync points per token",
         g.tokens.len(),
         g.tokens_per_s(),
         g.time_to_first_token.as_secs_f64() * 1e3,
         session.shape.world(),
+        if session.shape.world() == 1 { "rank" } else { "ranks" },
         session.runner.device(),
         g.sync_points_per_token,
     )

@@ -30,10 +30,10 @@ pub(super) struct ModelArgs {
 #[derive(Args, Clone)]
 pub(super) struct LayoutArgs {
     /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
     pub(super) tp: Option<usize>,
     /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T]
-    #[arg(long, value_name = "NxG")]
+    #[arg(long, value_name = "NxG", allow_hyphen_values = true)]
     pub(super) topology: Option<Shape>,
     /// Where to run
     #[arg(long, value_enum, default_value_t = Device::Auto)]
@@ -82,7 +82,10 @@ impl Session {
             args.layout.device != Device::Cuda,
             "device 'cuda' is not there: this version decodes on the CPU only, so use --device cpu"
         );
-        ensure!(shape.world() > 0, "--tp 0: a model needs at least one rank");
+        ensure!(
+            shape.world() > 0,
+            "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
+        );
         let model = Model::open(&args.model)?;
         Sharding::new(&model.config, shape.world())?;
         let plan = spd.resolve(&model.config, &*model.source, shape.world())?;
@@ -110,6 +113,11 @@ fn load(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Reference> {
         runner
     })?;
     Ok(runner)
+}
+
+/// A number of at least `MIN`, for clap.
+pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n >= MIN).ok_or_else(|| format!("expected a whole number of at least {MIN}"))
 }
 
 /// A bar on stderr; invisible where stderr is no terminal.
