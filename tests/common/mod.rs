@@ -1,4 +1,5 @@
 //! What the integration tests share.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
 
 pub mod hub;
