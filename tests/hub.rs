@@ -8,6 +8,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::hub::{COMMIT, REPO, State, serve_repo};
 use fewsync::model::ModelError;
@@ -28,7 +29,12 @@ impl Hub {
 
     fn options(&self) -> HubOptions {
         let endpoint = format!("http://{}", self.address);
-        HubOptions { endpoint, cache: self.cache.path().join("hub"), token: None }
+        HubOptions {
+            endpoint,
+            cache: self.cache.path().join("hub"),
+            token: None,
+            answer_limit: Duration::from_secs(30),
+        }
     }
 
     fn fetch(&self) -> Result<PathBuf, ModelError> {
@@ -220,6 +226,20 @@ fn a_whole_snapshot_works_without_the_hub() {
     assert_eq!(download(REPO, &hub.offline()).unwrap(), dir);
     fs::remove_file(dir.join(WEIGHTS.0)).unwrap();
     assert!(download(REPO, &hub.offline()).is_err(), "a snapshot with holes is of no use");
+}
+
+#[test]
+fn a_hub_that_says_nothing_is_not_waited_for() {
+    let hub = Hub::new(&[CONFIG, TOKENIZER, WEIGHTS]);
+    // Connections are taken by the system, and answered by nobody.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let options = HubOptions { endpoint, answer_limit: Duration::from_millis(300), ..hub.options() };
+    let text = download(REPO, &options).unwrap_err().to_string();
+    assert!(text.contains("cannot be reached") && text.contains("timeout"), "{text}");
+    let dir = hub.fetch().unwrap();
+    fs::remove_file(hub.cache.path().join("hub/models--org--tiny/fewsync-complete.json")).unwrap();
+    assert_eq!(download(REPO, &options).unwrap(), dir, "what is in the cache will do");
 }
 
 #[test]
