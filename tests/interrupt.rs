@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
@@ -87,18 +87,20 @@ fn a_long_prompt_is_left_half_read() {
 
 #[test]
 fn the_second_ends_the_process() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("prompt");
-    fs::write(&file, "word ".repeat(8000)).unwrap();
-    let child = command(&["generate", "--prompt-file", file.to_str().unwrap()]).spawn().unwrap();
+    // A full pipe that nobody reads: the first cannot end the run, which is stuck in writing.
+    const PIPE_BYTES: usize = 1 << 16;
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[0; PIPE_BYTES]).unwrap();
+    let mut child =
+        command(&["generate", "--model", "random:tiny", "--prompt", "hi"]).stdout(writer).spawn().unwrap();
     wait_for_handler(&child);
-    // A part of the prompt takes long enough for both to arrive in it.
     interrupt(&child);
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(child.try_wait().unwrap(), None, "still writing");
     interrupt(&child);
     let output = finish(child);
     assert_eq!(output.status.code(), Some(130));
-    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
