@@ -232,7 +232,8 @@ impl Logits {
             let i = token + lane();
             let gap = if i < end { self.gap(i) } else { u32::MAX };
             let own = if gap <= limit { weight(gap) } else { 0 };
-            let passed = ballot(own > 0 && prefix_sum(own) > target);
+            // The sum first passes the target in a lane that adds to it.
+            let passed = ballot(prefix_sum(own) > target);
             if passed != 0 {
                 return token + passed.trailing_zeros();
             }
