@@ -64,7 +64,7 @@ kernel! {
         pdl::wait();
         let row = u64::from(ctaid_x());
         let temperature = ld_f32(p.temperatures + row * 4);
-        let greedy = !(temperature > 0.0);
+        let greedy = temperature.is_nan() || temperature <= 0.0;
         let mut logits = Logits {
             base: p.logits + row * u64::from(p.ld_logits) * 4,
             len: p.len,
