@@ -14,7 +14,12 @@ use crate::{Arch, Header, Ptx, Toolchain, source_hash};
 
 const TARGET: &str = "nvptx64-nvidia-cuda";
 /// Code generation flags that do not depend on the machine.
-const RUSTFLAGS: [&str; 3] = ["-Zunstable-options", "-Cpanic=immediate-abort", "-Zlocation-detail=none"];
+const RUSTFLAGS: [&str; 4] = [
+    "-Zunstable-options",
+    "-Cpanic=immediate-abort",
+    "-Zlocation-detail=none",
+    "-Cllvm-args=-unroll-threshold=20000 -unroll-runtime=false",
+];
 
 /// Builds a kernel crate into PTX.
 ///
@@ -95,7 +100,12 @@ impl CudaBuilder {
             return Err(Error::NotACrate { path: crate_dir });
         }
         if env::var_os("OUT_DIR").is_some() {
-            println!("cargo:rerun-if-changed={}", crate_dir.display());
+            for input in ["src", "Cargo.toml", "Cargo.lock"] {
+                println!("cargo:rerun-if-changed={}", crate_dir.join(input).display());
+            }
+            for variable in crate::toolchain::VARIABLES {
+                println!("cargo:rerun-if-env-changed={variable}");
+            }
         }
         let toolchain = match &self.toolchain {
             Some(toolchain) => toolchain.clone(),

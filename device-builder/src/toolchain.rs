@@ -17,6 +17,8 @@ Install one of these, then run again:
 
 const RUSTC_VARIABLE: &str = "FEWSYNC_DEVICE_RUSTC";
 const LLVM_VARIABLE: &str = "FEWSYNC_DEVICE_LLVM_BIN";
+/// The environment variables that name a toolchain.
+pub(crate) const VARIABLES: [&str; 2] = [RUSTC_VARIABLE, LLVM_VARIABLE];
 const LLVM_TOOLS: [&str; 5] = ["llvm-ar", "llvm-dis", "llvm-link", "opt", "llc"];
 
 /// A rustc and the LLVM tools of the same LLVM major.
@@ -50,7 +52,8 @@ impl Toolchain {
         let refuse = |why: String| Error::NoToolchain { tried: format!("  {why}\n") };
 
         let verbose = run(Command::new(&rustc).arg("-vV"), "print its version")?;
-        let rustc_version = verbose.lines().next().unwrap_or_default().to_owned();
+        // Distributions add a second pair of parentheses that says where they built it.
+        let rustc_version = verbose.split_inclusive(')').next().unwrap_or_default().to_owned();
         let rustc_llvm = field(&verbose, "LLVM version: ")
             .ok_or_else(|| refuse(format!("{} names no LLVM version", rustc.display())))?;
         let sysroot = sysroot_of(&rustc)?;
