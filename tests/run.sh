@@ -15,3 +15,5 @@ python3 -m pip --version >/dev/null 2>&1 || missing "pip is not installed: insta
 # Release: the tests compute a real model. Without `cli` the library must build and pass by itself.
 cargo test --release --workspace
 cargo check --release --no-default-features
+
+bash tests/device.sh
