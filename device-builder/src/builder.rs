@@ -14,7 +14,12 @@ use crate::{Arch, Header, Ptx, Toolchain, source_hash};
 
 const TARGET: &str = "nvptx64-nvidia-cuda";
 /// Code generation flags that do not depend on the machine.
-const RUSTFLAGS: [&str; 3] = ["-Zunstable-options", "-Cpanic=immediate-abort", "-Zlocation-detail=none"];
+const RUSTFLAGS: [&str; 4] = [
+    "-Zunstable-options",
+    "-Cpanic=immediate-abort",
+    "-Zlocation-detail=none",
+    "-Cllvm-args=-unroll-threshold=20000 -unroll-runtime=false",
+];
 
 /// Builds a kernel crate into PTX.
 ///

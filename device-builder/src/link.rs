@@ -13,6 +13,10 @@ use crate::{Arch, Toolchain};
 
 /// The optimiser's passes; recorded in the PTX header.
 const PASSES: &str = "internalize,globaldce,nvvm-reflect,default<O3>,globaldce";
+/// An array that a loop indexes can live in registers only when the loop is unrolled completely, and
+/// the default stops far below the size of a tile of accumulators. Loops of unknown length stay as
+/// they are written.
+const UNROLL: [&str; 2] = ["-unroll-threshold=20000", "-unroll-runtime=false"];
 
 /// What goes into one PTX file.
 pub(crate) struct LinkInput<'a> {
@@ -36,7 +40,7 @@ pub(crate) struct Linked {
 
 /// The flags that decide the bytes, as recorded in the PTX header.
 pub(crate) fn describe(arch: Arch) -> String {
-    format!("opt -passes={PASSES}; llc -O3 -mcpu={arch} -mattr=+ptx{}", arch.ptx_version())
+    format!("opt {} -passes={PASSES}; llc -O3 -mcpu={arch} -mattr=+ptx{}", UNROLL.join(" "), arch.ptx_version())
 }
 
 /// Links, optimises and lowers; `None` when the crate exports no kernel.
@@ -61,7 +65,7 @@ pub(crate) fn link(toolchain: &Toolchain, input: &LinkInput) -> Result<Option<Li
     let optimised = scratch.join("optimised.bc");
     let public: Vec<&str> = kernels.iter().chain(input.keep).map(String::as_str).collect();
     let mut command = toolchain.tool("opt");
-    command.arg(format!("-passes={PASSES}"));
+    command.args(UNROLL).arg(format!("-passes={PASSES}"));
     command.arg(format!("--internalize-public-api-list={}", public.join(",")));
     run(command.arg(&linked).arg("-o").arg(&optimised), "optimise")?;
 

@@ -50,7 +50,8 @@ impl Toolchain {
         let refuse = |why: String| Error::NoToolchain { tried: format!("  {why}\n") };
 
         let verbose = run(Command::new(&rustc).arg("-vV"), "print its version")?;
-        let rustc_version = verbose.lines().next().unwrap_or_default().to_owned();
+        // Distributions add a second pair of parentheses that says where they built it.
+        let rustc_version = verbose.split_inclusive(')').next().unwrap_or_default().to_owned();
         let rustc_llvm = field(&verbose, "LLVM version: ")
             .ok_or_else(|| refuse(format!("{} names no LLVM version", rustc.display())))?;
         let sysroot = sysroot_of(&rustc)?;

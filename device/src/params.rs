@@ -1,0 +1,223 @@
+//! The kernels' parameters: one `#[repr(C)]` struct per kernel family, passed by value.
+//!
+//! This file uses `core` alone and is compiled on both sides. Fields that are addresses are `u64`
+//! device addresses, 16-byte aligned unless said otherwise; lengths count elements, not bytes;
+//! strides (`ld_*`) are elements from one row to the next.
+
+/// [`embedding_bf16`](../pointwise/embedding): `out[t] = table[ids[t]]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Embedding {
+    /// `[rows, width]` bf16.
+    pub table: u64,
+    /// `[n_tokens]` u32; 4-byte aligned.
+    pub ids: u64,
+    /// `[n_tokens, width]` bf16, written.
+    pub out: u64,
+    /// Rows of the table; larger ids give a row of zeros.
+    pub rows: u32,
+    /// Width of a row.
+    pub width: u32,
+}
+
+/// `rmsnorm_bf16`, `add_rmsnorm_bf16`: `out = x / rms(x) · weight`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNorm {
+    /// `[n_tokens, hidden]` bf16.
+    pub x: u64,
+    /// `[n_tokens, hidden]` bf16. `add_rmsnorm_bf16` adds `x` into it and normalises the sum;
+    /// `rmsnorm_bf16` leaves it alone.
+    pub residual: u64,
+    /// `[hidden]` bf16.
+    pub weight: u64,
+    /// `[n_tokens, hidden]` bf16, written; may be `x`.
+    pub out: u64,
+    /// Width of a row.
+    pub hidden: u32,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// `rope_kv_write_bf16_d64`, `_d128`: rotate q and k, write k and v to the paged cache.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct RopeKvWrite {
+    /// `[n_tokens, n_heads + 2 · n_kv_heads, head_dim]` bf16: q, k, v; q is rotated in place.
+    pub qkv: u64,
+    /// `[head_dim / 2]` f32: inverse frequencies, scaling included.
+    pub inv_freq: u64,
+    /// `[n_tokens]` u32: position in the sequence.
+    pub positions: u64,
+    /// `[n_tokens]` u32: row of `block_table`.
+    pub sequences: u64,
+    /// Cache and block table.
+    pub cache: PagedKv,
+    /// Query heads of this rank.
+    pub n_heads: u32,
+    /// Tokens.
+    pub n_tokens: u32,
+}
+
+/// The paged KV cache of one layer: `[n_pages, n_kv_heads, page_size, head_dim]` bf16 for k and for v.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PagedKv {
+    /// Keys, rotated.
+    pub k: u64,
+    /// Values.
+    pub v: u64,
+    /// `[n_sequences, max_pages]` u32: page of each `page_size` positions.
+    pub block_table: u64,
+    /// Pages per row of the block table.
+    pub max_pages: u32,
+    /// `page_size` = 2 to this power.
+    pub page_size_log2: u32,
+    /// KV heads of this rank.
+    pub n_kv_heads: u32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
+}
+
+/// `gemm_bf16_*`, `gemv_bf16_*`: `y = a · wᵀ`, then an epilogue writes `out`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// `[m, k]` bf16, rows `ld_a` apart.
+    pub a: u64,
+    /// `[n, k]` bf16, contiguous; for SwiGLU row 2j is gate j and row 2j + 1 is up j.
+    pub w: u64,
+    /// Rows `ld_out` apart. `store`: `[m, n]` bf16; `f32`: `[m, n]` f32; `add`: `[m, n]` bf16, added
+    /// to; `swiglu`: `[m, n / 2]` bf16.
+    pub out: u64,
+    /// gemv only: `[k]` bf16, or 0. `a` is RMS-normalised with this weight first.
+    pub norm_weight: u64,
+    /// Rows of `a`.
+    pub m: u32,
+    /// Rows of `w`.
+    pub n: u32,
+    /// Columns of both.
+    pub k: u32,
+    /// Stride of `a`.
+    pub ld_a: u32,
+    /// Stride of `out`.
+    pub ld_out: u32,
+    /// Epsilon of the RMS norm.
+    pub eps: f32,
+}
+
+/// `attn_decode_bf16_d64`, `_d128`: one query token per sequence.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct AttnDecode {
+    /// `[n_sequences, n_heads, head_dim]` bf16, sequences `ld_q` apart.
+    pub q: u64,
+    /// `[n_sequences, n_heads, head_dim]` bf16, sequences `ld_out` apart, written.
+    pub out: u64,
+    /// Cache and block table.
+    pub cache: PagedKv,
+    /// `[n_sequences]` u32: cached tokens, the query's own included; 0 gives zeros.
+    pub kv_lens: u64,
+    /// `[n_kv_heads + 1]` u32: KV head g serves `group_heads[group_starts[g]..group_starts[g + 1]]`.
+    pub group_starts: u64,
+    /// `[n_heads]` u32: query heads by KV head.
+    pub group_heads: u64,
+    /// `[n_sequences, n_heads, n_splits, head_dim]` f32 scratch.
+    pub partial_out: u64,
+    /// `[n_sequences, n_heads, n_splits, 2]` f32 scratch: maximum (log2 domain) and sum.
+    pub partial_stats: u64,
+    /// `[n_sequences, n_kv_heads]` u32, zero before the first launch; every launch leaves zeros.
+    pub counters: u64,
+    /// Query heads of this rank.
+    pub n_heads: u32,
+    /// Stride of `q`.
+    pub ld_q: u32,
+    /// Stride of `out`.
+    pub ld_out: u32,
+    /// 1/√head_dim.
+    pub scale: f32,
+}
+
+/// `attn_prefill_bf16_d64`, `_d128`: causal attention of the last `q_len` tokens of each sequence.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct AttnPrefill {
+    /// `[n_tokens, n_heads, head_dim]` bf16, tokens `ld_q` apart.
+    pub q: u64,
+    /// `[n_tokens, n_heads, head_dim]` bf16, tokens `ld_out` apart, written.
+    pub out: u64,
+    /// Cache and block table; holds the new tokens' keys and values already.
+    pub cache: PagedKv,
+    /// `[n_sequences + 1]` u32: sequence s has the query tokens `q_starts[s]..q_starts[s + 1]`.
+    pub q_starts: u64,
+    /// `[n_sequences]` u32: cached tokens, the queries' own included.
+    pub kv_lens: u64,
+    /// `[n_heads]` u32: KV head of each query head.
+    pub kv_head_of: u64,
+    /// Stride of `q`.
+    pub ld_q: u32,
+    /// Stride of `out`.
+    pub ld_out: u32,
+    /// 1/√head_dim.
+    pub scale: f32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
+}
+
+/// `argmax_f32`: index and value of each row's largest logit, the lowest index among equals.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Argmax {
+    /// `[n_rows, len]` f32, rows `ld_logits` apart; a NaN never wins.
+    pub logits: u64,
+    /// `[n_rows]` u32, written.
+    pub indices: u64,
+    /// `[n_rows]` f32, written; or 0.
+    pub values: u64,
+    /// `[n_rows]` u64, zero before the first launch; every launch leaves zeros.
+    pub best: u64,
+    /// `[n_rows]` u32, zero before the first launch; every launch leaves zeros.
+    pub counters: u64,
+    /// Logits per row.
+    pub len: u32,
+    /// Stride of `logits`.
+    pub ld_logits: u32,
+}
+
+/// `sample_f32`: one token per row by temperature, top-k and top-p.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// `[n_rows, len]` f32, rows `ld_logits` apart; a NaN is never drawn.
+    pub logits: u64,
+    /// `[n_rows]` u32, written.
+    pub tokens: u64,
+    /// `[n_rows]` f32; 0 or less is greedy.
+    pub temperatures: u64,
+    /// `[n_rows]` u32; 0 keeps all. Ties with the k-th are kept.
+    pub top_ks: u64,
+    /// `[n_rows]` f32; 1 or more keeps all. The token that reaches the mass is kept.
+    pub top_ps: u64,
+    /// `[n_rows]` u64: seed of the row's request.
+    pub seeds: u64,
+    /// `[n_rows]` u32: counter of the draw, such as the position; equal (seed, counter) draw alike.
+    pub counters: u64,
+    /// Logits per row.
+    pub len: u32,
+    /// Stride of `logits`.
+    pub ld_logits: u32,
+}
+
+/// `advance_positions_u32`: adds one to both arrays between two steps of a captured decode graph.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct AdvancePositions {
+    /// `[n_sequences]` u32.
+    pub positions: u64,
+    /// `[n_sequences]` u32.
+    pub kv_lens: u64,
+    /// Sequences.
+    pub n_sequences: u32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
+}

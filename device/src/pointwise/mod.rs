@@ -1,0 +1,9 @@
+//! Everything that is neither a matrix product nor attention.
+
+pub mod advance;
+pub mod argmax;
+pub mod embedding;
+pub mod philox;
+pub mod rmsnorm;
+pub mod rope;
+pub mod sample;

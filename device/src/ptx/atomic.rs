@@ -1,0 +1,40 @@
+//! Atomic operations.
+
+use core::arch::asm;
+
+use super::{Global, Shared};
+
+/// `atom.acq_rel.gpu.global.add.u32`: returns the old value.
+#[inline(always)]
+pub unsafe fn add_acq_rel_gpu(address: Global, value: u32) -> u32 {
+    let old: u32;
+    asm!("atom.acq_rel.gpu.global.add.u32 {}, [{}], {};",
+        out(reg32) old, in(reg64) address, in(reg32) value, options(nostack));
+    old
+}
+
+/// `red.relaxed.gpu.global.max.u64`
+#[inline(always)]
+pub unsafe fn max_u64_gpu(address: Global, value: u64) {
+    asm!("red.relaxed.gpu.global.max.u64 [{}], {};", in(reg64) address, in(reg64) value, options(nostack));
+}
+
+/// `ld.relaxed.gpu.global.b64`
+#[inline(always)]
+pub unsafe fn load_u64_gpu(address: Global) -> u64 {
+    let value: u64;
+    asm!("ld.relaxed.gpu.global.b64 {}, [{}];", out(reg64) value, in(reg64) address, options(nostack));
+    value
+}
+
+/// `red.shared.add.u32`
+#[inline(always)]
+pub unsafe fn add_shared_u32(address: Shared, value: u32) {
+    asm!("red.shared.add.u32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
+}
+
+/// `red.shared.add.u64`
+#[inline(always)]
+pub unsafe fn add_shared_u64(address: Shared, value: u64) {
+    asm!("red.shared.add.u64 [{}], {};", in(reg32) address, in(reg64) value, options(nostack));
+}

@@ -1,0 +1,24 @@
+//! Barriers and fences.
+
+use core::arch::asm;
+
+/// `bar.sync 0`: all threads of the block; orders their memory accesses.
+#[inline(always)]
+pub fn sync_block() {
+    // SAFETY: a barrier has no operand that could be wrong; kernels call it in uniform control flow.
+    unsafe { asm!("bar.sync 0;", options(nostack)) };
+}
+
+/// `bar.warp.sync`: all lanes of the warp; orders their memory accesses.
+#[inline(always)]
+pub fn sync_warp() {
+    // SAFETY: as above.
+    unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack)) };
+}
+
+/// `fence.acq_rel.gpu`
+#[inline(always)]
+pub fn fence_gpu() {
+    // SAFETY: only orders memory accesses.
+    unsafe { asm!("fence.acq_rel.gpu;", options(nostack)) };
+}

@@ -1,0 +1,22 @@
+//! One PTX instruction, one inline function.
+//!
+//! What only computes is safe. What touches memory takes addresses and is `unsafe`: the caller
+//! answers for bounds, alignment and races. Loads are marked read-only for the compiler and are not
+//! moved across barriers, fences or stores.
+
+#[macro_use]
+pub mod shared;
+pub mod async_copy;
+pub mod atomic;
+pub mod barrier;
+pub mod global;
+pub mod math;
+pub mod mma;
+pub mod pdl;
+pub mod shuffle;
+pub mod special;
+
+/// Address in global memory, in bytes.
+pub type Global = u64;
+/// Address in the block's shared memory, in bytes.
+pub type Shared = u32;
