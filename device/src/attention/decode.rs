@@ -1,17 +1,18 @@
 //! Attention of one query token per sequence, split along the cache and merged in the same launch.
 
-use crate::attention::flash::Rows;
+use crate::attention::flash::{FLOOR, Rows};
 use crate::attention::paged::load_tile;
 use crate::params::AttnDecode;
 use crate::ptx::atomic::add_acq_rel_gpu;
 use crate::ptx::barrier::{sync_block, sync_warp};
-use crate::ptx::global::{ld_b32, ld_f32, st_b32, st_f32};
-use crate::ptx::math::{exp2, max, rcp};
+use crate::ptx::global::{ld_b32, ld_f32, ld_v4, st_b32, st_f32};
+use crate::ptx::math::{bf16x2, exp2, fma, max, rcp};
 use crate::ptx::shared::{ld_b32 as ld_shared_b32, ld_f32 as ld_shared_f32};
 use crate::ptx::shared::{st_b32 as st_shared_b32, st_f32 as st_shared_f32, st_v2_f32 as st_shared_v2_f32};
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, lane, nctaid_x, tid_x, warp};
-use crate::ptx::{Shared, async_copy, pdl, shared};
+use crate::ptx::{Global, Shared, async_copy, pdl, shared};
 use crate::tile::bf16::{BYTES, store};
+use crate::tile::reduce::{warp_max, warp_sum};
 
 const WARPS: u32 = 4;
 const THREADS: u32 = WARPS * 32;
@@ -49,7 +50,8 @@ kernel! {
     /// neither write nor count. Two launches must not share scratch or counters at the same time.
     ///
     /// # Safety
-    /// Every position below `kv_len` has a page and is written; scratch has the sizes given.
+    /// Every position below `kv_len` has a page and is written; scratch has the sizes given; a KV head's
+    /// query heads times `n_splits` are at most 128 · head_dim.
     #[launch_bounds(128, 2)]
     pub fn attn_decode_bf16_d64(p: AttnDecode) {
         attn_decode::<64, 8, 4>(&p);
@@ -277,27 +279,88 @@ unsafe fn count_in(p: &AttnDecode, work: &Work) -> bool {
     ld_shared_b32(is_last()) != 0
 }
 
+/// Splits whose values are in flight together.
+const MERGE_BATCH: usize = 8;
+
 /// Merges the splits' results of all heads of the group.
 #[inline(always)]
 unsafe fn merge<const HEAD_DIM: u32>(p: &AttnDecode, work: &Work) {
-    let n_values = (work.group.1 - work.group.0) * HEAD_DIM;
+    let n_heads = work.group.1 - work.group.0;
+    let head_of = |i: u32| {
+        // SAFETY: i is an index into the group.
+        unsafe { ld_b32(p.group_heads + u64::from(work.group.0 + i) * 4) }
+    };
+    // The split's sums in shared memory are done with: the weights of all splits take their place.
+    let weights = shared::dynamic();
+    let mut i = warp();
+    while i < n_heads {
+        split_weights(p, work, head_of(i), weights + i * work.n_active * 4);
+        i += WARPS;
+    }
+    sync_block();
+
+    // Four dimensions a thread.
     let mut i = tid_x();
-    while i < n_values {
-        let head = ld_b32(p.group_heads + u64::from(work.group.0 + i / HEAD_DIM) * 4);
-        let dim = u64::from(i % HEAD_DIM);
-        let first = partial_slot(p, work, head, 0);
-        let mut row_max = crate::attention::flash::FLOOR;
-        for split in 0..u64::from(work.n_active) {
-            row_max = max(row_max, ld_f32(p.partial_stats + (first + split) * 8));
-        }
-        let (mut sum, mut value) = (0.0, 0.0);
-        for split in 0..u64::from(work.n_active) {
-            let slot = first + split;
-            let weight = exp2(ld_f32(p.partial_stats + slot * 8) - row_max);
-            sum += weight * ld_f32(p.partial_stats + slot * 8 + 4);
-            value += weight * ld_f32(p.partial_out + (slot * u64::from(HEAD_DIM) + dim) * 4);
-        }
-        store(p.out, out_index::<HEAD_DIM>(p, work, head) + dim, value * rcp(sum));
+    while i < n_heads * (HEAD_DIM / 4) {
+        let (index, dim) = (i / (HEAD_DIM / 4), i % (HEAD_DIM / 4) * 4);
+        let head = head_of(index);
+        let first =
+            p.partial_out + (partial_slot(p, work, head, 0) * u64::from(HEAD_DIM) + u64::from(dim)) * 4;
+        let value = weighted_sum::<HEAD_DIM>(first, weights + index * work.n_active * 4, work.n_active);
+        let out = p.out + (out_index::<HEAD_DIM>(p, work, head) + u64::from(dim)) * BYTES;
+        st_b32(out, bf16x2(value[0], value[1]));
+        st_b32(out + 4, bf16x2(value[2], value[3]));
         i += THREADS;
     }
+}
+
+/// Writes, by one warp, what each split's values of `head` are to be multiplied with.
+#[inline(always)]
+unsafe fn split_weights(p: &AttnDecode, work: &Work, head: u32, weights: Shared) {
+    let stats = p.partial_stats + partial_slot(p, work, head, 0) * 8;
+    let mut row_max = FLOOR;
+    let mut split = lane();
+    while split < work.n_active {
+        row_max = max(row_max, ld_f32(stats + u64::from(split) * 8));
+        split += 32;
+    }
+    let row_max = warp_max(row_max);
+    let mut sum = 0.0;
+    let mut split = lane();
+    while split < work.n_active {
+        let weight = exp2(ld_f32(stats + u64::from(split) * 8) - row_max);
+        sum += weight * ld_f32(stats + u64::from(split) * 8 + 4);
+        st_shared_f32(weights + split * 4, weight);
+        split += 32;
+    }
+    let inverse = rcp(warp_sum(sum));
+    let mut split = lane();
+    while split < work.n_active {
+        st_shared_f32(weights + split * 4, ld_shared_f32(weights + split * 4) * inverse);
+        split += 32;
+    }
+}
+
+/// Weighted sum over the splits, in split order, of four values from `first` on.
+#[inline(always)]
+unsafe fn weighted_sum<const HEAD_DIM: u32>(first: Global, weights: Shared, n_splits: u32) -> [f32; 4] {
+    let mut sum = [0.0; 4];
+    let mut split = 0;
+    while split < n_splits {
+        let mut batch = [[0; 4]; MERGE_BATCH];
+        for b in 0..MERGE_BATCH {
+            // Past the end the last split is read again, with weight zero.
+            let split = (split + b as u32).min(n_splits - 1);
+            batch[b] = ld_v4(first + u64::from(split) * u64::from(HEAD_DIM) * 4);
+        }
+        for b in 0..MERGE_BATCH {
+            let split = split + b as u32;
+            let weight = if split < n_splits { ld_shared_f32(weights + split * 4) } else { 0.0 };
+            for j in 0..4 {
+                sum[j] = fma(weight, f32::from_bits(batch[b][j]), sum[j]);
+            }
+        }
+        split += MERGE_BATCH as u32;
+    }
+    sum
 }

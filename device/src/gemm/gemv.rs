@@ -1,26 +1,47 @@
-//! Decode's matrix product: up to four rows of activations, weights streamed once.
+//! Decode's matrix product: a few rows of activations, weights streamed once.
 //!
-//! The time is the weights' bytes over the memory's bandwidth, so everything else is arranged around
-//! keeping loads in flight: weights go from memory to registers in 16-byte loads that leave L1 to the
-//! activations, the next loads are issued before the current ones are used, and the first ones before
-//! the kernel waits for its predecessor.
+//! The time is the weights' bytes over the memory's bandwidth, so everything is arranged around
+//! keeping loads in flight and instructions few. Weights go from memory to registers in 16-byte loads
+//! and from there straight into `mma.sync` as the left operand: 16 weight rows by up to 16 tokens cost
+//! the same few instructions as one token would.
+//!
+//! A product does not change when its k indices are permuted alike on both sides. A lane therefore
+//! feeds two `mma` from eight consecutive k of its row, instead of the four separate pairs that the
+//! operand's layout names, and reads the activations in the same order.
 
 use crate::gemm::epilogue::{Add, Epilogue, Store, StoreF32, SwiGlu};
 use crate::params::Gemm;
-use crate::ptx::global::ld_v4_stream;
+use crate::ptx::barrier::sync_block;
+use crate::ptx::global::{ld_v4, ld_v4_stream};
 use crate::ptx::math::{fma, rsqrt};
-use crate::ptx::special::{ctaid_x, lane, ntid_x, warp};
+use crate::ptx::mma::m16n8k16;
+use crate::ptx::shared::{ld_f32, st_f32};
+use crate::ptx::special::{ctaid_x, lane, tid_x, warp};
 use crate::ptx::{Global, pdl};
-use crate::tile::bf16::{BYTES, PER_VECTOR, gather8, load8_or_zero, unpack8};
-use crate::tile::reduce::warp_sum;
+use crate::tile::bf16::{BYTES, PER_VECTOR, gather8, load8_or_zero, pack8, unpack8};
+use crate::tile::reduce::quad_sum;
 
-/// Weight rows of a warp: the pair that an epilogue takes.
-const ROWS: usize = 2;
-/// Elements of a row that a warp covers with one load.
-const WARP_SPAN: u32 = 32 * PER_VECTOR;
+/// Warps of a block; each has a part of k.
+const WARPS: u32 = 8;
+const THREADS: u32 = WARPS * 32;
+/// Weight rows of a block.
+const ROWS: u32 = 16;
+/// Elements of k that four lanes cover with one 16-byte load each: two `mma`.
+const STEP: u32 = 4 * PER_VECTOR;
+/// Steps whose weights are in flight together.
+const UNROLL: usize = 4;
+
+shared_array! {
+    /// Each warp's `[token][weight row]` sums, f32.
+    sums: 8192 bytes, align 16
+}
+shared_array! {
+    /// Each warp's sum of squares per token, f32.
+    squares: 512 bytes, align 16
+}
 
 macro_rules! gemv_kernels {
-    ($($name:ident: $m:literal rows x $unroll:literal chunks, $epilogue:ident, $doc:literal;)*) => {$(
+    ($($name:ident: $token_tiles:literal token tiles, $epilogue:ident, $doc:literal;)*) => {$(
         kernel! {
             #[doc = $doc]
             /// Up to as many rows of activations as the name says.
@@ -28,151 +49,217 @@ macro_rules! gemv_kernels {
             /// # Shape and layout
             /// See [`Gemm`]: any `n` and `k`; 16-byte loads where `k` and `ld_a` are multiples of 8. With
             /// `norm_weight` the rows of `a` are RMS-normalised on the fly: the weight multiplies the
-            /// activations, the inverse RMS, gathered in the same pass, the result.
+            /// activations (rounded to bf16 again), the inverse RMS, gathered in the same pass, the result.
             ///
             /// # Thread mapping
-            /// One warp per two rows of `w`; block of any number of warps; grid covers `n`.
+            /// One block of 256 threads per 16 rows of `w`; its eight warps share k and add up in shared
+            /// memory, in warp order.
             ///
             /// # Safety
-            /// All rows exist; `w` is written by no kernel in flight; `out` overlaps no input.
+            /// The grid covers `n`; `m` is at most the name's; all rows exist; `w` is written by no kernel
+            /// in flight; `out` overlaps no input.
             #[launch_bounds(256, 2)]
             pub fn $name(p: Gemm) {
-                gemv::<$m, $unroll, $epilogue>(&p);
+                if p.k.is_multiple_of(PER_VECTOR) && p.ld_a.is_multiple_of(PER_VECTOR) {
+                    gemv::<$token_tiles, true, $epilogue>(&p);
+                } else {
+                    gemv::<$token_tiles, false, $epilogue>(&p);
+                }
             }
         }
     )*};
 }
 
 gemv_kernels! {
-    gemv_bf16_m1_store: 1 rows x 4 chunks, Store, "`out = a · wᵀ` in bf16.";
-    gemv_bf16_m1_f32: 1 rows x 4 chunks, StoreF32, "`out = a · wᵀ` in f32.";
-    gemv_bf16_m1_add: 1 rows x 4 chunks, Add, "`out += a · wᵀ` in bf16.";
-    gemv_bf16_m1_swiglu: 1 rows x 4 chunks, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
-    gemv_bf16_m2_store: 2 rows x 4 chunks, Store, "`out = a · wᵀ` in bf16.";
-    gemv_bf16_m2_f32: 2 rows x 4 chunks, StoreF32, "`out = a · wᵀ` in f32.";
-    gemv_bf16_m2_add: 2 rows x 4 chunks, Add, "`out += a · wᵀ` in bf16.";
-    gemv_bf16_m2_swiglu: 2 rows x 4 chunks, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
-    gemv_bf16_m4_store: 4 rows x 2 chunks, Store, "`out = a · wᵀ` in bf16.";
-    gemv_bf16_m4_f32: 4 rows x 2 chunks, StoreF32, "`out = a · wᵀ` in f32.";
-    gemv_bf16_m4_add: 4 rows x 2 chunks, Add, "`out += a · wᵀ` in bf16.";
-    gemv_bf16_m4_swiglu: 4 rows x 2 chunks, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
+    gemv_bf16_m8_store: 1 token tiles, Store, "`out = a · wᵀ` in bf16.";
+    gemv_bf16_m8_f32: 1 token tiles, StoreF32, "`out = a · wᵀ` in f32.";
+    gemv_bf16_m8_add: 1 token tiles, Add, "`out += a · wᵀ` in bf16.";
+    gemv_bf16_m8_swiglu: 1 token tiles, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
+    gemv_bf16_m16_store: 2 token tiles, Store, "`out = a · wᵀ` in bf16.";
+    gemv_bf16_m16_f32: 2 token tiles, StoreF32, "`out = a · wᵀ` in f32.";
+    gemv_bf16_m16_add: 2 token tiles, Add, "`out += a · wᵀ` in bf16.";
+    gemv_bf16_m16_swiglu: 2 token tiles, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
 }
 
 #[inline(always)]
-unsafe fn gemv<const M: usize, const UNROLL: usize, E: Epilogue>(p: &Gemm) {
-    let col = (ctaid_x() * (ntid_x() / 32) + warp()) * ROWS as u32;
+unsafe fn gemv<const TOKEN_TILES: usize, const ALIGNED: bool, E: Epilogue>(p: &Gemm) {
+    let col = ctaid_x() * ROWS;
+    let weights = WeightRows::new(p, col + lane() / 4);
+
+    // This warp's steps, and those among them that are complete batches inside k.
+    let n_steps = p.k.div_ceil(STEP);
+    let (begin, end) = (n_steps * warp() / WARPS, n_steps * (warp() + 1) / WARPS);
+    let inside = if ALIGNED { end.min(p.k / STEP) } else { begin };
+    let n_batches = inside.saturating_sub(begin) / UNROLL as u32;
+    let element = |step: u32| step * STEP + lane() % 4 * PER_VECTOR;
+
+    // The first weights do not wait for the predecessor.
     pdl::launch_dependents();
-    if col >= p.n {
-        // Executed by every thread of the chain, also by those without work.
-        pdl::wait();
-        return;
+    let mut batch = [[[0; 4]; 2]; UNROLL];
+    if n_batches > 0 {
+        batch = weights.load_batch(element(begin));
     }
-    if p.k.is_multiple_of(PER_VECTOR) && p.ld_a.is_multiple_of(PER_VECTOR) {
-        warp_rows::<M, UNROLL, true, E>(p, col);
-    } else {
-        warp_rows::<M, 1, false, E>(p, col);
-    }
-}
-
-/// Weights of one step: `ROWS` rows, `UNROLL` 16-byte chunks per lane.
-type Weights<const UNROLL: usize> = [[[u32; 4]; UNROLL]; ROWS];
-
-/// Sums of one warp.
-struct Sums<const M: usize> {
-    /// Dot products of each row of `w` with each row of `a`.
-    dot: [[f32; M]; ROWS],
-    /// Squares of each row of `a`.
-    squares: [f32; M],
-}
-
-#[inline(always)]
-unsafe fn warp_rows<const M: usize, const UNROLL: usize, const ALIGNED: bool, E: Epilogue>(
-    p: &Gemm,
-    col: u32,
-) {
-    let start = lane() * PER_VECTOR;
-    let step = WARP_SPAN * UNROLL as u32;
-    let mut weights = load_weights::<UNROLL, ALIGNED>(p, col, start);
     pdl::wait();
 
-    let mut sums = Sums { dot: [[0.0; M]; ROWS], squares: [0.0; M] };
-    let mut i = start;
-    while i < p.k {
-        let next = load_weights::<UNROLL, ALIGNED>(p, col, i + step);
-        for u in 0..UNROLL {
-            let rows = [weights[0][u], weights[1][u]];
-            accumulate::<M, ALIGNED>(p, &mut sums, rows, i + u as u32 * WARP_SPAN);
+    let mut tokens = Tokens::<TOKEN_TILES>::new(p);
+    for b in 0..n_batches {
+        let i = element(begin + b * UNROLL as u32);
+        let activations: [[[u32; 4]; TOKEN_TILES]; UNROLL] =
+            core::array::from_fn(|u| tokens.load::<true, ALIGNED>(p, i + u as u32 * STEP));
+        let current = batch;
+        if b + 1 < n_batches {
+            batch = weights.load_batch(i + UNROLL as u32 * STEP);
         }
-        weights = next;
-        i += step;
-    }
-    finish::<M, E>(p, col, sums);
-}
-
-#[inline(always)]
-unsafe fn load_weights<const UNROLL: usize, const ALIGNED: bool>(
-    p: &Gemm,
-    col: u32,
-    i: u32,
-) -> Weights<UNROLL> {
-    let mut weights = [[[0; 4]; UNROLL]; ROWS];
-    for r in 0..ROWS {
-        // The second row of an odd n reads the first again; its results are dropped.
-        let row = p.w + u64::from((col + r as u32).min(p.n - 1)) * u64::from(p.k) * BYTES;
         for u in 0..UNROLL {
-            weights[r][u] = load_weight_chunk::<ALIGNED>(row, i + u as u32 * WARP_SPAN, p.k);
+            tokens.multiply(&current[u], &activations[u]);
         }
     }
-    weights
+    for step in begin + n_batches * UNROLL as u32..end {
+        let rows = weights.load_or_zero::<ALIGNED>(element(step), p.k);
+        let activations = tokens.load::<false, ALIGNED>(p, element(step));
+        tokens.multiply(&rows, &activations);
+    }
+    tokens.write_sums();
+    sync_block();
+    finish::<TOKEN_TILES, E>(p, col);
 }
 
-#[inline(always)]
-unsafe fn load_weight_chunk<const ALIGNED: bool>(row: Global, i: u32, k: u32) -> [u32; 4] {
-    if i >= k {
-        [0; 4]
-    } else if ALIGNED {
-        ld_v4_stream(row + u64::from(i) * BYTES)
-    } else {
-        gather8(row, i, k)
+/// The two weight rows of a lane: rows g and g + 8 of the block's 16.
+struct WeightRows {
+    rows: [Global; 2],
+}
+
+impl WeightRows {
+    /// Rows beyond `n` read the last one again; their results are dropped.
+    #[inline(always)]
+    fn new(p: &Gemm, row: u32) -> Self {
+        let address = |row: u32| p.w + u64::from(row.min(p.n - 1)) * u64::from(p.k) * BYTES;
+        Self { rows: [address(row), address(row + 8)] }
+    }
+
+    /// Elements `i..i + 8` of both rows, of `UNROLL` steps; all inside k.
+    #[inline(always)]
+    unsafe fn load_batch(&self, i: u32) -> [[[u32; 4]; 2]; UNROLL] {
+        let mut batch = [[[0; 4]; 2]; UNROLL];
+        for u in 0..UNROLL {
+            for r in 0..2 {
+                batch[u][r] =
+                    ld_v4_stream(self.rows[r] + u64::from(i) * BYTES + (u as u64) * u64::from(STEP) * BYTES);
+            }
+        }
+        batch
+    }
+
+    /// Elements `i..i + 8` of both rows; zeros beyond k.
+    #[inline(always)]
+    unsafe fn load_or_zero<const ALIGNED: bool>(&self, i: u32, k: u32) -> [[u32; 4]; 2] {
+        if i >= k {
+            return [[0; 4]; 2];
+        }
+        let load = |row: Global| {
+            // SAFETY: the row has k elements, and i is below k.
+            unsafe { if ALIGNED { ld_v4_stream(row + u64::from(i) * BYTES) } else { gather8(row, i, k) } }
+        };
+        [load(self.rows[0]), load(self.rows[1])]
     }
 }
 
-/// Adds the products of elements `i..i + 8`.
-#[inline(always)]
-unsafe fn accumulate<const M: usize, const ALIGNED: bool>(
-    p: &Gemm,
-    sums: &mut Sums<M>,
-    weights: [[u32; 4]; ROWS],
-    i: u32,
-) {
-    let weights = weights.map(unpack8);
-    let norm_weight =
-        if p.norm_weight == 0 { [1.0; 8] } else { unpack8(load8_or_zero(p.norm_weight, i, p.k, ALIGNED)) };
-    for m in 0..M {
-        // Rows beyond m read the last one again; their results are dropped.
-        let row = p.a + u64::from((m as u32).min(p.m - 1)) * u64::from(p.ld_a) * BYTES;
-        let a = unpack8(load8_or_zero(row, i, p.k, ALIGNED));
-        for j in 0..8 {
-            sums.squares[m] = fma(a[j], a[j], sums.squares[m]);
-            let scaled = a[j] * norm_weight[j];
-            for r in 0..ROWS {
-                sums.dot[r][m] = fma(weights[r][j], scaled, sums.dot[r][m]);
+/// The tokens of a lane: token g of each tile of eight.
+struct Tokens<const TILES: usize> {
+    rows: [Global; TILES],
+    /// Products of 16 weight rows with each tile.
+    acc: [[f32; 4]; TILES],
+    /// This lane's share of its tokens' sums of squares.
+    squares: [f32; TILES],
+}
+
+impl<const TILES: usize> Tokens<TILES> {
+    /// Tokens beyond `m` read the last row again; their results are dropped.
+    #[inline(always)]
+    fn new(p: &Gemm) -> Self {
+        let rows = core::array::from_fn(|tile| {
+            let token = (tile as u32 * 8 + lane() / 4).min(p.m - 1);
+            p.a + u64::from(token) * u64::from(p.ld_a) * BYTES
+        });
+        Self { rows, acc: [[0.0; 4]; TILES], squares: [0.0; TILES] }
+    }
+
+    /// Elements `i..i + 8` of the tokens, times the norm's weight if there is one. With `INSIDE` all
+    /// are below k and aligned; else there are zeros from k on.
+    #[inline(always)]
+    unsafe fn load<const INSIDE: bool, const ALIGNED: bool>(
+        &mut self,
+        p: &Gemm,
+        i: u32,
+    ) -> [[u32; 4]; TILES] {
+        let load = |row: Global| {
+            // SAFETY: rows have k elements.
+            unsafe {
+                if INSIDE { ld_v4(row + u64::from(i) * BYTES) } else { load8_or_zero(row, i, p.k, ALIGNED) }
+            }
+        };
+        let mut activations = self.rows.map(load);
+        if p.norm_weight != 0 {
+            let weight = unpack8(load(p.norm_weight));
+            for tile in 0..TILES {
+                let a = unpack8(activations[tile]);
+                self.squares[tile] = a.into_iter().fold(self.squares[tile], |sum, a| fma(a, a, sum));
+                activations[tile] = pack8(core::array::from_fn(|j| a[j] * weight[j]));
+            }
+        }
+        activations
+    }
+
+    #[inline(always)]
+    fn multiply(&mut self, rows: &[[u32; 4]; 2], activations: &[[u32; 4]; TILES]) {
+        let [top, bottom] = rows;
+        let first = [top[0], bottom[0], top[1], bottom[1]];
+        let second = [top[2], bottom[2], top[3], bottom[3]];
+        for tile in 0..TILES {
+            let a = &activations[tile];
+            m16n8k16(&mut self.acc[tile], &first, [a[0], a[1]]);
+            m16n8k16(&mut self.acc[tile], &second, [a[2], a[3]]);
+        }
+    }
+
+    /// Writes this warp's sums to shared memory.
+    #[inline(always)]
+    unsafe fn write_sums(&self) {
+        for tile in 0..TILES {
+            let first_token = warp() * 16 + tile as u32 * 8;
+            let [d0, d1, d2, d3] = self.acc[tile];
+            let at = |token: u32, row: u32| sums() + ((first_token + token) * ROWS + row) * 4;
+            let (token, row) = (lane() % 4 * 2, lane() / 4);
+            st_f32(at(token, row), d0);
+            st_f32(at(token + 1, row), d1);
+            st_f32(at(token, row + 8), d2);
+            st_f32(at(token + 1, row + 8), d3);
+            let total = quad_sum(self.squares[tile]);
+            if lane().is_multiple_of(4) {
+                st_f32(squares() + (first_token + lane() / 4) * 4, total);
             }
         }
     }
 }
 
-/// Sums over the lanes; lane m writes row m.
+/// Adds the warps' sums; a thread has one token and two neighbouring weight rows.
 #[inline(always)]
-unsafe fn finish<const M: usize, E: Epilogue>(p: &Gemm, col: u32, sums: Sums<M>) {
-    for m in 0..M {
-        let mut y = [warp_sum(sums.dot[0][m]), warp_sum(sums.dot[1][m])];
-        if p.norm_weight != 0 {
-            let inverse_rms = rsqrt(warp_sum(sums.squares[m]) / p.k as f32 + p.eps);
-            y = y.map(|y| y * inverse_rms);
-        }
-        if lane() == m as u32 && (m as u32) < p.m {
-            E::apply(p, m as u32, col, y);
-        }
+unsafe fn finish<const TOKEN_TILES: usize, E: Epilogue>(p: &Gemm, col: u32) {
+    const { assert!(TOKEN_TILES as u32 * 8 * (ROWS / 2) <= THREADS) };
+    let (token, row) = (tid_x() / (ROWS / 2), tid_x() % (ROWS / 2) * 2);
+    if token >= p.m || col + row >= p.n {
+        return;
     }
+    let (mut y, mut square) = ([0.0; 2], 0.0);
+    for w in 0..WARPS {
+        let slot = w * 16 + token;
+        y[0] += ld_f32(sums() + (slot * ROWS + row) * 4);
+        y[1] += ld_f32(sums() + (slot * ROWS + row + 1) * 4);
+        square += ld_f32(squares() + slot * 4);
+    }
+    if p.norm_weight != 0 {
+        let inverse_rms = rsqrt(square / p.k as f32 + p.eps);
+        y = y.map(|y| y * inverse_rms);
+    }
+    E::apply(p, token, col + row, y);
 }

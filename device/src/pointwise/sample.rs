@@ -25,6 +25,8 @@ const UNITS_PER_NAT: f32 = 67_108_864.0;
 const GAP_LIMIT: u32 = 1_488_522_235;
 const LOG2_E: f32 = core::f32::consts::LOG2_E;
 
+/// Logits of a thread in flight together.
+const BATCH: usize = 16;
 const BINS: u32 = 2048;
 /// Histogram levels of a threshold, coarse to fine, and the bits of a gap that each resolves.
 const LEVELS: u32 = 3;
@@ -82,7 +84,7 @@ kernel! {
                 limit = logits.threshold(limit, Measure::Count, u64::from(top_k));
             }
             if top_p < 1.0 {
-                let kept = total(logits.sum_of_weights(limit));
+                let kept = total(logits.sum_of_weights(limit, tid_x(), p.len, ntid_x()));
                 // At least 1, so that the best token always stays.
                 let mass = ((kept as f32 * top_p) as u64).min(kept).max(1);
                 limit = logits.threshold(limit, Measure::Weight, mass);
@@ -121,10 +123,30 @@ impl Logits {
         ld_f32(self.base + u64::from(i) * 4)
     }
 
-    /// Gap of token `i`; `u32::MAX` for a NaN.
+    /// Calls `each` with the logits `start`, `start + stride`, … below `end`, loaded in batches so that
+    /// a pass costs bandwidth and not latency.
     #[inline(always)]
-    unsafe fn gap(&self, i: u32) -> u32 {
-        let value = self.value(i);
+    unsafe fn scan(&self, start: u32, end: u32, stride: u32, mut each: impl FnMut(f32)) {
+        let mut i = start;
+        while i < end && end - i > (BATCH as u32 - 1) * stride {
+            let mut batch = [0.0; BATCH];
+            for b in 0..BATCH {
+                batch[b] = self.value(i + b as u32 * stride);
+            }
+            for b in 0..BATCH {
+                each(batch[b]);
+            }
+            i += BATCH as u32 * stride;
+        }
+        while i < end {
+            each(self.value(i));
+            i += stride;
+        }
+    }
+
+    /// Gap of a logit; `u32::MAX` for a NaN and for what weighs nothing.
+    #[inline(always)]
+    fn gap(&self, value: f32) -> u32 {
         let gap = (self.max - value) * self.units;
         if gap < GAP_LIMIT as f32 { gap as u32 } else { u32::MAX }
     }
@@ -134,16 +156,13 @@ impl Logits {
     unsafe fn find_max(&self) -> f32 {
         // As integers whose unsigned order is the floats' order.
         let mut best = 0;
-        let mut i = tid_x();
-        while i < self.len {
-            let value = self.value(i);
+        self.scan(tid_x(), self.len, ntid_x(), |value| {
             let bits = value.to_bits();
             let ordered = if bits >> 31 == 0 { bits | 0x8000_0000 } else { !bits };
             if !value.is_nan() && ordered > best {
                 best = ordered;
             }
-            i += ntid_x();
-        }
+        });
         let best = block_max_u32(best);
         let bits = if best >> 31 == 1 { best & 0x7fff_ffff } else { !best };
         if best == 0 { f32::NEG_INFINITY } else { f32::from_bits(bits) }
@@ -158,18 +177,17 @@ impl Logits {
         for level in 0..opaque(LEVELS) {
             let shift = LEVEL_BITS * (LEVELS - 1 - level);
             clear_bins();
-            let mut i = tid_x();
-            while i < self.len {
-                let gap = self.gap(i);
+            self.scan(tid_x(), self.len, ntid_x(), |value| {
+                let gap = self.gap(value);
                 // The first level has all the upper bits: 11 of them.
                 let in_prefix = level == 0 || gap >> (shift + LEVEL_BITS) == prefix;
                 if gap <= limit && in_prefix {
                     let bin = if level == 0 { gap >> shift } else { (gap >> shift) % (1 << LEVEL_BITS) };
                     let amount = if measure == Measure::Count { 1 } else { weight(gap) };
-                    add_shared_u64(bins() + bin * 8, amount);
+                    // SAFETY: a gap below the limit has its bin inside the array.
+                    unsafe { add_shared_u64(bins() + bin * 8, amount) };
                 }
-                i += ntid_x();
-            }
+            });
             sync_block();
             let (bin, before) = find_bin(remaining);
             if bin == BINS {
@@ -181,16 +199,14 @@ impl Logits {
         prefix
     }
 
-    /// This thread's share of the weights within `limit`, when the block strides over the row.
+    /// Sum of the weights within `limit` of the logits `start`, `start + stride`, … below `end`.
     #[inline(always)]
-    unsafe fn sum_of_weights(&self, limit: u32) -> u64 {
+    unsafe fn sum_of_weights(&self, limit: u32, start: u32, end: u32, stride: u32) -> u64 {
         let mut sum = 0;
-        let mut i = tid_x();
-        while i < self.len {
-            let gap = self.gap(i);
+        self.scan(start, end, stride, |value| {
+            let gap = self.gap(value);
             sum += if gap <= limit { weight(gap) } else { 0 };
-            i += ntid_x();
-        }
+        });
         sum
     }
 
@@ -205,7 +221,8 @@ impl Logits {
         for round in 0..opaque(2) {
             let part = (end - start).div_ceil(n_warps);
             let own = (start + warp() * part).min(end);
-            let sum = warp_sum_u64(self.warp_share(limit, own, (own + part).min(end)));
+            let own_end = (own + part).min(end);
+            let sum = warp_sum_u64(self.sum_of_weights(limit, own + lane(), own_end, 32));
             sync_block();
             if lane() == 0 {
                 st_shared_b64(warp_sums() + warp() * 8, sum);
@@ -230,9 +247,10 @@ impl Logits {
         let mut token = start;
         while token < end {
             let i = token + lane();
-            let gap = if i < end { self.gap(i) } else { u32::MAX };
+            let gap = if i < end { self.gap(self.value(i)) } else { u32::MAX };
             let own = if gap <= limit { weight(gap) } else { 0 };
-            let passed = ballot(own > 0 && prefix_sum(own) > target);
+            // The sum first passes the target in a lane that adds to it.
+            let passed = ballot(prefix_sum(own) > target);
             if passed != 0 {
                 return token + passed.trailing_zeros();
             }
@@ -241,19 +259,6 @@ impl Logits {
         }
         // Only when nothing can be drawn: all logits NaN.
         0
-    }
-
-    /// This lane's share of the weights of tokens `start..end`, when the warp strides over them.
-    #[inline(always)]
-    unsafe fn warp_share(&self, limit: u32, start: u32, end: u32) -> u64 {
-        let mut sum = 0;
-        let mut i = start + lane();
-        while i < end {
-            let gap = self.gap(i);
-            sum += if gap <= limit { weight(gap) } else { 0 };
-            i += 32;
-        }
-        sum
     }
 }
 

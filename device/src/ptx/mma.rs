@@ -1,4 +1,7 @@
 //! Tensor cores through `mma.sync`, and `ldmatrix` that feeds them (sm_80).
+//!
+//! The whole warp executes these together. They are not marked pure, so that the compiler cannot sink
+//! one into a branch that only some lanes take because only they use its result.
 
 use core::arch::asm;
 
@@ -19,7 +22,7 @@ pub fn m16n8k16(d: &mut [f32; 4], a: &[u32; 4], b: [u32; 2]) {
             inout(reg32) d[0], inout(reg32) d[1], inout(reg32) d[2], inout(reg32) d[3],
             in(reg32) a[0], in(reg32) a[1], in(reg32) a[2], in(reg32) a[3],
             in(reg32) b[0], in(reg32) b[1],
-            options(pure, nomem, nostack),
+            options(nomem, nostack),
         );
     }
 }
@@ -32,7 +35,7 @@ macro_rules! ldmatrix {
             let (x, y, z, w): (u32, u32, u32, u32);
             asm!(concat!($instruction, " {{{}, {}, {}, {}}}, [{}];"),
                 out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w, in(reg32) row,
-                options(pure, readonly, nostack));
+                options(readonly, nostack));
             [x, y, z, w]
         }
     )*};

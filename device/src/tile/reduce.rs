@@ -23,6 +23,16 @@ pub fn warp_sum(x: f32) -> f32 {
 
 /// Maximum over the warp, in every lane.
 #[inline(always)]
+pub fn warp_max(x: f32) -> f32 {
+    let x = math::max(x, xor_f32::<16>(x));
+    let x = math::max(x, xor_f32::<8>(x));
+    let x = math::max(x, xor_f32::<4>(x));
+    let x = math::max(x, xor_f32::<2>(x));
+    math::max(x, xor_f32::<1>(x))
+}
+
+/// Maximum over the warp, in every lane.
+#[inline(always)]
 pub fn warp_max_u64(x: u64) -> u64 {
     let x = x.max(xor_u64::<16>(x));
     let x = x.max(xor_u64::<8>(x));
