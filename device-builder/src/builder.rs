@@ -100,7 +100,12 @@ impl CudaBuilder {
             return Err(Error::NotACrate { path: crate_dir });
         }
         if env::var_os("OUT_DIR").is_some() {
-            println!("cargo:rerun-if-changed={}", crate_dir.display());
+            for input in ["src", "Cargo.toml", "Cargo.lock"] {
+                println!("cargo:rerun-if-changed={}", crate_dir.join(input).display());
+            }
+            for variable in crate::toolchain::VARIABLES {
+                println!("cargo:rerun-if-env-changed={variable}");
+            }
         }
         let toolchain = match &self.toolchain {
             Some(toolchain) => toolchain.clone(),

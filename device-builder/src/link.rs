@@ -40,7 +40,11 @@ pub(crate) struct Linked {
 
 /// The flags that decide the bytes, as recorded in the PTX header.
 pub(crate) fn describe(arch: Arch) -> String {
-    format!("opt {} -passes={PASSES}; llc -O3 -mcpu={arch} -mattr=+ptx{}", UNROLL.join(" "), arch.ptx_version())
+    format!(
+        "opt {} -passes={PASSES}; llc -O3 -mcpu={arch} -mattr=+ptx{}",
+        UNROLL.join(" "),
+        arch.ptx_version()
+    )
 }
 
 /// Links, optimises and lowers; `None` when the crate exports no kernel.

@@ -17,6 +17,8 @@ Install one of these, then run again:
 
 const RUSTC_VARIABLE: &str = "FEWSYNC_DEVICE_RUSTC";
 const LLVM_VARIABLE: &str = "FEWSYNC_DEVICE_LLVM_BIN";
+/// The environment variables that name a toolchain.
+pub(crate) const VARIABLES: [&str; 2] = [RUSTC_VARIABLE, LLVM_VARIABLE];
 const LLVM_TOOLS: [&str; 5] = ["llvm-ar", "llvm-dis", "llvm-link", "opt", "llc"];
 
 /// A rustc and the LLVM tools of the same LLVM major.

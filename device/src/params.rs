@@ -4,7 +4,7 @@
 //! device addresses, 16-byte aligned unless said otherwise; lengths count elements, not bytes;
 //! strides (`ld_*`) are elements from one row to the next.
 
-/// [`embedding_bf16`](../pointwise/embedding): `out[t] = table[ids[t]]`.
+/// `embedding_bf16`: `out[t] = table[ids[t]]`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Embedding {

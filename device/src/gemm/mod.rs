@@ -1,9 +1,11 @@
 //! Matrix products `y = a · wᵀ` with weights `[n, k]`, and what happens to `y`.
 //!
-//! [`gemv`] streams the weights once for up to 16 rows; [`gemm`] is tiled over tensor cores for any
-//! shape. Both share the [`epilogue`]s. Which one, and which tile, is the host's choice.
+//! [`gemv_m1`] and [`gemv_m8`] stream the weights once for one and for up to eight rows of activations;
+//! [`tiled`] works in tiles on tensor cores for any shape. All share the [`epilogue`]s. Which one, and which
+//! tile, is the host's choice.
 
 pub mod epilogue;
-pub mod gemm;
-pub mod gemv;
+pub mod gemv_m1;
+pub mod gemv_m8;
 pub mod tile;
+pub mod tiled;

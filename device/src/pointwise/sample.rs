@@ -7,14 +7,14 @@
 
 use crate::params::Sample;
 use crate::pointwise::philox::draw_u64;
-use crate::ptx::atomic::add_shared_u64;
+use crate::ptx::atomic::{add_shared_u32, add_shared_u64};
 use crate::ptx::barrier::sync_block;
 use crate::ptx::global::{ld_b32, ld_b64, ld_f32, st_b32};
 use crate::ptx::math::exp2;
 use crate::ptx::shared::{
     ld_b32 as ld_shared_b32, ld_b64 as ld_shared_b64, st_b32 as st_shared_b32, st_b64 as st_shared_b64,
 };
-use crate::ptx::shuffle::{ballot, up};
+use crate::ptx::shuffle::{ballot, broadcast, up};
 use crate::ptx::special::{ctaid_x, lane, ntid_x, opaque, tid_x, warp};
 use crate::ptx::{Global, pdl};
 use crate::tile::reduce::{block_max_u32, warp_sum_u64};
@@ -64,7 +64,7 @@ kernel! {
         pdl::wait();
         let row = u64::from(ctaid_x());
         let temperature = ld_f32(p.temperatures + row * 4);
-        let greedy = !(temperature > 0.0);
+        let greedy = temperature.is_nan() || temperature <= 0.0;
         let mut logits = Logits {
             base: p.logits + row * u64::from(p.ld_logits) * 4,
             len: p.len,
@@ -183,9 +183,13 @@ impl Logits {
                 let in_prefix = level == 0 || gap >> (shift + LEVEL_BITS) == prefix;
                 if gap <= limit && in_prefix {
                     let bin = if level == 0 { gap >> shift } else { (gap >> shift) % (1 << LEVEL_BITS) };
-                    let amount = if measure == Measure::Count { 1 } else { weight(gap) };
                     // SAFETY: a gap below the limit has its bin inside the array.
-                    unsafe { add_shared_u64(bins() + bin * 8, amount) };
+                    unsafe {
+                        match measure {
+                            Measure::Count => add_shared_u32(bins() + bin * 8, 1),
+                            Measure::Weight => add_shared_u64(bins() + bin * 8, weight(gap)),
+                        }
+                    }
                 }
             });
             sync_block();
@@ -294,30 +298,44 @@ unsafe fn clear_bins() {
 }
 
 /// The first bin at which the running sum reaches `target`, and the sum before it; [`BINS`] when none.
+///
+/// Every warp sums a section of the bins; the first warp finds the section and then the bin.
 #[inline(always)]
 unsafe fn find_bin(target: u64) -> (u32, u64) {
+    const SECTION: u32 = BINS / 32;
+    let bin = warp() * SECTION + lane();
+    let sum = warp_sum_u64(ld_shared_b64(bins() + bin * 8) + ld_shared_b64(bins() + (bin + 32) * 8));
+    if lane() == 0 {
+        st_shared_b64(warp_sums() + warp() * 8, sum);
+    }
+    sync_block();
     if warp() == 0 {
-        let mut before = 0;
-        let mut first = 0;
-        loop {
-            let own = ld_shared_b64(bins() + (first + lane()) * 8);
-            let upto = before + prefix_sum(own);
-            let reached = ballot(upto >= target);
-            if reached != 0 || first + 32 == opaque(BINS) {
-                let lane_found = reached.trailing_zeros();
-                if lane() == lane_found % 32 {
-                    let bin = if reached == 0 { BINS } else { first + lane_found };
-                    st_shared_b32(found(), bin);
-                    st_shared_b64(found() + 8, upto - own);
-                }
-                break;
-            }
-            before += warp_sum_u64(own);
-            first += 32;
+        let (section, before) = first_reaching(ld_shared_b64(warp_sums() + lane() * 8), 0, target);
+        let start = section % 32 * SECTION;
+        let low = ld_shared_b64(bins() + (start + lane()) * 8);
+        let (in_low, before_low) = first_reaching(low, before, target);
+        let high = ld_shared_b64(bins() + (start + 32 + lane()) * 8);
+        let (in_high, before_high) = first_reaching(high, before + warp_sum_u64(low), target);
+        let (offset, before) = if in_low < 32 { (in_low, before_low) } else { (32 + in_high, before_high) };
+        if lane() == 0 {
+            st_shared_b32(found(), if section < 32 { start + offset } else { BINS });
+            st_shared_b64(found() + 8, before);
         }
     }
     sync_block();
     (ld_shared_b32(found()), ld_shared_b64(found() + 8))
+}
+
+/// First lane at which `before` plus the running sum of `own` reaches `target`, and the sum before that
+/// lane; 32 when none does. The same in all lanes of the warp.
+#[inline(always)]
+fn first_reaching(own: u64, before: u64, target: u64) -> (u32, u64) {
+    let upto = before + prefix_sum(own);
+    let reached = ballot(upto >= target).trailing_zeros();
+    let before = upto - own;
+    let low = broadcast(before as u32, reached % 32);
+    let high = broadcast((before >> 32) as u32, reached % 32);
+    (reached, u64::from(high) << 32 | u64::from(low))
 }
 
 /// Inclusive prefix sum over the lanes.

@@ -33,8 +33,22 @@ pub unsafe fn add_shared_u32(address: Shared, value: u32) {
     asm!("red.shared.add.u32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
 }
 
-/// `red.shared.add.u64`
+/// `atom.shared.add.u32`: returns the old value.
+#[inline(always)]
+pub unsafe fn fetch_add_shared_u32(address: Shared, value: u32) -> u32 {
+    let old: u32;
+    asm!("atom.shared.add.u32 {}, [{}], {};", out(reg32) old, in(reg32) address, in(reg32) value, options(nostack));
+    old
+}
+
+/// Adds to a 64-bit sum (little-endian) by 32-bit atomics, which shared memory has in hardware; the
+/// sum is whole once all threads are done.
 #[inline(always)]
 pub unsafe fn add_shared_u64(address: Shared, value: u64) {
-    asm!("red.shared.add.u64 [{}], {};", in(reg32) address, in(reg64) value, options(nostack));
+    let low = value as u32;
+    let (_, carry) = fetch_add_shared_u32(address, low).overflowing_add(low);
+    let high = (value >> 32) as u32 + u32::from(carry);
+    if high != 0 {
+        add_shared_u32(address + 4, high);
+    }
 }

@@ -61,6 +61,16 @@ pub unsafe fn ld_b64(address: Shared) -> u64 {
     value
 }
 
+/// `ld.shared.v4.b32`: 16 bytes, aligned.
+#[inline(always)]
+pub unsafe fn ld_v4(address: Shared) -> [u32; 4] {
+    let (x, y, z, w): (u32, u32, u32, u32);
+    asm!("ld.shared.v4.b32 {{{}, {}, {}, {}}}, [{}];",
+        out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w, in(reg32) address,
+        options(pure, readonly, nostack));
+    [x, y, z, w]
+}
+
 /// `st.shared.b32`
 #[inline(always)]
 pub unsafe fn st_b32(address: Shared, value: u32) {

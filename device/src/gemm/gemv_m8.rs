@@ -1,9 +1,9 @@
-//! Decode's matrix product: a few rows of activations, weights streamed once.
+//! Decode's matrix product for up to eight tokens: weights streamed once, through tensor cores.
 //!
 //! The time is the weights' bytes over the memory's bandwidth, so everything is arranged around
 //! keeping loads in flight and instructions few. Weights go from memory to registers in 16-byte loads
-//! and from there straight into `mma.sync` as the left operand: 16 weight rows by up to 16 tokens cost
-//! the same few instructions as one token would.
+//! and from there straight into `mma.sync` as the left operand: 16 weight rows by eight tokens cost the
+//! same few instructions as one token would.
 //!
 //! A product does not change when its k indices are permuted alike on both sides. A lane therefore
 //! feeds two `mma` from eight consecutive k of its row, instead of the four separate pairs that the
@@ -23,9 +23,10 @@ use crate::tile::reduce::quad_sum;
 
 /// Warps of a block; each has a part of k.
 const WARPS: u32 = 8;
-const THREADS: u32 = WARPS * 32;
 /// Weight rows of a block.
 const ROWS: u32 = 16;
+/// Tokens of the `mma`.
+const TOKENS: u32 = 8;
 /// Elements of k that four lanes cover with one 16-byte load each: two `mma`.
 const STEP: u32 = 4 * PER_VECTOR;
 /// Steps whose weights are in flight together.
@@ -33,18 +34,18 @@ const UNROLL: usize = 4;
 
 shared_array! {
     /// Each warp's `[token][weight row]` sums, f32.
-    sums: 8192 bytes, align 16
+    sums: 4096 bytes, align 16
 }
 shared_array! {
     /// Each warp's sum of squares per token, f32.
-    squares: 512 bytes, align 16
+    squares: 256 bytes, align 16
 }
 
 macro_rules! gemv_kernels {
-    ($($name:ident: $token_tiles:literal token tiles, $epilogue:ident, $doc:literal;)*) => {$(
+    ($($name:ident: $epilogue:ident, $doc:literal;)*) => {$(
         kernel! {
             #[doc = $doc]
-            /// Up to as many rows of activations as the name says.
+            /// `m` is at most 8.
             ///
             /// # Shape and layout
             /// See [`Gemm`]: any `n` and `k`; 16-byte loads where `k` and `ld_a` are multiples of 8. With
@@ -56,14 +57,14 @@ macro_rules! gemv_kernels {
             /// memory, in warp order.
             ///
             /// # Safety
-            /// The grid covers `n`; `m` is at most the name's; all rows exist; `w` is written by no kernel
+            /// The grid covers `n`; all rows exist; `w` is written by no kernel
             /// in flight; `out` overlaps no input.
             #[launch_bounds(256, 2)]
             pub fn $name(p: Gemm) {
                 if p.k.is_multiple_of(PER_VECTOR) && p.ld_a.is_multiple_of(PER_VECTOR) {
-                    gemv::<$token_tiles, true, $epilogue>(&p);
+                    gemv::<true, $epilogue>(&p);
                 } else {
-                    gemv::<$token_tiles, false, $epilogue>(&p);
+                    gemv::<false, $epilogue>(&p);
                 }
             }
         }
@@ -71,18 +72,14 @@ macro_rules! gemv_kernels {
 }
 
 gemv_kernels! {
-    gemv_bf16_m8_store: 1 token tiles, Store, "`out = a · wᵀ` in bf16.";
-    gemv_bf16_m8_f32: 1 token tiles, StoreF32, "`out = a · wᵀ` in f32.";
-    gemv_bf16_m8_add: 1 token tiles, Add, "`out += a · wᵀ` in bf16.";
-    gemv_bf16_m8_swiglu: 1 token tiles, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
-    gemv_bf16_m16_store: 2 token tiles, Store, "`out = a · wᵀ` in bf16.";
-    gemv_bf16_m16_f32: 2 token tiles, StoreF32, "`out = a · wᵀ` in f32.";
-    gemv_bf16_m16_add: 2 token tiles, Add, "`out += a · wᵀ` in bf16.";
-    gemv_bf16_m16_swiglu: 2 token tiles, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
+    gemv_bf16_m8_store: Store, "`out = a · wᵀ` in bf16.";
+    gemv_bf16_m8_f32: StoreF32, "`out = a · wᵀ` in f32.";
+    gemv_bf16_m8_add: Add, "`out += a · wᵀ` in bf16.";
+    gemv_bf16_m8_swiglu: SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
 }
 
 #[inline(always)]
-unsafe fn gemv<const TOKEN_TILES: usize, const ALIGNED: bool, E: Epilogue>(p: &Gemm) {
+unsafe fn gemv<const ALIGNED: bool, E: Epilogue>(p: &Gemm) {
     let col = ctaid_x() * ROWS;
     let weights = WeightRows::new(p, col + lane() / 4);
 
@@ -101,27 +98,27 @@ unsafe fn gemv<const TOKEN_TILES: usize, const ALIGNED: bool, E: Epilogue>(p: &G
     }
     pdl::wait();
 
-    let mut tokens = Tokens::<TOKEN_TILES>::new(p);
+    let mut token = Token::new(p);
     for b in 0..n_batches {
         let i = element(begin + b * UNROLL as u32);
-        let activations: [[[u32; 4]; TOKEN_TILES]; UNROLL] =
-            core::array::from_fn(|u| tokens.load::<true, ALIGNED>(p, i + u as u32 * STEP));
+        let activations: [[u32; 4]; UNROLL] =
+            core::array::from_fn(|u| token.load::<true, ALIGNED>(p, i + u as u32 * STEP));
         let current = batch;
         if b + 1 < n_batches {
             batch = weights.load_batch(i + UNROLL as u32 * STEP);
         }
         for u in 0..UNROLL {
-            tokens.multiply(&current[u], &activations[u]);
+            token.multiply(&current[u], &activations[u]);
         }
     }
     for step in begin + n_batches * UNROLL as u32..end {
         let rows = weights.load_or_zero::<ALIGNED>(element(step), p.k);
-        let activations = tokens.load::<false, ALIGNED>(p, element(step));
-        tokens.multiply(&rows, &activations);
+        let activations = token.load::<false, ALIGNED>(p, element(step));
+        token.multiply(&rows, &activations);
     }
-    tokens.write_sums();
+    token.write_sums();
     sync_block();
-    finish::<TOKEN_TILES, E>(p, col);
+    finish::<E>(p, col);
 }
 
 /// The two weight rows of a lane: rows g and g + 8 of the block's 16.
@@ -164,95 +161,74 @@ impl WeightRows {
     }
 }
 
-/// The tokens of a lane: token g of each tile of eight.
-struct Tokens<const TILES: usize> {
-    rows: [Global; TILES],
-    /// Products of 16 weight rows with each tile.
-    acc: [[f32; 4]; TILES],
-    /// This lane's share of its tokens' sums of squares.
-    squares: [f32; TILES],
+/// The token g of a lane.
+struct Token {
+    row: Global,
+    /// Products of 16 weight rows with eight tokens.
+    acc: [f32; 4],
+    /// This lane's share of its token's sum of squares.
+    squares: f32,
 }
 
-impl<const TILES: usize> Tokens<TILES> {
+impl Token {
     /// Tokens beyond `m` read the last row again; their results are dropped.
     #[inline(always)]
     fn new(p: &Gemm) -> Self {
-        let rows = core::array::from_fn(|tile| {
-            let token = (tile as u32 * 8 + lane() / 4).min(p.m - 1);
-            p.a + u64::from(token) * u64::from(p.ld_a) * BYTES
-        });
-        Self { rows, acc: [[0.0; 4]; TILES], squares: [0.0; TILES] }
+        let token = (lane() / 4).min(p.m - 1);
+        Self { row: p.a + u64::from(token) * u64::from(p.ld_a) * BYTES, acc: [0.0; 4], squares: 0.0 }
     }
 
-    /// Elements `i..i + 8` of the tokens, times the norm's weight if there is one. With `INSIDE` all
-    /// are below k and aligned; else there are zeros from k on.
+    /// Elements `i..i + 8`, times the norm's weight if there is one. With `INSIDE` all are below k and
+    /// aligned; else there are zeros from k on.
     #[inline(always)]
-    unsafe fn load<const INSIDE: bool, const ALIGNED: bool>(
-        &mut self,
-        p: &Gemm,
-        i: u32,
-    ) -> [[u32; 4]; TILES] {
+    unsafe fn load<const INSIDE: bool, const ALIGNED: bool>(&mut self, p: &Gemm, i: u32) -> [u32; 4] {
         let load = |row: Global| {
             // SAFETY: rows have k elements.
             unsafe {
                 if INSIDE { ld_v4(row + u64::from(i) * BYTES) } else { load8_or_zero(row, i, p.k, ALIGNED) }
             }
         };
-        let mut activations = self.rows.map(load);
-        if p.norm_weight != 0 {
-            let weight = unpack8(load(p.norm_weight));
-            for tile in 0..TILES {
-                let a = unpack8(activations[tile]);
-                self.squares[tile] = a.into_iter().fold(self.squares[tile], |sum, a| fma(a, a, sum));
-                activations[tile] = pack8(core::array::from_fn(|j| a[j] * weight[j]));
-            }
+        let activations = load(self.row);
+        if p.norm_weight == 0 {
+            return activations;
         }
-        activations
+        let (a, weight) = (unpack8(activations), unpack8(load(p.norm_weight)));
+        self.squares = a.into_iter().fold(self.squares, |sum, a| fma(a, a, sum));
+        pack8(core::array::from_fn(|j| a[j] * weight[j]))
     }
 
     #[inline(always)]
-    fn multiply(&mut self, rows: &[[u32; 4]; 2], activations: &[[u32; 4]; TILES]) {
-        let [top, bottom] = rows;
-        let first = [top[0], bottom[0], top[1], bottom[1]];
-        let second = [top[2], bottom[2], top[3], bottom[3]];
-        for tile in 0..TILES {
-            let a = &activations[tile];
-            m16n8k16(&mut self.acc[tile], &first, [a[0], a[1]]);
-            m16n8k16(&mut self.acc[tile], &second, [a[2], a[3]]);
-        }
+    fn multiply(&mut self, [top, bottom]: &[[u32; 4]; 2], a: &[u32; 4]) {
+        m16n8k16(&mut self.acc, &[top[0], bottom[0], top[1], bottom[1]], [a[0], a[1]]);
+        m16n8k16(&mut self.acc, &[top[2], bottom[2], top[3], bottom[3]], [a[2], a[3]]);
     }
 
     /// Writes this warp's sums to shared memory.
     #[inline(always)]
     unsafe fn write_sums(&self) {
-        for tile in 0..TILES {
-            let first_token = warp() * 16 + tile as u32 * 8;
-            let [d0, d1, d2, d3] = self.acc[tile];
-            let at = |token: u32, row: u32| sums() + ((first_token + token) * ROWS + row) * 4;
-            let (token, row) = (lane() % 4 * 2, lane() / 4);
-            st_f32(at(token, row), d0);
-            st_f32(at(token + 1, row), d1);
-            st_f32(at(token, row + 8), d2);
-            st_f32(at(token + 1, row + 8), d3);
-            let total = quad_sum(self.squares[tile]);
-            if lane().is_multiple_of(4) {
-                st_f32(squares() + (first_token + lane() / 4) * 4, total);
-            }
+        let at = |token: u32, row: u32| sums() + ((warp() * TOKENS + token) * ROWS + row) * 4;
+        let (token, row) = (lane() % 4 * 2, lane() / 4);
+        st_f32(at(token, row), self.acc[0]);
+        st_f32(at(token + 1, row), self.acc[1]);
+        st_f32(at(token, row + 8), self.acc[2]);
+        st_f32(at(token + 1, row + 8), self.acc[3]);
+        let total = quad_sum(self.squares);
+        if lane().is_multiple_of(4) {
+            st_f32(squares() + (warp() * TOKENS + lane() / 4) * 4, total);
         }
     }
 }
 
 /// Adds the warps' sums; a thread has one token and two neighbouring weight rows.
 #[inline(always)]
-unsafe fn finish<const TOKEN_TILES: usize, E: Epilogue>(p: &Gemm, col: u32) {
-    const { assert!(TOKEN_TILES as u32 * 8 * (ROWS / 2) <= THREADS) };
+unsafe fn finish<E: Epilogue>(p: &Gemm, col: u32) {
     let (token, row) = (tid_x() / (ROWS / 2), tid_x() % (ROWS / 2) * 2);
-    if token >= p.m || col + row >= p.n {
+    if token >= p.m.min(TOKENS) || col + row >= p.n {
         return;
     }
     let (mut y, mut square) = ([0.0; 2], 0.0);
     for w in 0..WARPS {
-        let slot = w * 16 + token;
+        let slot = w * TOKENS + token;
         y[0] += ld_f32(sums() + (slot * ROWS + row) * 4);
         y[1] += ld_f32(sums() + (slot * ROWS + row + 1) * 4);
         square += ld_f32(squares() + slot * 4);

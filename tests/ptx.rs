@@ -1,0 +1,104 @@
+//! The shipped PTX, as text: the instructions that make a kernel what it claims to be, and the
+//! parameter blocks that the host must match. Needs neither a GPU nor a toolchain.
+
+use std::collections::BTreeMap;
+use std::mem::size_of;
+
+#[allow(dead_code, unreachable_pub, reason = "another crate's file; only the sizes are read")]
+#[path = "../device/src/params.rs"]
+mod params;
+
+const FILES: [(&str, &str); 2] =
+    [("sm_80", include_str!("../ptx/sm_80.ptx")), ("sm_90a", include_str!("../ptx/sm_90a.ptx"))];
+
+/// Text of every entry point, by name.
+fn kernels(ptx: &str) -> BTreeMap<&str, &str> {
+    let mut entries = ptx.split(".visible .entry ");
+    entries.next();
+    entries.map(|text| (text.split('(').next().unwrap_or_default(), text)).collect()
+}
+
+fn each_kernel(mut check: impl FnMut(&str, &str, &str)) {
+    for (arch, ptx) in FILES {
+        for (name, text) in kernels(ptx) {
+            check(arch, name, text);
+        }
+    }
+}
+
+#[test]
+fn both_files_hold_the_same_kernels() {
+    let [(_, old), (_, new)] = FILES;
+    let names: Vec<&str> = kernels(old).into_keys().collect();
+    assert!(names.len() >= 30, "{names:?}");
+    assert_eq!(names, kernels(new).into_keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn versions_are_the_oldest_that_have_the_instructions() {
+    let [(_, sm_80), (_, sm_90a)] = FILES;
+    assert!(sm_80.contains("\n.version 7.4\n.target sm_80\n"));
+    assert!(sm_90a.contains("\n.version 8.0\n.target sm_90a\n"));
+}
+
+#[test]
+fn no_kernel_uses_local_memory_or_calls_a_function() {
+    for (arch, ptx) in FILES {
+        for word in [".local", ".func", "call."] {
+            assert!(!ptx.contains(word), "{arch}: {word}");
+        }
+    }
+}
+
+#[test]
+fn matrix_kernels_use_tensor_cores_fed_by_asynchronous_copies() {
+    each_kernel(|arch, name, text| {
+        let tensor_cores = text.contains("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32");
+        let copies = text.contains("cp.async.cg.shared.global") && text.contains("ldmatrix.sync.aligned");
+        if name.starts_with("gemm_") || name.starts_with("attn_") {
+            assert!(tensor_cores && copies, "{arch} {name}");
+        }
+        if name.starts_with("gemv_bf16_m8") {
+            assert!(tensor_cores, "{arch} {name}");
+        }
+    });
+}
+
+#[test]
+fn streaming_kernels_load_weights_by_16_bytes_past_l1() {
+    each_kernel(|arch, name, text| {
+        if name.starts_with("gemv_") {
+            let loads = text.matches("ld.global.nc.L1::no_allocate.v4.b32").count();
+            assert!(loads >= 4, "{arch} {name}: {loads}");
+        }
+    });
+}
+
+#[test]
+fn every_kernel_is_bounded_and_joins_dependent_launch_where_there_is_one() {
+    each_kernel(|arch, name, text| {
+        assert!(text.contains(".maxntid "), "{arch} {name}");
+        let waits = text.contains("griddepcontrol.wait") && text.contains("griddepcontrol.launch_dependents");
+        assert_eq!(waits, arch == "sm_90a", "{arch} {name}");
+    });
+}
+
+#[test]
+fn parameter_blocks_have_the_size_of_their_struct() {
+    let size_of_params = |name: &str| match name {
+        "embedding_bf16" => size_of::<params::Embedding>(),
+        "rmsnorm_bf16" | "add_rmsnorm_bf16" => size_of::<params::RmsNorm>(),
+        "argmax_f32" => size_of::<params::Argmax>(),
+        "sample_f32" => size_of::<params::Sample>(),
+        "advance_positions_u32" => size_of::<params::AdvancePositions>(),
+        _ if name.starts_with("rope_kv_write") => size_of::<params::RopeKvWrite>(),
+        _ if name.starts_with("attn_decode") => size_of::<params::AttnDecode>(),
+        _ if name.starts_with("attn_prefill") => size_of::<params::AttnPrefill>(),
+        _ if name.starts_with("gem") => size_of::<params::Gemm>(),
+        _ => panic!("{name} has no parameter struct here"),
+    };
+    each_kernel(|arch, name, text| {
+        let block = format!("{name}_param_0[{}]", size_of_params(name));
+        assert!(text.contains(&block), "{arch}: no {block}");
+    });
+}
