@@ -29,15 +29,26 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Without default features three modules remain, for other engines: [`kernels`] (PTX and typed launches),
+//! [`comm`] and [`driver`] (whose CUDA back end is the feature `cuda`).
 
+#[cfg(feature = "model")]
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod comm;
 pub mod driver;
+#[cfg(feature = "model")]
 pub mod eval;
+#[cfg(feature = "model")]
 pub mod generate;
+pub mod kernels;
+#[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "model")]
 pub mod reference;
+#[cfg(feature = "model")]
 pub mod runner;
+#[cfg(feature = "model")]
 pub mod spd;

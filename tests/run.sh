@@ -15,9 +15,14 @@ if ! python3 -m pip --version >/dev/null 2>&1; then
         missing "pip is not installed and cannot be installed here: install it (Debian: apt-get install python3-pip)"
 fi
 
-# Release: the tests compute a real model. Without the command line the library must build by itself.
+# Release: the tests compute a real model. Every part must build by itself, its documentation too.
 cargo test --locked --release --workspace
-cargo check --locked --release --no-default-features
+for features in "" model cuda; do
+    cargo check --locked --release --no-default-features --features "$features"
+done
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
+
+# The example of another engine's crate, outside the workspace.
+cargo build --locked --release --manifest-path examples/cudarc/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/examples"
 
 bash tests/device.sh

@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 
 use super::{Device, DevicePtr, GpuError, Pattern, PinnedAllocation, Result, Stream};
+use crate::kernels::Addr;
 
 /// `len` elements of device memory.
 ///
@@ -35,6 +36,11 @@ impl<T: Pod> DeviceBuffer<T> {
     pub fn ptr_at(&self, index: usize) -> DevicePtr {
         assert!(index <= self.len, "element {index} of a buffer of {}", self.len);
         self.ptr.add_bytes(index * size_of::<T>())
+    }
+
+    /// The address for a typed launch; [`Addr::NULL`] if the buffer is empty.
+    pub fn addr(&self) -> Addr<T> {
+        Addr::new(self.ptr.0)
     }
 
     /// How many elements there are.

@@ -8,6 +8,8 @@
 //!   own what they name, keep their device alive, and are written once for all back ends. No type of cust
 //!   appears in them.
 //!
+//! [`KernelLibrary`] joins them with the typed launches of [`crate::kernels`].
+//!
 //! What is refused: GPUs below compute capability 8.0, drivers older than CUDA 11.4 (PTX 7.4), PTX for
 //! another architecture; each with a [`GpuError`] that names the call, the device and the reason.
 //!
@@ -22,6 +24,7 @@ mod error;
 mod gpu;
 mod graph;
 mod launch;
+mod library;
 mod module;
 mod ptx;
 mod stream;
@@ -36,6 +39,7 @@ pub use gpu::{
 };
 pub use graph::Graph;
 pub use launch::{Dim3, LaunchConfig};
+pub use library::KernelLibrary;
 pub use module::{Kernel, Module};
 pub use ptx::{PtxHeader, PtxTarget, PtxVersion};
 pub use stream::{Event, Stream};

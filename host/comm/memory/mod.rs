@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "model")]
 pub(crate) use epilogue::rms_norm;
 use group::Group;
 use half::{bf16, f16};

@@ -1,0 +1,120 @@
+//! Embeds the kernels' PTX and has the compiler check it against the typed launches of `host/kernels/`.
+//!
+//! The PTX is that of `ptx/`, or, with `FEWSYNC_BUILD_DEVICE=1`, a fresh build of `device/` made in OUT_DIR.
+
+use std::env;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// The PTX files, the one that a device should prefer first.
+const ARCHS: [&str; 2] = ["sm_90a", "sm_80"];
+const BUILD_VARIABLE: &str = "FEWSYNC_BUILD_DEVICE";
+
+/// What a PTX file declares about one kernel.
+struct Entry {
+    name: String,
+    param_bytes: usize,
+    max_threads: u32,
+}
+
+fn main() -> Result<()> {
+    println!("cargo:rerun-if-env-changed={BUILD_VARIABLE}");
+    let out_dir = PathBuf::from(env::var("OUT_DIR")?);
+    let fresh = env::var_os(BUILD_VARIABLE).is_some_and(|value| value == "1");
+    let mut code = String::new();
+    writeln!(code, "/// The embedded PTX files, the one to prefer first.")?;
+    writeln!(code, "pub const PTX: [Ptx; {}] = [", ARCHS.len())?;
+    let mut checks = String::new();
+    for arch in ARCHS {
+        let path = if fresh { build(arch, &out_dir)? } else { committed(arch)? };
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let entries = entries(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        embed(&mut code, arch, &path, &entries)?;
+        check(&mut checks, arch, &entries)?;
+    }
+    writeln!(code, "];\n{checks}")?;
+    fs::write(out_dir.join("ptx.rs"), code)?;
+    Ok(())
+}
+
+/// The file in the source tree.
+fn committed(arch: &str) -> Result<PathBuf> {
+    let path = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("ptx").join(format!("{arch}.ptx"));
+    println!("cargo:rerun-if-changed={}", path.display());
+    Ok(path)
+}
+
+/// Builds `device/` for one architecture, in a target folder of its own.
+#[cfg(feature = "device-builder")]
+fn build(arch: &str, out_dir: &Path) -> Result<PathBuf> {
+    let path = out_dir.join(format!("{arch}.ptx"));
+    let builder = device_builder::CudaBuilder::new("device").arch(arch.parse()?).copy_to(&path);
+    builder.target_dir(out_dir.join("device")).build()?;
+    Ok(path)
+}
+
+#[cfg(not(feature = "device-builder"))]
+fn build(_arch: &str, _out_dir: &Path) -> Result<PathBuf> {
+    Err(format!("{BUILD_VARIABLE}=1 needs the feature device-builder: add --features device-builder").into())
+}
+
+/// Reads the kernels' declarations: `.entry name(.param .align 8 .b8 name_param_0[40]) .maxntid 256, 1, 1`.
+fn entries(ptx: &str) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for declaration in ptx.split(".entry ").skip(1) {
+        let (name, rest) = declaration.split_once('(').ok_or("an .entry without parameters")?;
+        let (params, rest) = rest.split_once(')').ok_or("an .entry without an end of its parameters")?;
+        let unreadable = |what: &str| format!("kernel {name}: no readable {what}");
+        if params.matches(".param").count() != 1 {
+            return Err(format!("kernel {name}: not exactly one parameter, a struct by value").into());
+        }
+        let bytes = params.split_once(".b8 ").and_then(|(_, array)| array.split_once('['));
+        let bytes = bytes.and_then(|(_, rest)| rest.split_once(']')).map(|(bytes, _)| bytes.parse());
+        let directives = rest.split('{').next().unwrap_or_default();
+        let threads = directives.split_once(".maxntid").and_then(|(_, rest)| rest.split(',').next());
+        entries.push(Entry {
+            name: name.trim().to_owned(),
+            param_bytes: bytes.and_then(|b| b.ok()).ok_or_else(|| unreadable(".param .b8 array"))?,
+            max_threads: threads.and_then(|t| t.trim().parse().ok()).ok_or_else(|| unreadable(".maxntid"))?,
+        });
+    }
+    Ok(entries)
+}
+
+/// The constant that holds the file.
+fn embed(code: &mut String, arch: &str, path: &Path, entries: &[Entry]) -> Result<()> {
+    writeln!(code, "    Ptx {{ arch: {arch:?}, text: include_str!({path:?}), entries: &[")?;
+    for Entry { name, param_bytes, max_threads } in entries {
+        writeln!(
+            code,
+            "        Entry {{ name: {name:?}, param_bytes: {param_bytes}, max_threads: {max_threads} }},"
+        )?;
+    }
+    writeln!(code, "    ] }},")?;
+    Ok(())
+}
+
+/// Assertions that every kernel has a typed launch with as many bytes of parameters, and that there is no typed
+/// launch without a kernel.
+fn check(code: &mut String, arch: &str, entries: &[Entry]) -> Result<()> {
+    for Entry { name, param_bytes, .. } in entries {
+        writeln!(
+            code,
+            "const _: () = assert!(typed_param_bytes({name:?}) != 0, \"{arch}.ptx: kernel {name} has no typed \
+             launch in host/kernels\");\n\
+             const _: () = assert!(matches!(typed_param_bytes({name:?}), 0 | {param_bytes}), \"{arch}.ptx: kernel {name} takes \
+             {param_bytes} bytes of parameters, its struct in device/src/params.rs has another size\");"
+        )?;
+    }
+    writeln!(
+        code,
+        "const _: () = assert!(typed_count() == {}, \"{arch}.ptx: host/kernels launches kernels that the file does \
+         not have\");",
+        entries.len()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! Matrix products `y = a · wᵀ`: which kernel, which tile.
+
+use half::bf16;
+
+use super::{Addr, Launch, Rows, params};
+
+/// `[kernel][epilogue]`; the kernels are those of [`Gemv`] by rows, then [`Tile::ALL`].
+pub(super) const NAMES: [[&str; 4]; 5] = [
+    ["gemv_bf16_m8_store", "gemv_bf16_m8_f32", "gemv_bf16_m8_add", "gemv_bf16_m8_swiglu"],
+    ["gemv_bf16_m16_store", "gemv_bf16_m16_f32", "gemv_bf16_m16_add", "gemv_bf16_m16_swiglu"],
+    ["gemm_bf16_16x32_store", "gemm_bf16_16x32_f32", "gemm_bf16_16x32_add", "gemm_bf16_16x32_swiglu"],
+    ["gemm_bf16_64x32_store", "gemm_bf16_64x32_f32", "gemm_bf16_64x32_add", "gemm_bf16_64x32_swiglu"],
+    ["gemm_bf16_128x128_store", "gemm_bf16_128x128_f32", "gemm_bf16_128x128_add", "gemm_bf16_128x128_swiglu"],
+];
+
+/// Rows of activations that each gemv kernel takes at most.
+const GEMV_ROWS: [u32; 2] = [8, 16];
+const GEMV_THREADS: u32 = 256;
+/// Weight rows of a gemv block.
+const GEMV_BLOCK: u32 = 16;
+/// Columns of k in one stage, in bytes of a row.
+const STAGE_ROW_BYTES: u32 = 128;
+
+/// What becomes of `y`, and where it goes: `[m, n]`, with SwiGLU `[m, n / 2]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Product {
+    /// `out = y` in bf16.
+    Store(Rows<bf16>),
+    /// `out = y` in f32.
+    StoreF32(Rows<f32>),
+    /// `out += y` in bf16; the sum is formed in f32.
+    Add(Rows<bf16>),
+    /// `out[j] = silu(y[2j]) · y[2j + 1]`: row 2j of the weights is gate j, row 2j + 1 is up j.
+    SwiGlu(Rows<bf16>),
+}
+
+impl Product {
+    /// Column of [`NAMES`], address, stride.
+    fn parts(self) -> (usize, u64, u32) {
+        match self {
+            Self::Store(out) => (0, out.at.raw(), out.stride),
+            Self::StoreF32(out) => (1, out.at.raw(), out.stride),
+            Self::Add(out) => (2, out.at.raw(), out.stride),
+            Self::SwiGlu(out) => (3, out.at.raw(), out.stride),
+        }
+    }
+}
+
+/// The RMSNorm that [`Gemv`] applies to its activations on the way.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm {
+    /// `[k]`.
+    pub weight: Addr<bf16>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// `y = norm(a) · wᵀ` for a few rows: the weights are streamed once, at the memory's speed.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemv {
+    /// `[m, k]`.
+    pub a: Rows<bf16>,
+    /// `[n, k]`, contiguous.
+    pub w: Addr<bf16>,
+    /// What becomes of the product.
+    pub out: Product,
+    /// Normalises the rows of `a` first.
+    pub norm: Option<Norm>,
+    /// Rows of `a`, 1 to [`Gemv::MAX_ROWS`].
+    pub m: u32,
+    /// Rows of `w`, at least one.
+    pub n: u32,
+    /// Columns of both.
+    pub k: u32,
+}
+
+impl Gemv {
+    /// The most rows of activations.
+    pub const MAX_ROWS: u32 = 16;
+
+    /// One block per 16 rows of the weights.
+    ///
+    /// # Panics
+    /// If `m` is above [`Gemv::MAX_ROWS`].
+    pub fn launch(&self) -> Launch {
+        let &Self { a, w, out, norm, m, n, k } = self;
+        let kernel = GEMV_ROWS.iter().position(|&rows| m <= rows);
+        let kernel = kernel.unwrap_or_else(|| panic!("gemv of {m} rows, more than {}", Self::MAX_ROWS));
+        let (column, out, ld_out) = out.parts();
+        let (norm_weight, eps) = norm.map_or((0, 0.0), |norm| (norm.weight.raw(), norm.eps));
+        let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
+        let params = params::Gemm { a, w, out, norm_weight, m, n, k, ld_a, ld_out, eps };
+        Launch::new(NAMES[kernel][column], [n.div_ceil(GEMV_BLOCK), 1, 1], GEMV_THREADS, 0, &params)
+    }
+}
+
+/// The part of the output that one block of the tensor-core kernel makes: rows of `a` × rows of `w`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tile {
+    /// 16 × 32.
+    T16x32,
+    /// 64 × 32.
+    T64x32,
+    /// 128 × 128.
+    T128x128,
+}
+
+/// What a tile is made of, and how fast it is.
+struct TileShape {
+    m: u32,
+    n: u32,
+    threads: u32,
+    stages: u32,
+    /// Multiply-adds of a multiprocessor per unit of time, relative to the other tiles: larger ones use what
+    /// they load more often.
+    speed: f32,
+}
+
+impl Tile {
+    /// All tiles, smallest first.
+    pub const ALL: [Self; 3] = [Self::T16x32, Self::T64x32, Self::T128x128];
+
+    const fn shape(self) -> TileShape {
+        match self {
+            Self::T16x32 => TileShape { m: 16, n: 32, threads: 64, stages: 8, speed: 1.0 },
+            Self::T64x32 => TileShape { m: 64, n: 32, threads: 128, stages: 6, speed: 2.5 },
+            Self::T128x128 => TileShape { m: 128, n: 128, threads: 128, stages: 3, speed: 5.0 },
+        }
+    }
+
+    /// The tile with which the product of `m` × `n` is done first on `sm_count` multiprocessors, where the one
+    /// with most blocks decides.
+    pub fn choose(m: u32, n: u32, sm_count: u32) -> Self {
+        let time = |tile: Self| {
+            let shape = tile.shape();
+            let blocks = u64::from(m.div_ceil(shape.m)) * u64::from(n.div_ceil(shape.n));
+            let most_blocks = blocks.div_ceil(u64::from(sm_count.max(1)));
+            (most_blocks * u64::from(shape.m * shape.n)) as f32 / shape.speed
+        };
+        let by_time = |a: &Self, b: &Self| time(*a).total_cmp(&time(*b));
+        Self::ALL.into_iter().min_by(by_time).unwrap_or(Self::T128x128)
+    }
+}
+
+/// `y = a · wᵀ` over tensor cores, for any shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// `[m, k]`.
+    pub a: Rows<bf16>,
+    /// `[n, k]`, contiguous.
+    pub w: Addr<bf16>,
+    /// What becomes of the product.
+    pub out: Product,
+    /// Rows of `a`, at least one.
+    pub m: u32,
+    /// Rows of `w`, at least one.
+    pub n: u32,
+    /// Columns of both.
+    pub k: u32,
+    /// See [`Tile::choose`].
+    pub tile: Tile,
+}
+
+impl Gemm {
+    /// One block a tile.
+    pub fn launch(&self) -> Launch {
+        let &Self { a, w, out, m, n, k, tile } = self;
+        let (column, out, ld_out) = out.parts();
+        let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
+        let params = params::Gemm { a, w, out, norm_weight: 0, m, n, k, ld_a, ld_out, eps: 0.0 };
+        let shape = tile.shape();
+        let shared_bytes = shape.stages * (shape.m + shape.n) * STAGE_ROW_BYTES;
+        let grid = [m.div_ceil(shape.m), n.div_ceil(shape.n), 1];
+        let kernel = GEMV_ROWS.len() + tile as usize;
+        Launch::new(NAMES[kernel][column], grid, shape.threads, shared_bytes, &params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::PTX;
+
+    const SMS: u32 = 132;
+
+    fn rows<T>(stride: u32) -> Rows<T> {
+        Rows::new(Addr::new(256), stride)
+    }
+
+    fn outs() -> [Product; 4] {
+        [Product::Store(rows(8)), Product::StoreF32(rows(8)), Product::Add(rows(8)), Product::SwiGlu(rows(4))]
+    }
+
+    #[test]
+    fn names_say_what_they_are() {
+        for (out, suffix) in outs().into_iter().zip(["_store", "_f32", "_add", "_swiglu"]) {
+            for m in 1..=Gemv::MAX_ROWS {
+                let gemv = Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m, n: 40, k: 8 }.launch();
+                let rows = if m <= 8 { 8 } else { 16 };
+                assert_eq!(gemv.entry, format!("gemv_bf16_m{rows}{suffix}"));
+                assert_eq!((gemv.grid, gemv.threads), ([3, 1, 1], 256));
+            }
+            for (tile, size) in Tile::ALL.into_iter().zip(["16x32", "64x32", "128x128"]) {
+                let gemm = Gemm { a: rows(8), w: Addr::new(256), out, m: 129, n: 129, k: 8, tile }.launch();
+                assert_eq!(gemm.entry, format!("gemm_bf16_{size}{suffix}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_launch_covers_the_product_within_the_limits_of_its_kernel() {
+        for tile in Tile::ALL {
+            for (m, n) in [(1, 1), (16, 32), (17, 33), (512, 28_672)] {
+                let out = Product::Store(rows(n));
+                let launch = Gemm { a: rows(64), w: Addr::new(256), out, m, n, k: 64, tile }.launch();
+                let shape = tile.shape();
+                assert!(launch.grid[0] * shape.m >= m && launch.grid[1] * shape.n >= n, "{launch:?}");
+                let entry = PTX[0].entry(launch.entry).unwrap();
+                assert_eq!(launch.threads, entry.max_threads, "{launch:?}");
+                // What GPUs of compute capability 8.6 and 8.9 offer a block.
+                assert!(launch.shared_bytes <= 99 << 10, "{launch:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_grow_with_the_product() {
+        assert_eq!(Tile::choose(16, 4096, SMS), Tile::T16x32);
+        assert_eq!(Tile::choose(64, 4096, SMS), Tile::T64x32);
+        assert_eq!(Tile::choose(2048, 28_672, SMS), Tile::T128x128);
+        // A narrow product does not fill the GPU with large tiles.
+        assert_eq!(Tile::choose(512, 576, SMS), Tile::T64x32);
+    }
+
+    #[test]
+    #[should_panic(expected = "gemv of 17 rows")]
+    fn too_many_rows_for_a_gemv_are_the_callers_mistake() {
+        let out = Product::Store(rows(8));
+        Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m: 17, n: 8, k: 8 }.launch();
+    }
+}

@@ -1,0 +1,65 @@
+//! A launch as plain data.
+
+use std::fmt;
+
+use bytemuck::NoUninit;
+
+/// Room for the largest parameter struct.
+const MAX_PARAM_BYTES: usize = 128;
+
+/// One kernel launch, for any driver library: entry point, grid, block, shared memory and parameters.
+///
+/// With the raw driver API, `cuLaunchKernel(f, grid[0], grid[1], grid[2], threads, 1, 1, shared_bytes, stream,
+/// [params().as_ptr()], null)`: every kernel takes exactly one parameter, a struct by value. Above 48 KiB of
+/// `shared_bytes` the function needs `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` once before.
+///
+/// # Safety of a launch
+/// Building one is safe, launching it is not: the kernel reads and writes the addresses it was given. The
+/// kernel's documentation in `device/` says what has to be there.
+#[derive(Clone, Copy)]
+pub struct Launch {
+    /// The kernel's name in the PTX.
+    pub entry: &'static str,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block, in x.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    params: Params,
+}
+
+/// Parameters at the alignment of their struct.
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+struct Params {
+    bytes: [u8; MAX_PARAM_BYTES],
+    len: usize,
+}
+
+impl Launch {
+    pub(super) fn new<P: NoUninit>(
+        entry: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        params: &P,
+    ) -> Self {
+        const { assert!(size_of::<P>() <= MAX_PARAM_BYTES && align_of::<P>() <= align_of::<Params>()) };
+        let mut bytes = [0; MAX_PARAM_BYTES];
+        bytes[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(params));
+        Self { entry, grid, threads, shared_bytes, params: Params { bytes, len: size_of::<P>() } }
+    }
+
+    /// The parameter struct's bytes, 8-byte aligned.
+    pub fn params(&self) -> &[u8] {
+        &self.params.bytes[..self.params.len]
+    }
+}
+
+impl fmt::Debug for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entry, grid: [x, y, z], threads, shared_bytes, .. } = self;
+        write!(f, "{entry}<<<{x}×{y}×{z}, {threads}, {shared_bytes} B>>>")
+    }
+}

@@ -1,0 +1,45 @@
+//! The GPU kernels for any Rust engine: PTX as constants, launches as typed data.
+//!
+//! Needs no CUDA toolkit, no nightly compiler and no driver crate. An engine loads [`Ptx::text`] with whatever
+//! it uses (cust, cudarc, the raw driver API), fills in a launch's arguments and hands the resulting
+//! [`Launch`] to its own stream; `examples/` shows all three.
+//!
+//! ```
+//! use fewsync::kernels::{Addr, Ptx, RmsNorm};
+//!
+//! let ptx = Ptx::for_capability(9, 0).expect("8.0 or newer");
+//! let (x, weight, out) = (Addr::new(0x1000), Addr::new(0x2000), Addr::new(0x3000));
+//! let launch = RmsNorm { x, weight, out, n_tokens: 4, hidden: 4096, eps: 1e-5 }.launch();
+//! assert_eq!((launch.entry, launch.grid), ("rmsnorm_bf16", [4, 1, 1]));
+//! assert!(ptx.entry(launch.entry).is_some());
+//! ```
+//!
+//! What is checked when this crate is compiled: every kernel in the PTX has a launch here, every launch has a
+//! kernel in every PTX file, and their parameters have the same size (`build.rs`). What is the caller's
+//! business: that the addresses hold what the arguments' documentation says, so launching is `unsafe` in every
+//! driver library.
+//!
+//! Shapes decide the rest: which tile, how many splits, how many threads. Those choices are pure functions
+//! ([`Tile::choose`], [`decode_splits`]) whose results are arguments, so that a caller can choose otherwise.
+
+mod address;
+mod attention;
+mod gemm;
+mod launch;
+/// The parameter structs, compiled on both sides.
+#[path = "../../device/src/params.rs"]
+pub mod params;
+mod pointwise;
+mod ptx;
+mod sampling;
+
+pub use address::{Addr, Rows};
+pub use attention::{
+    AttnDecode, AttnPrefill, DecodeScratch, HeadDim, PageSize, PagedKv, RopeKvWrite, UnsupportedShape,
+    decode_splits,
+};
+pub use gemm::{Gemm, Gemv, Norm, Product, Tile};
+pub use launch::Launch;
+pub use pointwise::{AddRmsNorm, Embedding, RmsNorm};
+pub use ptx::{Entry, PTX, Ptx};
+pub use sampling::{AdvancePositions, Argmax, Sample};

@@ -1,0 +1,162 @@
+//! The embedded PTX, and the compile-time proof that typed launches and PTX belong together.
+
+use super::{attention, gemm, params, pointwise, sampling};
+
+/// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.0 (`sm_90a`) takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ptx {
+    /// `sm_80` runs on compute capability 8.0 and everything later, `sm_90a` on 9.0 alone.
+    pub arch: &'static str,
+    /// The text.
+    pub text: &'static str,
+    /// The kernels in it.
+    pub entries: &'static [Entry],
+}
+
+/// What a PTX file declares about a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// The size of its parameter struct.
+    pub param_bytes: usize,
+    /// The most threads that a block may have.
+    pub max_threads: u32,
+}
+
+impl Ptx {
+    /// The best file for a compute capability such as (9, 0); none below 8.0.
+    pub const fn for_capability(major: u32, minor: u32) -> Option<&'static Ptx> {
+        let mut i = 0;
+        while i < PTX.len() {
+            if PTX[i].runs_on(major, minor) {
+                return Some(&PTX[i]);
+            }
+            i += 1;
+        }
+        None
+    }
+
+    /// Whether a device of this compute capability can run it.
+    pub const fn runs_on(&self, major: u32, minor: u32) -> bool {
+        match self.arch.as_bytes() {
+            b"sm_90a" => major == 9 && minor == 0,
+            _ => major >= 8,
+        }
+    }
+
+    /// Whether the kernels take part in programmatic dependent launch: they wait for the kernel ahead of them by
+    /// themselves, so they may be launched with that attribute. Without it they may not: an sm_80 kernel would
+    /// start before its predecessor's writes are visible.
+    pub const fn is_programmatic(&self) -> bool {
+        matches!(self.arch.as_bytes(), b"sm_90a")
+    }
+
+    /// What the file declares about a kernel.
+    pub fn entry(&self, name: &str) -> Option<&'static Entry> {
+        self.entries.iter().find(|entry| entry.name == name)
+    }
+}
+
+/// The kernels that share a parameter struct.
+struct Family {
+    names: &'static [&'static str],
+    param_bytes: usize,
+}
+
+macro_rules! families {
+    ($($params:ident: $addresses:literal addresses + $words:literal words => $names:expr,)*) => {
+        /// Every kernel that a typed launch can name.
+        const FAMILIES: &[Family] =
+            &[$(Family { names: $names, param_bytes: size_of::<params::$params>() }),*];
+        $(
+            const _: () = assert!(
+                size_of::<params::$params>() == 8 * $addresses + 4 * $words,
+                concat!("device/src/params.rs: ", stringify!($params), " has padding or other fields than here")
+            );
+            // SAFETY: `repr(C)` of 8-byte addresses and 4-byte numbers, without padding as just asserted.
+            unsafe impl bytemuck::NoUninit for params::$params {}
+        )*
+    };
+}
+
+families! {
+    Embedding: 3 addresses + 2 words => &pointwise::EMBEDDING,
+    RmsNorm: 4 addresses + 2 words => &pointwise::RMSNORM,
+    RopeKvWrite: 7 addresses + 6 words => &attention::ROPE_KV_WRITE,
+    Argmax: 5 addresses + 2 words => &sampling::ARGMAX,
+    Sample: 7 addresses + 2 words => &sampling::SAMPLE,
+    AdvancePositions: 2 addresses + 2 words => &sampling::ADVANCE_POSITIONS,
+    Gemm: 4 addresses + 6 words => gemm::NAMES.as_flattened(),
+    AttnDecode: 11 addresses + 8 words => &attention::DECODE,
+    AttnPrefill: 8 addresses + 8 words => &attention::PREFILL,
+}
+
+/// Bytes of the struct behind the typed launch of a kernel, 0 if there is none.
+const fn typed_param_bytes(name: &str) -> usize {
+    let mut f = 0;
+    while f < FAMILIES.len() {
+        let mut n = 0;
+        while n < FAMILIES[f].names.len() {
+            if equal(FAMILIES[f].names[n].as_bytes(), name.as_bytes()) {
+                return FAMILIES[f].param_bytes;
+            }
+            n += 1;
+        }
+        f += 1;
+    }
+    0
+}
+
+/// How many kernels typed launches can name.
+const fn typed_count() -> usize {
+    let (mut count, mut f) = (0, 0);
+    while f < FAMILIES.len() {
+        count += FAMILIES[f].names.len();
+        f += 1;
+    }
+    count
+}
+
+const fn equal(a: &[u8], b: &[u8]) -> bool {
+    let mut i = 0;
+    while i < a.len() && i < b.len() && a[i] == b[i] {
+        i += 1;
+    }
+    i == a.len() && i == b.len()
+}
+
+// `PTX`, and one assertion per kernel and file: see build.rs.
+include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_supported_gpu_gets_the_best_file() {
+        let arch = |major, minor| Ptx::for_capability(major, minor).map(|ptx| ptx.arch);
+        assert_eq!(arch(7, 5), None);
+        assert_eq!([arch(8, 0), arch(8, 9), arch(10, 0), arch(12, 0)], [Some("sm_80"); 4]);
+        assert_eq!(arch(9, 0), Some("sm_90a"));
+    }
+
+    #[test]
+    fn a_file_is_what_its_name_says() {
+        for ptx in &PTX {
+            assert!(ptx.text.contains(&format!("\n.target {}\n", ptx.arch)), "{}", ptx.arch);
+            assert_eq!(ptx.text.contains("griddepcontrol.wait"), ptx.is_programmatic(), "{}", ptx.arch);
+            assert_eq!(
+                ptx.entry("argmax_f32").map(|entry| entry.param_bytes),
+                Some(size_of::<params::Argmax>())
+            );
+            assert_eq!(ptx.entry("argmax"), None);
+        }
+    }
+
+    #[test]
+    fn names_are_compared_whole() {
+        assert!(typed_param_bytes("rmsnorm_bf16") > 0);
+        assert_eq!((typed_param_bytes("rmsnorm_bf1"), typed_param_bytes("rmsnorm_bf166")), (0, 0));
+    }
+}
