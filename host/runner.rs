@@ -122,6 +122,12 @@ pub enum RunError {
         /// The hidden state's number.
         block: usize,
     },
+    /// An earlier call failed, and the ranks ended with it.
+    #[error("the model cannot be used any more, load it again: {first}")]
+    Failed {
+        /// That call's error.
+        first: String,
+    },
     /// A collective failed.
     #[error(transparent)]
     Comm(#[from] CommError),

@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod eval;
 mod generate;
+mod memory;
 mod output;
 mod session;
 mod spd;

@@ -8,6 +8,7 @@ use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::{memory, output};
 use crate::comm::Shape;
 use crate::model::Model;
 use crate::model::sharding::Sharding;
@@ -19,7 +20,8 @@ use crate::spd::{Plan, SpdSpec};
 #[derive(Args, Clone)]
 pub(super) struct ModelArgs {
     /// smollm2 (fetched once), a Hugging Face id (org/name), a folder, a .gguf or .safetensors file, or
-    /// random:SHAPE[,layers=L][,seed=S]
+    /// random:SHAPE[,layers=L][,seed=S] for random weights (their tokens are bytes and numbers) of a
+    /// shape such as tiny, smollm2, llama2-7b, llama3-8b, llama3-70b, llama3.2-1b
     #[arg(long, default_value = "smollm2", value_name = "MODEL")]
     pub(super) model: String,
     #[command(flatten)]
@@ -75,6 +77,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Blocks that skip their first all-reduce; with one rank there is none to skip.
+    pub(super) fn n_dropped(&self) -> usize {
+        if self.shape.world() == 1 { 0 } else { self.plan.n_dropped() }
+    }
+
     /// The device without its details: `cpu`, `cuda:0`.
     pub(super) fn device(&self) -> String {
         self.runner.device().split(' ').next().unwrap_or_default().to_string()
@@ -94,6 +101,12 @@ impl Session {
         let model = Model::open(&args.model)?;
         Sharding::new(&model.config, shape.world())?;
         let plan = spd.resolve(&model.config, &*model.source, shape.world())?;
+        if shape.world() == 1 && plan.n_dropped() > 0 {
+            output::note(
+                "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
+            );
+        }
+        memory::check(&model)?;
         let runner = Box::new(load(&model, &plan, shape)?);
         Ok(Self { model, plan, shape, runner })
     }

@@ -45,6 +45,8 @@ pub struct Reference {
     weight_bytes: Vec<usize>,
     lengths: Vec<usize>,
     syncs: SyncCounts,
+    /// What ended the ranks, if anything did.
+    failed: Option<String>,
 }
 
 /// How ranks are laid out and how many threads they share.
@@ -103,7 +105,15 @@ impl Reference {
         let answers = loading.iter().enumerate().map(|(rank, loaded)| answer(rank, loaded));
         let weight_bytes = first_cause(answers.collect())?;
         let (config, threads) = (config.clone(), options.threads);
-        Ok(Self { config, workers, threads, weight_bytes, lengths: Vec::new(), syncs: SyncCounts::default() })
+        Ok(Self {
+            config,
+            workers,
+            threads,
+            weight_bytes,
+            lengths: Vec::new(),
+            syncs: SyncCounts::default(),
+            failed: None,
+        })
     }
 
     /// Bytes of weights that each rank holds.
@@ -113,12 +123,19 @@ impl Reference {
 
     /// Tells every rank the same and collects the first one's answer.
     fn broadcast(&mut self, command: impl Fn() -> Command) -> Result<Output, RunError> {
+        if let Some(first) = &self.failed {
+            return Err(RunError::Failed { first: first.clone() });
+        }
         for worker in &self.workers {
             // A rank that is gone shows when its answer is asked for.
             drop(worker.commands.as_ref().map(|c| c.send(command())));
         }
         let answers = self.workers.iter().enumerate().map(|(rank, worker)| answer(rank, &worker.replies));
-        let mut answers = first_cause(answers.collect())?.into_iter();
+        let answers = first_cause(answers.collect());
+        if let Err(first) = &answers {
+            self.failed = Some(first.to_string());
+        }
+        let mut answers = answers?.into_iter();
         let (output, syncs) = answers.next().unwrap_or_default();
         self.syncs = syncs;
         for (rank, (other, _)) in answers.enumerate() {
