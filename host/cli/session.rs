@@ -112,23 +112,32 @@ impl Session {
     }
 }
 
-/// Loads with a progress bar on stderr.
+/// Tells the progress bar that loading has ended, however it did.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Loads with a progress bar on stderr, or without where the system has no thread for it.
 fn load(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Reference> {
     let loaded = Arc::new(AtomicU64::new(0));
     let done = AtomicBool::new(false);
     let options = ReferenceOptions::new(shape);
     let runner = std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let _done = Done(&done);
+        let show = || {
             let bar = progress_bar(model.weight_bytes(), "loading", "{bytes}/{total_bytes}");
             while !done.load(Ordering::Relaxed) {
                 bar.set_position(loaded.load(Ordering::Relaxed));
                 std::thread::park_timeout(Duration::from_millis(50));
             }
             bar.finish_and_clear();
-        });
-        let runner = Reference::load(&model.config, &model.source, plan, &options, &loaded);
-        done.store(true, Ordering::Relaxed);
-        runner
+        };
+        drop(std::thread::Builder::new().spawn_scoped(scope, show));
+        Reference::load(&model.config, &model.source, plan, &options, &loaded)
     })?;
     Ok(runner)
 }

@@ -6,16 +6,17 @@ mod math;
 mod matrix;
 mod rank;
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use math::Threads;
 use rank::{MAX_ROWS, Rank};
 
 use crate::comm::memory::Options;
-use crate::comm::{CommError, Shape, memory};
+use crate::comm::{CommError, Communicator, Shape, memory};
 use crate::model::{Config, TensorSource};
 use crate::runner::{Batch, LogitRows, Output, RunError, Runner, Span, SyncCounts};
 use crate::spd::Plan;
@@ -61,10 +62,10 @@ pub struct ReferenceOptions {
 }
 
 impl ReferenceOptions {
-    /// `shape` on all of the machine's cores.
+    /// `shape` on all of the machine's cores. Ranks may take any time to load their shards: no limit on meetings.
     pub fn new(shape: Shape) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { shape, threads, comm: Options::default() }
+        Self { shape, threads, comm: Options { meeting_timeout: None, ..Options::default() } }
     }
 }
 
@@ -81,6 +82,11 @@ impl Reference {
         plan.check(config, world)?;
         let plan = Arc::new(plan.clone());
         let threads = Threads((options.threads / world).max(1));
+        let refused = |what, source| {
+            let pool = std::thread::available_parallelism().map_or(1, usize::from);
+            RunError::Threads { what, ranks: world, pool, source }
+        };
+        start_pool().map_err(|e| refused("the pool".to_owned(), e))?;
         let mut workers = Vec::with_capacity(world);
         let mut loading = Vec::with_capacity(world);
         for (rank, comm) in memory::group(options.shape, options.comm.clone()).into_iter().enumerate() {
@@ -90,6 +96,10 @@ impl Reference {
             let (outbox, replies) = channel();
             let (ready, loaded) = channel();
             let work = move || {
+                // None loads before all are there: should one get no thread, the others end at once.
+                if let Err(e) = comm.register(0) {
+                    return drop(ready.send(Err(e.into())));
+                }
                 let mut rank = match Rank::load(&config, source, &plan, comm, threads, &loaded_bytes) {
                     Ok(rank) => rank,
                     Err(e) => return drop(ready.send(Err(e))),
@@ -98,7 +108,7 @@ impl Reference {
                 serve(&mut rank, &inbox, &outbox);
             };
             let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(work);
-            let thread = Some(thread.expect("the system lends a thread for every rank"));
+            let thread = Some(thread.map_err(|e| refused(format!("rank {rank}"), e))?);
             workers.push(Worker { commands: Some(commands), replies, thread });
             loading.push(loaded);
         }
@@ -232,6 +242,19 @@ impl Drop for Reference {
             drop(worker.thread.take().map(JoinHandle::join));
         }
     }
+}
+
+/// Starts the thread pool of the process, where it does not run yet: by itself it would start at its first use, and
+/// panic where it cannot.
+fn start_pool() -> io::Result<()> {
+    // It starts once or never, also on a later call.
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
+    let refused = REFUSED.get_or_init(|| {
+        let started = rayon::ThreadPoolBuilder::new().build_global();
+        // Without a source the error says that there is a pool already.
+        started.err().filter(|e| std::error::Error::source(e).is_some()).map(|e| e.to_string())
+    });
+    refused.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.as_str())))
 }
 
 /// A rank's life: commands in, answers out, until the line is cut or a call fails.
