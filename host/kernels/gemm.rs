@@ -4,20 +4,26 @@ use half::bf16;
 
 use super::{Addr, Launch, Rows, params};
 
-/// `[kernel][epilogue]`; the kernels are those of [`Gemv`] by rows, then [`Tile::ALL`].
+/// `[kernel][epilogue]`: the two of [`Gemv`], then [`Tile::ALL`].
 pub(super) const NAMES: [[&str; 4]; 5] = [
+    ["gemv_bf16_m1_store", "gemv_bf16_m1_f32", "gemv_bf16_m1_add", "gemv_bf16_m1_swiglu"],
     ["gemv_bf16_m8_store", "gemv_bf16_m8_f32", "gemv_bf16_m8_add", "gemv_bf16_m8_swiglu"],
-    ["gemv_bf16_m16_store", "gemv_bf16_m16_f32", "gemv_bf16_m16_add", "gemv_bf16_m16_swiglu"],
     ["gemm_bf16_16x32_store", "gemm_bf16_16x32_f32", "gemm_bf16_16x32_add", "gemm_bf16_16x32_swiglu"],
     ["gemm_bf16_64x32_store", "gemm_bf16_64x32_f32", "gemm_bf16_64x32_add", "gemm_bf16_64x32_swiglu"],
     ["gemm_bf16_128x128_store", "gemm_bf16_128x128_f32", "gemm_bf16_128x128_add", "gemm_bf16_128x128_swiglu"],
 ];
 
-/// Rows of activations that each gemv kernel takes at most.
-const GEMV_ROWS: [u32; 2] = [8, 16];
-const GEMV_THREADS: u32 = 256;
-/// Weight rows of a gemv block.
-const GEMV_BLOCK: u32 = 16;
+const M1: usize = 0;
+const M8: usize = 1;
+const FIRST_TILE: usize = 2;
+
+/// A warp of the kernel for one row of activations has two rows of the weights.
+const M1_THREADS: u32 = 128;
+const M1_BLOCK: u32 = M1_THREADS / 32 * 2;
+/// Weight rows of a block of the kernel for up to eight rows; its warps share k.
+const M8_BLOCK: u32 = 16;
+const M8_THREADS: u32 = 256;
+const M8_RESIDENT: u32 = 2;
 /// Columns of k in one stage, in bytes of a row.
 const STAGE_ROW_BYTES: u32 = 128;
 
@@ -76,21 +82,24 @@ pub struct Gemv {
 
 impl Gemv {
     /// The most rows of activations.
-    pub const MAX_ROWS: u32 = 16;
+    pub const MAX_ROWS: u32 = 8;
 
-    /// One block per 16 rows of the weights.
+    /// For one row of activations a warp per two rows of the weights, unless those are too few to fill
+    /// `sm_count` multiprocessors; then, and for more rows, a block per 16 whose warps share k.
     ///
     /// # Panics
     /// If `m` is above [`Gemv::MAX_ROWS`].
-    pub fn launch(&self) -> Launch {
+    pub fn launch(&self, sm_count: u32) -> Launch {
         let &Self { a, w, out, norm, m, n, k } = self;
-        let kernel = GEMV_ROWS.iter().position(|&rows| m <= rows);
-        let kernel = kernel.unwrap_or_else(|| panic!("gemv of {m} rows, more than {}", Self::MAX_ROWS));
+        assert!(m <= Self::MAX_ROWS, "a gemv of {m} rows, more than {}", Self::MAX_ROWS);
+        let one_round = n.div_ceil(M8_BLOCK) <= sm_count * M8_RESIDENT;
+        let (kernel, block, threads) =
+            if m == 1 && !one_round { (M1, M1_BLOCK, M1_THREADS) } else { (M8, M8_BLOCK, M8_THREADS) };
         let (column, out, ld_out) = out.parts();
         let (norm_weight, eps) = norm.map_or((0, 0.0), |norm| (norm.weight.raw(), norm.eps));
         let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
         let params = params::Gemm { a, w, out, norm_weight, m, n, k, ld_a, ld_out, eps };
-        Launch::new(NAMES[kernel][column], [n.div_ceil(GEMV_BLOCK), 1, 1], GEMV_THREADS, 0, &params)
+        Launch::new(NAMES[kernel][column], [n.div_ceil(block), 1, 1], threads, 0, &params)
     }
 }
 
@@ -171,7 +180,7 @@ impl Gemm {
         let shape = tile.shape();
         let shared_bytes = shape.stages * (shape.m + shape.n) * STAGE_ROW_BYTES;
         let grid = [m.div_ceil(shape.m), n.div_ceil(shape.n), 1];
-        let kernel = GEMV_ROWS.len() + tile as usize;
+        let kernel = FIRST_TILE + tile as usize;
         Launch::new(NAMES[kernel][column], grid, shape.threads, shared_bytes, &params)
     }
 }
@@ -194,12 +203,13 @@ mod tests {
     #[test]
     fn names_say_what_they_are() {
         for (out, suffix) in outs().into_iter().zip(["_store", "_f32", "_add", "_swiglu"]) {
-            for m in 1..=Gemv::MAX_ROWS {
-                let gemv = Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m, n: 40, k: 8 }.launch();
-                let rows = if m <= 8 { 8 } else { 16 };
-                assert_eq!(gemv.entry, format!("gemv_bf16_m{rows}{suffix}"));
-                assert_eq!((gemv.grid, gemv.threads), ([3, 1, 1], 256));
-            }
+            let gemv = |m, n| {
+                let launch = Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m, n, k: 8 }.launch(SMS);
+                (launch.entry, launch.grid[0], launch.threads)
+            };
+            assert_eq!(gemv(1, 28_672), (&*format!("gemv_bf16_m1{suffix}"), 3584, 128));
+            assert_eq!(gemv(1, 4096), (&*format!("gemv_bf16_m8{suffix}"), 256, 256));
+            assert_eq!(gemv(8, 28_672), (&*format!("gemv_bf16_m8{suffix}"), 1792, 256));
             for (tile, size) in Tile::ALL.into_iter().zip(["16x32", "64x32", "128x128"]) {
                 let gemm = Gemm { a: rows(8), w: Addr::new(256), out, m: 129, n: 129, k: 8, tile }.launch();
                 assert_eq!(gemm.entry, format!("gemm_bf16_{size}{suffix}"));
@@ -233,9 +243,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "gemv of 17 rows")]
+    #[should_panic(expected = "gemv of 9 rows")]
     fn too_many_rows_for_a_gemv_are_the_callers_mistake() {
         let out = Product::Store(rows(8));
-        Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m: 17, n: 8, k: 8 }.launch();
+        Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m: 9, n: 8, k: 8 }.launch(SMS);
     }
 }
