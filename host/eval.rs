@@ -17,6 +17,9 @@ pub fn chunks(tokens: &[u32], n: usize, context: usize) -> Result<Vec<&[u32]>, E
     if tokens.len() < context {
         return Err(EvalError::TextTooShort { n_tokens: tokens.len(), context });
     }
+    if n > tokens.len() {
+        return Err(EvalError::TooManyChunks { n, n_tokens: tokens.len() });
+    }
     let stride = (tokens.len() - context) / n;
     Ok((0..n).map(|i| &tokens[i * stride..][..context]).collect())
 }
@@ -73,6 +76,14 @@ pub enum EvalError {
         /// Tokens of a chunk.
         context: usize,
     },
+    /// More chunks than tokens, so that most would be repetitions.
+    #[error("{n} chunks are more than the text has tokens ({n_tokens}): ask for fewer --chunks")]
+    TooManyChunks {
+        /// Chunks asked for.
+        n: usize,
+        /// Tokens of the text.
+        n_tokens: usize,
+    },
     /// No chunk, or chunks of a single token.
     #[error("there is nothing to predict: at least one chunk of at least two tokens is needed")]
     NothingToPredict,
@@ -114,6 +125,9 @@ pub fn evaluate(
             .collect::<Vec<_>>()
             .into_iter()
             .fold(Tally::default(), Tally::add);
+        if !tally.nll.is_finite() {
+            return Err(RunError::NotFinite.into());
+        }
         total = total.add(tally);
         progress(i, total);
     }
@@ -162,6 +176,8 @@ mod tests {
             Err(EvalError::TextTooShort { n_tokens: 100, context: 101 })
         ));
         assert!(matches!(chunks(&tokens, 0, 10), Err(EvalError::NothingToPredict)));
+        let too_many = chunks(&tokens, usize::MAX, 10);
+        assert!(matches!(too_many, Err(EvalError::TooManyChunks { n_tokens: 100, .. })));
     }
 
     #[test]

@@ -102,6 +102,11 @@ pub enum RunError {
         /// Rows of the embedding table.
         vocab: usize,
     },
+    /// Infinite or undefined logits, from which nothing can be chosen.
+    #[error(
+        "the model's logits are not finite numbers: its weights are damaged, so fetch or convert the model again"
+    )]
+    NotFinite,
     /// A call that makes no sense: an empty batch or span, a sequence named twice, a plan of another shape.
     #[error("bad call: {0}")]
     BadCall(&'static str),
@@ -160,6 +165,9 @@ pub trait Runner {
             return Err(RunError::BadCall("a decode step needs one sampler for every token"));
         }
         let logits = self.forward(&Batch::decode(tokens))?.logits;
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(RunError::NotFinite);
+        }
         let rows = logits.chunks_exact(self.config().vocab);
         Ok(samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.sample(logits)).collect())
     }

@@ -1,4 +1,5 @@
 //! Greedy tokens of the trained model against an independent forward pass, at every kind of split.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

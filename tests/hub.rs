@@ -2,33 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::collections::{BTreeMap, HashMap};
+mod common;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use common::hub::{COMMIT, REPO, State, serve_repo};
 use fewsync::model::ModelError;
 use fewsync::model::hub::{HubOptions, download};
 use sha2::{Digest, Sha256};
-
-const REPO: &str = "org/tiny";
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// What the server has, and how it misbehaves.
-#[derive(Default)]
-struct State {
-    files: BTreeMap<String, Vec<u8>>,
-    /// Requests without this token are refused.
-    token: Option<String>,
-    /// Closes the connection half-way through so many bodies of weights.
-    cuts: usize,
-    /// Ends the cut bodies as if they were whole.
-    hides_cuts: bool,
-    /// Method and path of every request, with the range asked for.
-    log: Vec<String>,
-}
 
 struct Hub {
     address: SocketAddr,
@@ -38,23 +23,18 @@ struct Hub {
 
 impl Hub {
     fn new(files: &[(&str, &[u8])]) -> Self {
-        let files = files.iter().map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect();
-        let state = Arc::new(Mutex::new(State { files, ..State::default() }));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, shared) = (listener.local_addr().unwrap(), state.clone());
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                // A client that leaves early is none of the server's business.
-                let _ = answer(stream, &mut shared.lock().unwrap());
-            }
-        });
+        let (address, state) = serve_repo(files);
         Self { address, state, cache: tempfile::tempdir().unwrap() }
     }
 
     fn options(&self) -> HubOptions {
         let endpoint = format!("http://{}", self.address);
-        HubOptions { endpoint, cache: self.cache.path().join("hub"), token: None }
+        HubOptions {
+            endpoint,
+            cache: self.cache.path().join("hub"),
+            token: None,
+            answer_limit: Duration::from_secs(30),
+        }
     }
 
     fn fetch(&self) -> Result<PathBuf, ModelError> {
@@ -87,76 +67,6 @@ impl Hub {
     fn blobs(&self) -> PathBuf {
         self.cache.path().join("hub/models--org--tiny/blobs")
     }
-}
-
-/// Reads one request and answers it; every connection serves one.
-fn answer(mut stream: TcpStream, state: &mut State) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    let request = lines.next().transpose()?.unwrap_or_default();
-    let mut headers = HashMap::new();
-    for line in lines {
-        let line = line?;
-        let Some((name, value)) = line.split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_string());
-    }
-    let path = request.split(' ').nth(1).unwrap_or_default().to_string();
-    let range = headers.get("range").cloned().unwrap_or_default();
-    state.log.push(format!("{path} {range}"));
-    if let Some(token) = &state.token
-        && headers.get("authorization") != Some(&format!("Bearer {token}"))
-    {
-        return respond(&mut stream, "401 Unauthorized", "", b"");
-    }
-    if path == format!("/api/models/{REPO}/revision/main") {
-        let siblings: Vec<_> =
-            state.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
-        let info = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-        return respond(&mut stream, "200 OK", "", info.as_bytes());
-    }
-    let name = path.strip_prefix(&format!("/{REPO}/resolve/{COMMIT}/")).unwrap_or_default();
-    match state.files.get(name).cloned() {
-        Some(bytes) => serve(&mut stream, state, name, &bytes, &range),
-        None => respond(&mut stream, "404 Not Found", "", b""),
-    }
-}
-
-/// Answers a request for a range of a file.
-fn serve(
-    stream: &mut TcpStream,
-    state: &mut State,
-    name: &str,
-    bytes: &[u8],
-    range: &str,
-) -> std::io::Result<()> {
-    let (start, end) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
-    let start: usize = start.parse().unwrap();
-    let end = end.parse().map_or(bytes.len(), |last: usize| last + 1).min(bytes.len());
-    if start >= end {
-        return respond(stream, "416 Range Not Satisfiable", "", b"");
-    }
-    let etag: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let head = format!(
-        "ETag: \"{etag}\"\r\nx-repo-commit: {COMMIT}\r\nContent-Range: bytes {start}-{}/{}\r\n",
-        end - 1,
-        bytes.len()
-    );
-    let body = &bytes[start..end];
-    if state.cuts > 0 && name.ends_with(".safetensors") && body.len() > 1 {
-        state.cuts -= 1;
-        let half = &body[..body.len() / 2];
-        if state.hides_cuts {
-            return respond(stream, "206 Partial Content", &head, half);
-        }
-        write!(stream, "HTTP/1.1 206 Partial Content\r\n{head}Content-Length: {}\r\n\r\n", body.len())?;
-        return stream.write_all(half);
-    }
-    respond(stream, "206 Partial Content", &head, body)
-}
-
-fn respond(stream: &mut TcpStream, status: &str, head: &str, body: &[u8]) -> std::io::Result<()> {
-    let length = body.len();
-    write!(stream, "HTTP/1.1 {status}\r\n{head}Content-Length: {length}\r\nConnection: close\r\n\r\n")?;
-    stream.write_all(body)
 }
 
 const CONFIG: (&str, &[u8]) = ("config.json", b"{\"model_type\": \"llama\"}");
@@ -316,6 +226,20 @@ fn a_whole_snapshot_works_without_the_hub() {
     assert_eq!(download(REPO, &hub.offline()).unwrap(), dir);
     fs::remove_file(dir.join(WEIGHTS.0)).unwrap();
     assert!(download(REPO, &hub.offline()).is_err(), "a snapshot with holes is of no use");
+}
+
+#[test]
+fn a_hub_that_says_nothing_is_not_waited_for() {
+    let hub = Hub::new(&[CONFIG, TOKENIZER, WEIGHTS]);
+    // Connections are taken by the system, and answered by nobody.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let options = HubOptions { endpoint, answer_limit: Duration::from_millis(300), ..hub.options() };
+    let text = download(REPO, &options).unwrap_err().to_string();
+    assert!(text.contains("cannot be reached") && text.contains("timeout"), "{text}");
+    let dir = hub.fetch().unwrap();
+    fs::remove_file(hub.cache.path().join("hub/models--org--tiny/fewsync-complete.json")).unwrap();
+    assert_eq!(download(REPO, &options).unwrap(), dir, "what is in the cache will do");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The reference back end against a second, naive one: dense f64, no cache, no messages, written from the
 //! formulas. Small random models, every layout, Sync-Point Drop and its properties.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -10,6 +11,7 @@ use common::{load, load_plan, shape};
 use fewsync::comm::Shape;
 use fewsync::model::random::RandomModel;
 use fewsync::model::{Checkpoint, Config, Model, RopeScaling, TensorKind, TensorSource};
+use fewsync::reference::{Reference, ReferenceOptions};
 use fewsync::runner::{Batch, LogitRows, Runner, Span};
 use fewsync::spd::{BlockPlan, Plan, SpdSpec};
 
@@ -208,6 +210,46 @@ fn dealing_heads_in_another_order_changes_nothing_while_synchronised() {
     let block = BlockPlan { heads, ..BlockPlan::default() };
     let plan = Plan::new(4, vec![block.clone(), BlockPlan::default(), block]);
     close(&all_logits(&mut load_plan(&model, shape(2, 2), &plan), &TOKENS), &expected, "permuted");
+}
+
+#[test]
+fn where_attention_is_not_synchronised_the_order_of_heads_counts() {
+    let model = model(8);
+    let heads = Some(vec![8, 0, 3, 1, 6, 4, 2, 7, 5]);
+    let dropped = BlockPlan { sync_attention: false, ..BlockPlan::default() };
+    let permuted = BlockPlan { heads, ..dropped.clone() };
+    for shape in [shape(1, 2), shape(2, 2), shape(3, 3)] {
+        let tp = shape.world();
+        let plans = [vec![permuted.clone(), dropped.clone(), permuted.clone()], vec![dropped.clone(); 3]];
+        let oracles = plans.clone().map(|blocks| Oracle::with_blocks(&model, tp, &blocks).logits(&TOKENS));
+        let gap = oracles[0].iter().zip(&oracles[1]).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(gap > 1e-2, "{shape}: the orders must differ for this test to tell, gap {gap}");
+        // Loaded with either plan, and switched from one to the other and back.
+        let [first, second] = plans.map(|blocks| Plan::new(tp, blocks));
+        let mut runner = load_plan(&model, shape, &first);
+        for (plan, expected) in [(&first, 0), (&second, 1), (&first, 0)] {
+            runner.set_plan(plan).unwrap();
+            close(
+                &all_logits(&mut runner, &TOKENS),
+                &oracles[expected],
+                &format!("{shape}, plan {expected}"),
+            );
+        }
+        close(&all_logits(&mut load_plan(&model, shape, &second), &TOKENS), &oracles[1], "loaded");
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_fit_is_refused_by_load_and_by_switching() {
+    let model = model(9);
+    let mut runner = load(&model, shape(1, 2), &SpdSpec::None);
+    for plan in [Plan::synchronised(2, 2), Plan::synchronised(3, 3)] {
+        let options = ReferenceOptions::new(shape(1, 2));
+        assert!(Reference::load(&model.config, &model.source, &plan, &options, &Arc::default()).is_err());
+        assert!(runner.set_plan(&plan).is_err());
+    }
+    // A refused plan leaves the runner as it was.
+    all_logits(&mut runner, &TOKENS);
 }
 
 #[test]

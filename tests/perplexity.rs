@@ -1,5 +1,6 @@
 //! Perplexity of the trained model, synchronised and under Sync-Point Drop, against an independent NumPy
 //! forward pass on the same text and chunks.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

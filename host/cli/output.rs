@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use anyhow::Context;
 use serde::Serialize;
 
 /// Prints one JSON object and a newline.
@@ -14,8 +15,12 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Writes text as it stands and flushes it, so that streamed tokens appear at once.
 pub(super) fn write(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    Ok(stdout.flush()?)
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
+}
+
+/// Writes a line to stderr. Where nobody can read it, nobody misses it.
+pub(super) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Whether an error is the reader of our output gone.

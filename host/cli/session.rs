@@ -34,19 +34,19 @@ pub(super) struct ModelArgs {
 #[derive(Args, Clone)]
 pub(super) struct LayoutArgs {
     /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
     pub(super) tp: Option<usize>,
     /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T]
-    #[arg(long, value_name = "NxG")]
+    #[arg(long, value_name = "NxG", allow_hyphen_values = true)]
     pub(super) topology: Option<Shape>,
     /// Where to run
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(super) device: DeviceChoice,
     /// Tokens that a GPU's KV cache holds, of all sequences [default: 16 contexts, or what fits]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
     pub(super) kv_tokens: Option<usize>,
     /// Tokens of a page of a GPU's KV cache: a power of two
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PAGE_SIZE)]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>, default_value_t = DEFAULT_PAGE_SIZE)]
     pub(super) page_size: usize,
 }
 
@@ -90,10 +90,18 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// The device without its details: `cpu`, `cuda:0`.
+    pub(super) fn device(&self) -> String {
+        self.runner.device().split(' ').next().unwrap_or_default().to_string()
+    }
+
     /// Opens the model, checks the layout and the plan against it, and loads every rank's shard.
     pub(super) fn open(args: &ModelArgs, spd: &SpdSpec) -> anyhow::Result<Self> {
         let shape = args.layout.shape()?;
-        ensure!(shape.world() > 0, "--tp 0: a model needs at least one rank");
+        ensure!(
+            shape.world() > 0,
+            "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
+        );
         let model = Model::open(&args.model)?;
         Sharding::new(&model.config, shape.world())?;
         let plan = spd.resolve(&model.config, &*model.source, shape.world())?;
@@ -160,6 +168,11 @@ fn with_progress<T>(total_bytes: u64, load: impl FnOnce(&Arc<AtomicU64>) -> T) -
         done.store(true, Ordering::Relaxed);
         loading
     })
+}
+
+/// A number of at least `MIN`, for clap.
+pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n >= MIN).ok_or_else(|| format!("expected a whole number of at least {MIN}"))
 }
 
 /// A bar on stderr; invisible where stderr is no terminal.

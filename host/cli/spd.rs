@@ -1,11 +1,13 @@
 //! `fewsync spd`.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use serde_json::json;
 
 use super::output;
+use super::session::at_least;
 use crate::model::Model;
 use crate::model::sharding::Sharding;
 use crate::spd::{BlockPlan, Plan};
@@ -25,33 +27,37 @@ pub(super) struct PlanArgs {
     #[arg(long, default_value = "smollm2")]
     model: String,
     /// Tensor-parallel degree that the plan is for
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
     tp: usize,
     /// Blocks that skip the all-reduce behind attention, counted from 0: numbers and ranges, such as 3,7-9
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     blocks: BlockList,
     /// The file to write
     #[arg(long, value_name = "PLAN.json")]
     out: PathBuf,
 }
 
-/// Block numbers, as written on the command line.
+/// Ranges of block numbers, as written on the command line.
 #[derive(Clone, Debug, PartialEq)]
-struct BlockList(Vec<usize>);
+struct BlockList(Vec<RangeInclusive<usize>>);
 
 impl std::str::FromStr for BlockList {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let number = |n: &str| n.parse::<usize>().map_err(|_| format!("'{n}' is not a block number"));
-        let mut blocks = Vec::new();
-        for part in s.split(',') {
-            match part.split_once('-') {
-                Some((first, last)) => blocks.extend(number(first)?..=number(last)?),
-                None => blocks.push(number(part)?),
+        let number = |n: &str| {
+            let wrong = |_| format!("'{n}' is not a block number; write numbers and ranges, such as 3,7-9");
+            n.trim().parse::<usize>().map_err(wrong)
+        };
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(format!("the range {first}-{last} is empty; write the smaller number first"));
             }
-        }
-        Ok(Self(blocks))
+            Ok(first..=last)
+        };
+        s.split(',').map(range).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -65,12 +71,13 @@ pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
     Sharding::new(&model.config, args.tp)?;
     let mut blocks = vec![BlockPlan::default(); model.config.n_layers];
-    for &number in &args.blocks.0 {
-        let last = blocks.len() - 1;
-        let block = blocks.get_mut(number);
-        block
-            .with_context(|| format!("there is no block {number}: this model has blocks 0 to {last}"))?
-            .sync_attention = false;
+    for range in &args.blocks.0 {
+        let (last, named) = (blocks.len() - 1, *range.end());
+        let dropped = blocks.get_mut(range.clone());
+        dropped
+            .with_context(|| format!("there is no block {named}: this model has blocks 0 to {last}"))?
+            .iter_mut()
+            .for_each(|block| block.sync_attention = false);
     }
     let plan = Plan::new(args.tp, blocks);
     plan.write(&args.out, &model.source.fingerprint()?)?;
@@ -91,8 +98,9 @@ mod tests {
 
     #[test]
     fn block_lists() {
-        assert_eq!("3,7-9".parse(), Ok(BlockList(vec![3, 7, 8, 9])));
-        for bad in ["", "a", "1-", "1,,2"] {
+        assert_eq!("3,7-9".parse(), Ok(BlockList(vec![3..=3, 7..=9])));
+        assert_eq!("0-18446744073709551615".parse(), Ok(BlockList(vec![0..=usize::MAX])));
+        for bad in ["", "a", "1-", "1,,2", "3-2", "-1", "1-2-3"] {
             assert!(bad.parse::<BlockList>().is_err(), "{bad}");
         }
     }

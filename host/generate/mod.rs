@@ -94,6 +94,9 @@ pub fn generate(
     }
     let mut samplers = [Sampler::new(request.sampling)];
     if stop == StopReason::Length && request.max_tokens > 0 {
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(RunError::NotFinite);
+        }
         let mut token = samplers[0].sample(&logits);
         first_token = Instant::now();
         stop = loop {

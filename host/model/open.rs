@@ -40,6 +40,10 @@ impl Model {
         if path.exists() {
             return Self::from_checkpoint(spec, Checkpoint::open(path)?);
         }
+        if looks_like_a_file(path) {
+            let hint = "there is no such file; check the path, or give a folder or a name instead";
+            return Err(ModelError::not_found(spec, hint));
+        }
         if let Some(known) = fetch::known(spec) {
             return Self::from_checkpoint(spec, Checkpoint::open(&fetch::fetch(known)?)?);
         }
@@ -96,6 +100,12 @@ impl Model {
         let all = Tensor::all(&self.config).into_iter().filter(|&t| self.config.tied || t != embedding);
         all.map(bytes).sum()
     }
+}
+
+/// `models/llama.gguf` has the form of a hub's `org/name`, but is no repository that we could mean.
+fn looks_like_a_file(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ["gguf", "safetensors", "json", "bin", "pth"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// The tokenizer's part of a GGUF file's metadata.

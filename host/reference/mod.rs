@@ -75,8 +75,9 @@ impl Reference {
         options: &ReferenceOptions,
         loaded_bytes: &Arc<AtomicU64>,
     ) -> Result<Self, RunError> {
-        let plan = Arc::new(plan.clone());
         let world = options.shape.world();
+        plan.check(config, world)?;
+        let plan = Arc::new(plan.clone());
         let threads = Threads((options.threads / world).max(1));
         let mut workers = Vec::with_capacity(world);
         let mut loading = Vec::with_capacity(world);
@@ -137,7 +138,8 @@ impl Runner for Reference {
     }
 
     fn device(&self) -> String {
-        format!("cpu ({} threads)", self.threads)
+        let threads = self.threads;
+        format!("cpu ({threads} {})", if threads == 1 { "thread" } else { "threads" })
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Output, RunError> {
@@ -171,9 +173,7 @@ impl Runner for Reference {
     }
 
     fn set_plan(&mut self, plan: &Plan) -> Result<(), RunError> {
-        if plan.tp() != self.tp() || plan.blocks().len() != self.config.n_layers {
-            return Err(RunError::BadCall("the plan is for another number of ranks or blocks"));
-        }
+        plan.check(&self.config, self.tp())?;
         self.lengths.clear();
         let plan = Arc::new(plan.clone());
         self.broadcast(|| Command::SetPlan(plan.clone())).map(drop)

@@ -109,6 +109,9 @@ impl Rank {
     /// Shortens a sequence to its first `len` tokens.
     pub(crate) fn truncate(&mut self, sequence: usize, len: usize) {
         if let Some(sequence) = self.sequences.get_mut(sequence) {
+            if len == 0 {
+                *sequence = Sequence::default();
+            }
             sequence.len = sequence.len.min(len);
             for cache in &mut sequence.blocks {
                 cache.truncate(len, self.config.head_dim);

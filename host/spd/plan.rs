@@ -72,12 +72,14 @@ pub enum PlanError {
     #[error(transparent)]
     Sharding(#[from] ShardingError),
     /// The plan's file cannot be read or written.
-    #[error("{}: cannot {action} the plan: {source}", path.display())]
+    #[error("{}: cannot {action} the plan ({source}); {hint}", path.display())]
     Io {
         /// The plan.
         path: PathBuf,
         /// "read" or "write".
         action: &'static str,
+        /// What to do.
+        hint: &'static str,
         /// The system's reason.
         source: std::io::Error,
     },
@@ -95,7 +97,8 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// A plan made by the program: no replacements, so that only the number of blocks must fit.
+    /// A plan made by the program. Whoever loads it checks it ([`Self::check`]); replacement tensors come
+    /// only with a file ([`Self::read`]).
     pub fn new(tp: usize, blocks: Vec<BlockPlan>) -> Self {
         Self { tp, blocks, replacements: HashMap::new() }
     }
@@ -135,6 +138,7 @@ impl Plan {
         let text = std::fs::read_to_string(path).map_err(|source| PlanError::Io {
             path: path.into(),
             action: "read",
+            hint: "`fewsync spd plan` writes one",
             source,
         })?;
         Self::parse(&text, path, config, source, tp)
@@ -157,36 +161,54 @@ impl Plan {
                 file.model
             )));
         }
-        if file.tp != tp {
-            return Err(unfit(format!(
-                "the plan is for {} ranks, not {tp}: run with --tp {}",
-                file.tp, file.tp
-            )));
-        }
-        if file.blocks.len() != config.n_layers {
-            let (have, want) = (file.blocks.len(), config.n_layers);
-            return Err(unfit(format!(
-                "the plan has {have} blocks, but the model has {want}: make the plan anew"
-            )));
-        }
+        let mut plan = Self::new(file.tp, file.blocks);
+        plan.check_layout(config, tp).map_err(unfit)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mut replacements = HashMap::new();
-        for (layer, block) in file.blocks.iter().enumerate() {
-            if let Some(heads) = &block.heads {
-                check_permutation(heads, config.n_heads)
-                    .map_err(|what| unfit(format!("block {layer}: {what}")))?;
-            }
-            if let Some(name) = &block.replacement {
-                if !replacements.contains_key(name) {
-                    let file = ReplacementFile::open(&folder.join(name), config, tp)?;
-                    replacements.insert(name.clone(), Arc::new(file));
-                }
-                if !replacements[name].covers(layer) {
-                    return Err(unfit(format!("block {layer}: {} replaces nothing in it", name.display())));
-                }
+        for name in plan.blocks.iter().filter_map(|block| block.replacement.clone()) {
+            if !plan.replacements.contains_key(&name) {
+                let file = ReplacementFile::open(&folder.join(&name), config, tp)?;
+                plan.replacements.insert(name, Arc::new(file));
             }
         }
-        Ok(Self { tp, blocks: file.blocks, replacements })
+        plan.check_replacements().map_err(unfit)?;
+        Ok(plan)
+    }
+
+    /// Checks the plan against a model on `tp` ranks: number of ranks and blocks, head orders, and that
+    /// every replacement is at hand.
+    pub fn check(&self, config: &Config, tp: usize) -> Result<(), PlanError> {
+        let unfit = |what| PlanError::Unfit { path: "plan".into(), what };
+        self.check_layout(config, tp).and_then(|()| self.check_replacements()).map_err(unfit)
+    }
+
+    fn check_layout(&self, config: &Config, tp: usize) -> Result<(), String> {
+        if self.tp != tp {
+            return Err(format!("the plan is for {} ranks, not {tp}: run with --tp {}", self.tp, self.tp));
+        }
+        let (have, want) = (self.blocks.len(), config.n_layers);
+        if have != want {
+            return Err(format!("the plan has {have} blocks, but the model has {want}: make the plan anew"));
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            if let Some(heads) = &block.heads {
+                check_permutation(heads, config.n_heads).map_err(|what| format!("block {layer}: {what}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_replacements(&self) -> Result<(), String> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let Some(name) = &block.replacement else { continue };
+            let Some(file) = self.replacements.get(name) else {
+                let name = name.display();
+                return Err(format!("block {layer}: {name} was not opened: read the plan from its file"));
+            };
+            if !file.covers(layer) {
+                return Err(format!("block {layer}: {} replaces nothing in it", name.display()));
+            }
+        }
+        Ok(())
     }
 
     /// Writes the plan, whole or not at all.
@@ -198,14 +220,25 @@ impl Plan {
             tp: self.tp,
             blocks: self.blocks.clone(),
         };
-        let io = |source| PlanError::Io { path: path.into(), action: "write", source };
+        let hint = "give a path in a folder that exists and is writable";
+        let io = |source| PlanError::Io { path: path.into(), action: "write", hint, source };
         let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        // Asked for by itself: a failed temporary file is reported under a name that nobody chose.
+        std::fs::metadata(folder).map_err(io)?;
+        let mut temporary = temporary_in(folder).map_err(io)?;
         serde_json::to_writer_pretty(&mut temporary, &file).map_err(|e| io(e.into()))?;
         temporary.write_all(b"\n").map_err(io)?;
         temporary.persist(path).map_err(|e| io(e.error))?;
         Ok(())
     }
+}
+
+/// A file that vanishes unless it is persisted, with the permissions of any other new file.
+fn temporary_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 fn parse(text: &str) -> Result<PlanFile, String> {
@@ -221,7 +254,10 @@ fn parse(text: &str) -> Result<PlanFile, String> {
         return Err(format!("not a plan: its format is '{}', expected '{FORMAT}'", header.format));
     }
     if header.version != VERSION {
-        return Err(format!("the plan has version {}; this program reads version {VERSION}", header.version));
+        return Err(format!(
+            "the plan has version {}; this program reads version {VERSION}: make the plan anew",
+            header.version
+        ));
     }
     serde_json::from_str(text).map_err(not_a_plan)
 }
@@ -231,12 +267,43 @@ fn check_permutation(heads: &[usize], n_heads: usize) -> Result<(), String> {
     for &head in heads {
         match seen.get_mut(head) {
             Some(seen) if !*seen => *seen = true,
-            Some(_) => return Err(format!("head {head} is named twice in 'heads'")),
-            None => return Err(format!("'heads' names head {head}, but the model has {n_heads}")),
+            Some(_) => return Err(format!("head {head} is named twice in 'heads': name every head once")),
+            None => {
+                return Err(format!(
+                    "'heads' names head {head}, but the model has {n_heads}: name 0 to {} once each",
+                    n_heads - 1
+                ));
+            }
         }
     }
     match seen.iter().position(|seen| !seen) {
-        Some(head) => Err(format!("head {head} is missing from 'heads'")),
+        Some(head) => Err(format!("head {head} is missing from 'heads': name every head once")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    #[test]
+    fn a_plan_that_does_not_fit_is_refused_with_the_reason() {
+        let config = shapes::named("tiny").unwrap();
+        let with = |block: BlockPlan| Plan::new(2, vec![BlockPlan::default(), block]);
+        let heads = |heads: &[usize]| with(BlockPlan { heads: Some(heads.to_vec()), ..BlockPlan::default() });
+        let replaced = with(BlockPlan { replacement: Some("b.safetensors".into()), ..BlockPlan::default() });
+        for (plan, reason) in [
+            (Plan::synchronised(3, 2), "for 3 ranks, not 2"),
+            (Plan::synchronised(2, 1), "has 1 blocks, but the model has 2"),
+            (Plan::synchronised(2, 0), "has 0 blocks"),
+            (heads(&[0, 0, 0, 0]), "block 1: head 0 is named twice"),
+            (heads(&[0, 1, 2]), "block 1: head 3 is missing"),
+            (replaced, "block 1: b.safetensors was not opened"),
+        ] {
+            let message = plan.check(&config, 2).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+        heads(&[3, 1, 0, 2]).check(&config, 2).unwrap();
     }
 }

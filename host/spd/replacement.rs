@@ -34,15 +34,16 @@ impl ReplacementFile {
         for name in file.names() {
             let (rank, hf_name) = match split_rank(&name) {
                 Some((rank, _)) if rank >= tp => {
-                    let what = format!("the replacement '{name}' is for a rank beyond the plan's {tp}");
-                    return Err(ModelError::corrupt(path, what));
+                    let what = format!("the replacement '{name}' in a plan for {tp} ranks");
+                    return Err(ModelError::unsupported(path, what, format!("rank0 to rank{}", tp - 1)));
                 }
                 Some((rank, hf_name)) => (Some(rank), hf_name),
                 None => (None, name.as_str()),
             };
             let Some(&tensor) = known.get(hf_name) else {
-                let what = format!("the replacement '{name}' names no tensor of the model's blocks");
-                return Err(ModelError::corrupt(path, what));
+                let what = format!("the replacement '{name}', which names no tensor of the model's blocks,");
+                let form = "names such as model.layers.0.mlp.up_proj.weight";
+                return Err(ModelError::unsupported(path, what, form));
             };
             let stored = file.find_as(&name, tensor, config)?;
             match rank {

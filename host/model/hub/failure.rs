@@ -109,7 +109,12 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_told_from_a_broken_connection() {
-        let options = HubOptions { endpoint: "http://hub".into(), cache: "/cache".into(), token: None };
+        let options = HubOptions {
+            endpoint: "http://hub".into(),
+            cache: "/cache".into(),
+            token: None,
+            answer_limit: std::time::Duration::MAX,
+        };
         let text = |kind: ErrorKind| {
             Failure::from(ApiError::IoError(kind.into())).into_error("a/b", &options).to_string()
         };

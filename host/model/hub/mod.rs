@@ -10,9 +10,10 @@ mod file;
 mod snapshot;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{Api, ApiBuilder};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::{ModelError, cache};
@@ -28,6 +29,8 @@ pub struct HubOptions {
     pub cache: PathBuf,
     /// The access token, for gated and private models.
     pub token: Option<String>,
+    /// How long the hub may take to say what a repository holds.
+    pub answer_limit: Duration,
 }
 
 impl HubOptions {
@@ -42,6 +45,7 @@ impl HubOptions {
             endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
             token: text("HF_TOKEN").or_else(|| Cache::new(cache.clone()).token()),
             cache,
+            answer_limit: Duration::from_secs(30),
         })
     }
 }
@@ -73,9 +77,9 @@ pub fn download(repo: &str, options: &HubOptions) -> Result<PathBuf, ModelError>
         return Ok(dir);
     }
     let hub = Hub::new(repo, options, cache)?;
-    match hub.api.model(repo.into()).info() {
+    match hub.info() {
         Ok(info) => hub.fetch(&info),
-        Err(error) => match Failure::from(error) {
+        Err(failure) => match failure {
             failure @ (Failure::Network(_) | Failure::Status(500..)) => {
                 let Some(dir) = Snapshot::offline(&hub.cache, repo) else { return Err(hub.error(failure)) };
                 eprintln!("the hub cannot be reached; using the copy of {repo} in the cache");
@@ -103,6 +107,26 @@ impl<'a> Hub<'a> {
             .build();
         let api = api.map_err(|e| Failure::from(e).into_error(repo, options))?;
         Ok(Self { repo, options, api, cache })
+    }
+
+    /// What the repository holds. Asked for here, because `hf-hub` would wait for ever for a hub that
+    /// takes the call and says nothing.
+    fn info(&self) -> Result<RepoInfo, Failure> {
+        let HubOptions { endpoint, token, answer_limit, .. } = self.options;
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_global(Some(*answer_limit))
+            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            .build()
+            .into();
+        let endpoint = endpoint.trim_end_matches('/');
+        let mut request = agent.get(format!("{endpoint}/api/models/{}/revision/main", self.repo));
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let answer = request.call().and_then(|mut response| response.body_mut().read_to_string());
+        let answer = answer.map_err(|e| Failure::from(ApiError::from(Box::new(e))))?;
+        serde_json::from_str(&answer)
+            .map_err(|e| Failure::Other(format!("its answer is no list of files ({e})")))
     }
 
     /// Fetches what is missing of the commit that `info` describes.
