@@ -40,6 +40,8 @@ pub mod cli;
 pub mod comm;
 pub mod driver;
 #[cfg(feature = "model")]
+pub mod engine;
+#[cfg(feature = "model")]
 pub mod eval;
 #[cfg(feature = "model")]
 pub mod generate;

@@ -1,6 +1,10 @@
 //! What every back end offers: feed tokens, get logits. The CLI, SPD and the benchmarks know only this.
 
+pub(crate) mod chunk;
+
 use crate::comm::CommError;
+use crate::engine::EngineError;
+use crate::generate::Sampler;
 use crate::model::{Config, ModelError};
 use crate::spd::{Plan, PlanError};
 
@@ -152,6 +156,9 @@ pub enum RunError {
     /// The weights could not be read.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The GPU cannot run the model, or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// A loaded model on some device, split over some ranks.
@@ -168,6 +175,23 @@ pub trait Runner {
     /// Appends the batch's tokens to their sequences and returns what it asks for. Batches of any
     /// length are taken; a long one runs in chunks. On an error no sequence may be used further.
     fn forward(&mut self, batch: &Batch) -> Result<Output, RunError>;
+
+    /// One decode step: appends `tokens[i]` to sequence `i` and returns the token behind each, drawn by
+    /// `samplers[i]`.
+    ///
+    /// Provided: [`Runner::forward`] and the samplers on the host. A back end that draws where the logits are
+    /// overrides it; then the same seed gives the same text on that back end, not on every one.
+    fn decode_sampled(&mut self, tokens: &[u32], samplers: &mut [Sampler]) -> Result<Vec<u32>, RunError> {
+        if tokens.len() != samplers.len() {
+            return Err(RunError::BadCall("a decode step needs one sampler for every token"));
+        }
+        let logits = self.forward(&Batch::decode(tokens))?.logits;
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(RunError::NotFinite);
+        }
+        let rows = logits.chunks_exact(self.config().vocab);
+        Ok(samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.sample(logits)).collect())
+    }
 
     /// Shortens a sequence to its first `len` tokens; 0 frees it.
     fn truncate(&mut self, sequence: usize, len: usize) -> Result<(), RunError>;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::stats::Percentiles;
-use crate::generate::argmax;
+use crate::generate::{Sampler, Sampling, argmax};
 use crate::runner::{Batch, LogitRows, RunError, Runner, Span};
 
 /// One measurement's shape.
@@ -53,11 +53,12 @@ pub fn decode(
     let start = Instant::now();
     let mut tokens = greedy(&runner.forward(&prefill)?.logits, vocab);
     let first = start.elapsed();
+    let mut samplers: Vec<Sampler> = tokens.iter().map(|_| Sampler::new(Sampling::GREEDY)).collect();
     let before = runner.sync_counts();
     let mut steps_ms = Vec::with_capacity(w.decode);
     for _ in 0..w.decode {
         let step = Instant::now();
-        tokens = greedy(&runner.forward(&Batch::decode(&tokens))?.logits, vocab);
+        tokens = runner.decode_sampled(&tokens, &mut samplers)?;
         steps_ms.push(step.elapsed().as_secs_f64() * 1e3);
         progress();
     }

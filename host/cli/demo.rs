@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::generate::{cancel_on_ctrl_c, report, request, stream};
 use super::output;
-use super::session::{Device, LayoutArgs, ModelArgs, Session};
+use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Session};
 use crate::generate::{Generation, Sampling, StopReason};
 use crate::spd::{Plan, SpdSpec};
 
@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let layout = LayoutArgs { tp: Some(TP), topology: None, device: Device::Cpu };
+    let layout = LayoutArgs { tp: Some(TP), ..LayoutArgs::on(DeviceChoice::Cpu) };
     let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None)?;
     let model = &session.model;
     let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, TP)?;

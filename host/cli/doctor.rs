@@ -39,7 +39,11 @@ pub(super) fn run(json: bool) -> anyhow::Result<()> {
             "models are fetched with pip",
         ),
         Finding::new("models", models(), "used as --model smollm2, without a download"),
-        Finding::new("gpu", gpus(), "the driver layer opens them; decoding on GPUs is not in this version"),
+        Finding::new(
+            "gpu",
+            gpus(),
+            "generate, eval and bench decode run here at --tp 1; several GPUs are not in this version",
+        ),
         Finding::new(
             "nvshmem",
             nvshmem(),

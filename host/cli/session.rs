@@ -10,11 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{memory, output};
 use crate::comm::Shape;
+use crate::driver::Device;
+use crate::engine::{Engine, EngineOptions};
 use crate::model::Model;
 use crate::model::sharding::Sharding;
 use crate::reference::{Reference, ReferenceOptions};
-use crate::runner::Runner;
+use crate::runner::{RunError, Runner};
 use crate::spd::{Plan, SpdSpec};
+
+const DEFAULT_PAGE_SIZE: usize = 64;
 
 /// Which model, and how it is laid out.
 #[derive(Args, Clone)]
@@ -38,21 +42,32 @@ pub(super) struct LayoutArgs {
     #[arg(long, value_name = "NxG", allow_hyphen_values = true)]
     pub(super) topology: Option<Shape>,
     /// Where to run
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    pub(super) device: Device,
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(super) device: DeviceChoice,
+    /// Tokens that a GPU's KV cache holds, of all sequences [default: 16 contexts, or what fits]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    pub(super) kv_tokens: Option<usize>,
+    /// Tokens of a page of a GPU's KV cache: a power of two
+    #[arg(long, value_name = "N", value_parser = at_least::<1>, default_value_t = DEFAULT_PAGE_SIZE)]
+    pub(super) page_size: usize,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Device {
-    /// The fastest that is there
+pub(super) enum DeviceChoice {
+    /// The first GPU, where there is one that can run the model; else the CPU
     Auto,
     /// The reference in f32, one thread a rank
     Cpu,
-    /// NVIDIA GPUs
+    /// The first NVIDIA GPU
     Cuda,
 }
 
 impl LayoutArgs {
+    /// One rank on this device, all else by default.
+    pub(super) fn on(device: DeviceChoice) -> Self {
+        Self { tp: None, topology: None, device, kv_tokens: None, page_size: DEFAULT_PAGE_SIZE }
+    }
+
     /// The ranks' layout. A contradiction between --tp and --topology is an error.
     pub(super) fn shape(&self) -> anyhow::Result<Shape> {
         match (self.tp, self.topology) {
@@ -91,10 +106,6 @@ impl Session {
     pub(super) fn open(args: &ModelArgs, spd: &SpdSpec) -> anyhow::Result<Self> {
         let shape = args.layout.shape()?;
         ensure!(
-            args.layout.device != Device::Cuda,
-            "device 'cuda' is not there: this version decodes on the CPU only, so use --device cpu"
-        );
-        ensure!(
             shape.world() > 0,
             "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
         );
@@ -106,8 +117,7 @@ impl Session {
                 "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
             );
         }
-        memory::check(&model)?;
-        let runner = Box::new(load(&model, &plan, shape)?);
+        let runner = load(&model, &plan, shape, &args.layout)?;
         Ok(Self { model, plan, shape, runner })
     }
 }
@@ -121,15 +131,58 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Loads with a progress bar on stderr, or without where the system has no thread for it.
-fn load(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Reference> {
+/// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
+fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
+    match layout.device {
+        DeviceChoice::Cpu => load_reference(model, plan, shape),
+        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, layout)?)),
+        // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
+        DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape),
+        DeviceChoice::Auto => match load_engine(model, plan, layout) {
+            Ok(engine) => {
+                output::note(&format!("device: {}", engine.device()));
+                Ok(Box::new(engine))
+            }
+            // What is wrong with the model itself is wrong on every device.
+            Err(reason @ RunError::Engine(_)) => {
+                output::note(&format!("device: cpu, since {reason}"));
+                load_reference(model, plan, shape)
+            }
+            Err(other) => Err(other.into()),
+        },
+    }
+}
+
+fn load_reference(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Box<dyn Runner>> {
+    memory::check(model)?;
+    let options = ReferenceOptions::new(shape);
+    let reference = with_progress(model.weight_bytes(), |loaded| {
+        Reference::load(&model.config, &model.source, plan, &options, loaded)
+    })?;
+    Ok(Box::new(reference))
+}
+
+fn load_engine(model: &Model, plan: &Plan, layout: &LayoutArgs) -> Result<Engine, RunError> {
+    let options = EngineOptions {
+        page_size: layout.page_size,
+        kv_tokens: layout.kv_tokens,
+        ..EngineOptions::default()
+    };
+    let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
+    let device = Device::cuda(0)?;
+    with_progress(weight_bytes, |loaded| {
+        Engine::load(&model.config, &model.source, plan, &device, &options, loaded)
+    })
+}
+
+/// Shows on stderr how many of `total_bytes` are loaded; no bar where the system has no thread for it.
+fn with_progress<T>(total_bytes: u64, load: impl FnOnce(&Arc<AtomicU64>) -> T) -> T {
     let loaded = Arc::new(AtomicU64::new(0));
     let done = AtomicBool::new(false);
-    let options = ReferenceOptions::new(shape);
-    let runner = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let _done = Done(&done);
         let show = || {
-            let bar = progress_bar(model.weight_bytes(), "loading", "{bytes}/{total_bytes}");
+            let bar = progress_bar(total_bytes, "loading", "{bytes}/{total_bytes}");
             while !done.load(Ordering::Relaxed) {
                 bar.set_position(loaded.load(Ordering::Relaxed));
                 std::thread::park_timeout(Duration::from_millis(50));
@@ -137,9 +190,8 @@ fn load(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Reference> {
             bar.finish_and_clear();
         };
         drop(std::thread::Builder::new().spawn_scoped(scope, show));
-        Reference::load(&model.config, &model.source, plan, &options, &loaded)
-    })?;
-    Ok(runner)
+        load(&loaded)
+    })
 }
 
 /// A number of at least `MIN`, for clap.

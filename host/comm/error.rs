@@ -3,6 +3,7 @@
 use std::{fmt, ops::Range, time::Duration};
 
 use super::{dtype::DType, schedule::Phase};
+use crate::driver::GpuError;
 
 /// A failed synchronisation. Ranks are those of the world, also in groups split from it.
 ///
@@ -127,6 +128,15 @@ pub enum CommError {
     /// The buffer was registered with another communicator, or by another rank.
     #[error("the buffer belongs to another communicator or rank; register it with the one that uses it")]
     ForeignBuffer,
+    /// This communicator cannot do it.
+    #[error("not offered: {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The rank's GPU failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }
 
 /// Which collective a message belongs to.

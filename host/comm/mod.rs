@@ -2,11 +2,12 @@
 //!
 //! A [`Communicator`] sums a tensor over all ranks (or gathers its pieces), in place, in *symmetric memory*:
 //! buffers that every rank has registered. The way it does so is a [`mod@schedule`], a pure function of the
-//! [`Topology`]; [`memory`] executes it between threads of one process. `docs/sync.md` has the contract that
+//! [`Topology`]; [`memory`] executes it between threads of one process, [`gpu`] is a GPU rank by itself. `docs/sync.md` has the contract that
 //! every implementation keeps.
 
 mod dtype;
 mod error;
+pub mod gpu;
 pub mod memory;
 pub mod schedule;
 pub mod sequence;

@@ -82,7 +82,6 @@ pub fn generate(
     let before = runner.sync_counts();
     let start = Instant::now();
     let mut first_token = start;
-    let mut sampler = Sampler::new(request.sampling);
     let mut tokens = Vec::new();
     let mut logits = Vec::new();
     let mut stop = StopReason::Length;
@@ -93,23 +92,25 @@ pub fn generate(
         }
         logits = runner.forward(&Batch::prefill(0, chunk))?.logits;
     }
-    while stop == StopReason::Length && tokens.len() < request.max_tokens {
+    let mut samplers = [Sampler::new(request.sampling)];
+    if stop == StopReason::Length && request.max_tokens > 0 {
         if !logits.iter().all(|logit| logit.is_finite()) {
             return Err(RunError::NotFinite);
         }
-        let token = sampler.sample(&logits);
-        tokens.push(token);
-        on_token(token);
-        if tokens.len() == 1 {
-            first_token = Instant::now();
-        }
-        if request.eos.contains(&token) {
-            stop = StopReason::Eos;
-        } else if cancel.load(Ordering::Relaxed) {
-            stop = StopReason::Interrupted;
-        } else if tokens.len() < request.max_tokens {
-            logits = runner.forward(&Batch::decode(&[token]))?.logits;
-        }
+        let mut token = samplers[0].sample(&logits);
+        first_token = Instant::now();
+        stop = loop {
+            tokens.push(token);
+            on_token(token);
+            if request.eos.contains(&token) {
+                break StopReason::Eos;
+            } else if cancel.load(Ordering::Relaxed) {
+                break StopReason::Interrupted;
+            } else if tokens.len() == request.max_tokens {
+                break StopReason::Length;
+            }
+            token = runner.decode_sampled(&[token], &mut samplers)?[0];
+        };
     }
     let after = runner.sync_counts();
     let per_pass = |n: u64| n as f64 / (after.passes - before.passes).max(1) as f64;

@@ -19,6 +19,11 @@ pub struct Sampling {
 impl Sampling {
     /// Always the likeliest token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+
+    /// Whether it is always the likeliest token.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
 }
 
 /// Draws tokens one after the other.
@@ -33,10 +38,15 @@ impl Sampler {
         Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed) }
     }
 
+    /// What it was made with.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
     /// Chooses from one row of logits. Filters apply in the usual order: temperature, top-k, top-p.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        if temperature == 0.0 {
+        if self.sampling.is_greedy() {
             return argmax(logits);
         }
         let mut ids: Vec<u32> = (0..logits.len() as u32).collect();

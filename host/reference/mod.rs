@@ -18,7 +18,7 @@ use rank::{MAX_ROWS, Rank};
 use crate::comm::memory::Options;
 use crate::comm::{CommError, Communicator, Shape, memory};
 use crate::model::{Config, TensorSource};
-use crate::runner::{Batch, LogitRows, Output, RunError, Runner, Span, SyncCounts};
+use crate::runner::{Batch, Output, RunError, Runner, SyncCounts};
 use crate::spd::Plan;
 
 /// What a rank's thread is told. Ranks execute the same commands in the same order.
@@ -153,27 +153,6 @@ impl Reference {
         }
         Ok(output)
     }
-
-    /// Refuses what no rank could compute, before any rank sees it.
-    fn check(&self, batch: &Batch) -> Result<(), RunError> {
-        if batch.spans.is_empty() || batch.spans.iter().any(|s| s.tokens.is_empty()) {
-            return Err(RunError::BadCall("a batch needs at least one span and a span at least one token"));
-        }
-        for (i, span) in batch.spans.iter().enumerate() {
-            if batch.spans[..i].iter().any(|s| s.sequence == span.sequence) {
-                return Err(RunError::BadCall("a sequence is named twice"));
-            }
-            let needed = self.lengths.get(span.sequence).copied().unwrap_or(0) + span.tokens.len();
-            if needed > self.config.context {
-                let context = self.config.context;
-                return Err(RunError::ContextExceeded { sequence: span.sequence, needed, context });
-            }
-            if let Some(&token) = span.tokens.iter().find(|&&t| t as usize >= self.config.vocab) {
-                return Err(RunError::TokenOutOfRange { token, vocab: self.config.vocab });
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Runner for Reference {
@@ -191,9 +170,9 @@ impl Runner for Reference {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Output, RunError> {
-        self.check(batch)?;
+        batch.check(&self.config, &self.lengths)?;
         let mut output = Output::default();
-        for chunk in chunks(batch) {
+        for chunk in batch.chunks(MAX_ROWS) {
             let (chunk, keep_logits) = (Arc::new(chunk.batch), chunk.keep_logits);
             let part = self.broadcast(|| Command::Forward(chunk.clone()))?;
             for (row, keep) in part.logits.chunks_exact(self.config.vocab).zip(keep_logits) {
@@ -310,35 +289,4 @@ fn check_agreement(rank: usize, first: &[Vec<f32>], other: &[Vec<f32>]) -> Resul
         Some(block) => Err(RunError::RanksDisagree { rank, block }),
         None => Ok(()),
     }
-}
-
-/// A piece of a batch that fits one pass, and which of its rows of logits the whole batch asked for.
-struct Chunk {
-    batch: Batch,
-    keep_logits: Vec<bool>,
-}
-
-/// Cuts a batch into passes of at most [`MAX_ROWS`] tokens, in order.
-fn chunks(batch: &Batch) -> Vec<Chunk> {
-    let empty = || Chunk { batch: Batch { spans: Vec::new(), ..*batch }, keep_logits: Vec::new() };
-    let mut chunks = vec![empty()];
-    let mut room = MAX_ROWS;
-    for span in &batch.spans {
-        let mut rest = span.tokens.as_slice();
-        while !rest.is_empty() {
-            if room == 0 {
-                chunks.push(empty());
-                room = MAX_ROWS;
-            }
-            let (tokens, behind) = rest.split_at(room.min(rest.len()));
-            (rest, room) = (behind, room - tokens.len());
-            let chunk = chunks.last_mut().expect("never empty");
-            chunk.batch.spans.push(Span { sequence: span.sequence, tokens: tokens.to_vec() });
-            match batch.logits {
-                LogitRows::All => chunk.keep_logits.extend(tokens.iter().map(|_| true)),
-                LogitRows::Last => chunk.keep_logits.push(rest.is_empty()),
-            }
-        }
-    }
-    chunks
 }

@@ -48,7 +48,7 @@ fn layouts_that_do_not_fit() {
     refused(&["--tp", "18446744073709551615"], &["choose 1 to 4"]);
     refused(&["--topology", "3x3"], &["choose 1 to 4"]);
     refused(&["--topology", "2x2", "--tp", "3"], &["--tp 3 contradicts --topology 2x2"]);
-    refused(&["--device", "cuda"], &["'cuda' is not there", "--device cpu"]);
+    refused(&["--device", "cuda"], &["head width of 32", "64 or 128"]);
     for tp in ["-1", "x", "1.5", "18446744073709551616"] {
         misused(&["--tp", tp], &[&format!("'{tp}'"), "--tp", "whole number"]);
     }

@@ -1,0 +1,465 @@
+//! The engine on a GPU, judged by the reference: logits teacher-forced, and paths of the engine against each
+//! other. Without a GPU every test says so and passes.
+//!
+//! Run alone on a machine without cargo: `engine --nocapture`. `FEWSYNC_REQUIRE_GPU=1` turns a missing GPU into a
+//! failure.
+
+mod common;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use common::{load_plan, shape};
+use fewsync::driver::Device;
+use fewsync::engine::{Engine, EngineOptions};
+use fewsync::generate::{Sampler, Sampling, argmax};
+use fewsync::model::Model;
+use fewsync::runner::{Batch, LogitRows, Output, RunError, Runner, Span};
+use fewsync::spd::{BlockPlan, Plan};
+
+/// Largest difference to the reference's logits, relative to the largest logit.
+const TOLERANCE: f32 = 2e-2;
+/// Likeliest tokens have to agree where the reference's two best logits are further apart.
+const MARGIN: f32 = 0.25;
+
+/// The GPU, for one test at a time: some compare free memory.
+fn gpu(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    match Device::cuda(0) {
+        Ok(device) => {
+            println!("{test}: {} ({})", device.label(), device.properties().driver);
+            Some((guard, device))
+        }
+        Err(reason) if std::env::var_os("FEWSYNC_REQUIRE_GPU").is_some() => panic!("{test}: {reason}"),
+        Err(reason) => {
+            println!("{test}: skipped, {reason}");
+            None
+        }
+    }
+}
+
+/// A KV cache that is small enough to be filled by a test.
+fn options() -> EngineOptions {
+    EngineOptions { kv_tokens: Some(4096), ..EngineOptions::default() }
+}
+
+fn engine_with(model: &Model, plan: &Plan, device: &Device, options: &EngineOptions) -> Engine {
+    Engine::load(&model.config, &model.source, plan, device, options, &Arc::default()).unwrap()
+}
+
+fn engine(model: &Model, device: &Device, options: &EngineOptions) -> Engine {
+    engine_with(model, &synchronised(model), device, options)
+}
+
+fn synchronised(model: &Model) -> Plan {
+    Plan::synchronised(1, model.config.n_layers)
+}
+
+fn dropped(model: &Model) -> Plan {
+    Plan::new(1, vec![BlockPlan { sync_attention: false, ..BlockPlan::default() }; model.config.n_layers])
+}
+
+/// Tokens without a pattern.
+fn tokens(n: usize, seed: usize, vocab: usize) -> Vec<u32> {
+    let mixed = |i: usize| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
+    (0..n).map(|i| (mixed(i + 1 + 100_003 * seed) % vocab as u64) as u32).collect()
+}
+
+fn prefill(runner: &mut dyn Runner, sequence: usize, tokens: &[u32]) -> Vec<f32> {
+    let spans = vec![Span { sequence, tokens: tokens.to_vec() }];
+    runner.forward(&Batch { spans, logits: LogitRows::All, hidden_states: false }).unwrap().logits
+}
+
+/// What a comparison saw.
+#[derive(Default)]
+struct Agreement {
+    error: f32,
+    compared: usize,
+}
+
+impl Agreement {
+    /// Compares rows of logits.
+    #[track_caller]
+    fn add(&mut self, seen: &[f32], expected: &[f32], vocab: usize) {
+        assert_eq!(seen.len(), expected.len());
+        let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let difference = seen.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs()));
+        assert!(difference.is_finite(), "logits are not finite");
+        self.error = self.error.max(difference / scale);
+        for (seen, expected) in seen.chunks(vocab).zip(expected.chunks(vocab)) {
+            let best = argmax(expected);
+            let second = expected.iter().enumerate().filter(|(i, _)| *i != best as usize);
+            let second = second.fold(f32::NEG_INFINITY, |max, (_, x)| max.max(*x));
+            if expected[best as usize] - second > MARGIN {
+                assert_eq!(argmax(seen), best, "the margin is {}", expected[best as usize] - second);
+                self.compared += 1;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn judge(&self, what: &str) {
+        println!(
+            "{what}: max |Δlogit| / max |logit| {:.2e}, {} likeliest tokens compared",
+            self.error, self.compared
+        );
+        assert!(self.error <= TOLERANCE, "{what}");
+    }
+}
+
+/// Prefill of `prompt` and then `n_steps` steps of given tokens on both, logits compared everywhere.
+fn follow(seen: &mut dyn Runner, judge: &mut dyn Runner, n_prompt: usize, n_steps: usize) -> Agreement {
+    let vocab = judge.config().vocab;
+    let all = tokens(n_prompt + n_steps, 1, vocab);
+    let (prompt, steps) = all.split_at(n_prompt);
+    let mut agreement = Agreement::default();
+    agreement.add(&prefill(seen, 0, prompt), &prefill(judge, 0, prompt), vocab);
+    for &token in steps {
+        let step = Batch::decode(&[token]);
+        agreement.add(&seen.forward(&step).unwrap().logits, &judge.forward(&step).unwrap().logits, vocab);
+    }
+    agreement
+}
+
+#[test]
+fn random_models_match_the_reference() {
+    let Some((_guard, device)) = gpu("random models") else { return };
+    // Head widths 64 and 128, heads in uneven groups, a tied head, Llama 3.1's rotary scaling.
+    for (spec, n_prompt) in [
+        ("random:smollm2,layers=6", 150),
+        ("random:llama3.2-1b,layers=2", 70),
+        ("random:llama3-8b,layers=2", 70),
+    ] {
+        let model = Model::open(spec).unwrap();
+        let mut reference = load_plan(&model, shape(1, 1), &synchronised(&model));
+        for fuse_norms in [true, false] {
+            let mut engine = engine(&model, &device, &EngineOptions { fuse_norms, ..options() });
+            reference.truncate(0, 0).unwrap();
+            follow(&mut engine, &mut reference, n_prompt, 12)
+                .judge(&format!("{spec}, fused norms {fuse_norms}"));
+        }
+    }
+}
+
+#[test]
+fn hidden_states_match_the_reference() {
+    let Some((_guard, device)) = gpu("hidden states") else { return };
+    let model = Model::open("random:smollm2,layers=3").unwrap();
+    let mut engine = engine(&model, &device, &options());
+    let mut reference = load_plan(&model, shape(1, 1), &synchronised(&model));
+    for n in [40, 1] {
+        let spans = vec![Span { sequence: 0, tokens: tokens(n, n, model.config.vocab) }];
+        let batch = Batch { spans, logits: LogitRows::Last, hidden_states: true };
+        let (seen, expected) = (engine.forward(&batch).unwrap(), reference.forward(&batch).unwrap());
+        assert_eq!(seen.hidden_states.len(), model.config.n_layers + 1);
+        assert_eq!(seen.hidden_states[0], expected.hidden_states[0], "the embedding is exact");
+        for (layer, (seen, expected)) in seen.hidden_states.iter().zip(&expected.hidden_states).enumerate() {
+            let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+            let error = seen.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs())) / scale;
+            assert!(error <= TOLERANCE, "block {layer}, {n} tokens: {error}");
+        }
+    }
+}
+
+/// Golden tokens of the trained model, from an independent forward pass in f32.
+#[test]
+fn golden_tokens_of_the_trained_model() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        cases: Vec<Case>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        prompt: String,
+        prompt_ids: Vec<u32>,
+        greedy: Vec<u32>,
+        margin: Vec<f32>,
+        first_top10_logits: Vec<(u32, f32)>,
+    }
+    let Some((_guard, device)) = gpu("golden") else { return };
+    let model = match Model::open("smollm2") {
+        Ok(model) => model,
+        Err(reason) => return println!("golden: skipped, {reason}"),
+    };
+    let golden: Golden = serde_json::from_str(include_str!("fixtures/smollm2-greedy.json")).unwrap();
+    let mut engine = engine(&model, &device, &options());
+    for case in golden.cases {
+        engine.truncate(0, 0).unwrap();
+        let mut logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
+        let scale = logits.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        for &(id, expected) in &case.first_top10_logits {
+            let error = (logits[id as usize] - expected).abs() / scale;
+            assert!(
+                error <= TOLERANCE,
+                "'{}': logit of {id} is {}, not {expected}",
+                case.prompt,
+                logits[id as usize]
+            );
+        }
+        let mut compared = 0;
+        for (step, (&token, &margin)) in case.greedy.iter().zip(&case.margin).enumerate() {
+            if margin > MARGIN {
+                assert_eq!(argmax(&logits), token, "'{}', step {step}, margin {margin}", case.prompt);
+                compared += 1;
+            }
+            logits = engine.forward(&Batch::decode(&[token])).unwrap().logits;
+        }
+        println!("golden: '{}', {compared} of {} tokens compared", case.prompt, case.greedy.len());
+        assert!(compared > 0, "'{}': no token could be compared", case.prompt);
+    }
+}
+
+#[test]
+fn a_prompt_in_chunks_is_the_prompt() {
+    let Some((_guard, device)) = gpu("chunks") else { return };
+    let model = Model::open("random:smollm2,layers=4").unwrap();
+    let vocab = model.config.vocab;
+    let prompt = tokens(1500, 3, vocab);
+    for page_size in [16, 64] {
+        let mut engine = engine(&model, &device, &EngineOptions { page_size, ..options() });
+        // Longer than a pass, so that the engine itself cuts it too.
+        let whole = prefill(&mut engine, 0, &prompt);
+        let mut pieces = Vec::new();
+        let mut rest = prompt.as_slice();
+        for n in [1, 7, 64, 1, 127, 300, 1000] {
+            let (piece, behind) = rest.split_at(n);
+            pieces.extend(prefill(&mut engine, 1, piece));
+            rest = behind;
+        }
+        assert!(rest.is_empty());
+        let mut agreement = Agreement::default();
+        agreement.add(&pieces, &whole, vocab);
+        agreement.judge(&format!("chunks, pages of {page_size}"));
+        assert!(agreement.compared > 100);
+    }
+}
+
+#[test]
+fn a_ragged_batch_is_each_of_its_sequences() {
+    let Some((_guard, device)) = gpu("ragged") else { return };
+    let model = Model::open("random:llama3.2-1b,layers=2").unwrap();
+    let vocab = model.config.vocab;
+    let mut engine = engine(&model, &device, &options());
+    let lengths = [5, 1, 130, 17, 64, 2, 33, 1, 9];
+    let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(i, &n)| tokens(n, i, vocab)).collect();
+    let batch = |spans: Vec<Span>| Batch { spans, logits: LogitRows::Last, hidden_states: false };
+    let span = |i: usize, tokens: &[u32]| Span { sequence: i, tokens: tokens.to_vec() };
+    let together = batch(prompts.iter().enumerate().map(|(i, p)| span(i, p)).collect());
+    let mut logits = engine.forward(&together).unwrap().logits;
+    // Mixed: one sequence goes on with a prompt while the others decode, out of order.
+    let order = [3, 0, 8, 2, 1, 7, 4, 5, 6];
+    let mixed =
+        batch(order.iter().map(|&i| span(i, &tokens(if i == 4 { 40 } else { 1 }, 50 + i, vocab))).collect());
+    logits.extend(engine.forward(&mixed).unwrap().logits);
+    let steps = [vec![8, 0, 4], (0..9).collect::<Vec<usize>>(), vec![4]];
+    for (step, sequences) in steps.iter().enumerate() {
+        let fed = sequences.iter().map(|&i| span(i, &tokens(1, 70 + 10 * step + i, vocab)));
+        logits.extend(engine.forward(&batch(fed.collect())).unwrap().logits);
+    }
+
+    let mut alone = vec![Vec::new(); 9];
+    for i in 0..9 {
+        let mut feed = |tokens: &[u32]| {
+            alone[i].push(engine.forward(&batch(vec![span(20 + i, tokens)])).unwrap().logits);
+        };
+        feed(&prompts[i]);
+        feed(&tokens(if i == 4 { 40 } else { 1 }, 50 + i, vocab));
+        for (step, sequences) in steps.iter().enumerate() {
+            if sequences.contains(&i) {
+                feed(&tokens(1, 70 + 10 * step + i, vocab));
+            }
+        }
+    }
+    let mut next = alone.iter().map(|rows| rows.iter()).collect::<Vec<_>>();
+    let expected = (0..9).chain(order).chain(steps.concat()).flat_map(|i| next[i].next().unwrap().clone());
+    let mut agreement = Agreement::default();
+    agreement.add(&logits, &expected.collect::<Vec<f32>>(), vocab);
+    agreement.judge("ragged");
+    assert!(next.iter_mut().all(|rows| rows.next().is_none()));
+}
+
+#[test]
+fn a_shortened_sequence_goes_on_as_before() {
+    let Some((_guard, device)) = gpu("truncate") else { return };
+    let model = Model::open("random:smollm2,layers=2").unwrap();
+    let vocab = model.config.vocab;
+    let mut engine = engine(&model, &device, &EngineOptions { page_size: 16, ..options() });
+    prefill(&mut engine, 0, &tokens(100, 1, vocab));
+    prefill(&mut engine, 1, &tokens(60, 2, vocab));
+    let steps = |engine: &mut Engine| -> Vec<Output> {
+        let feed = |token| engine.forward(&Batch::decode(&[token, token + 1])).unwrap();
+        (0..40).map(feed).collect()
+    };
+    let first = steps(&mut engine);
+    // Pages come back in another order; the other sequence stays.
+    engine.truncate(0, 90).unwrap();
+    engine.truncate(1, 60).unwrap();
+    prefill(&mut engine, 2, &tokens(50, 3, vocab));
+    prefill(&mut engine, 0, &tokens(100, 1, vocab)[90..]);
+    let again = steps(&mut engine);
+    let mut agreement = Agreement::default();
+    for (first, again) in first.iter().zip(&again) {
+        agreement.add(&again.logits, &first.logits, vocab);
+    }
+    agreement.judge("truncate");
+    engine.truncate(2, 0).unwrap();
+    engine.truncate(7, 0).unwrap();
+}
+
+/// Replays are the launches that they recorded: same bits as one by one, and no memory.
+#[test]
+fn graphs_replay_what_was_captured() {
+    let Some((_guard, device)) = gpu("graphs") else { return };
+    let model = Model::open("random:smollm2,layers=2").unwrap();
+    let vocab = model.config.vocab;
+    let run = |options: EngineOptions| {
+        let mut engine = engine(&model, &device, &options);
+        prefill(&mut engine, 0, &tokens(30, 5, vocab));
+        prefill(&mut engine, 1, &tokens(77, 6, vocab));
+        (0..70)
+            .flat_map(|i| engine.forward(&Batch::decode(&[i, 2 * i])).unwrap().logits)
+            .collect::<Vec<f32>>()
+    };
+    let captured = run(options());
+    for plain in
+        [EngineOptions { graphs: false, ..options() }, EngineOptions { dependent_launch: false, ..options() }]
+    {
+        assert!(run(plain.clone()) == captured, "{plain:?} gives other bits");
+    }
+
+    let mut engine = engine(&model, &device, &options());
+    let mut samplers = [Sampler::new(Sampling::GREEDY)];
+    let mut token = vec![1];
+    let mut step = |engine: &mut Engine| token = engine.decode_sampled(&token, &mut samplers).unwrap();
+    (0..3).for_each(|_| step(&mut engine));
+    let before = device.memory_info().unwrap();
+    (0..1000).for_each(|_| step(&mut engine));
+    assert_eq!(device.memory_info().unwrap(), before);
+}
+
+#[test]
+fn tokens_are_drawn_on_the_device() {
+    let Some((_guard, device)) = gpu("sampling") else { return };
+    let model = Model::open("random:smollm2,layers=2").unwrap();
+    let vocab = model.config.vocab;
+    let mut engine = engine(&model, &device, &options());
+    let draw = |engine: &mut Engine, samplings: &[Sampling], n_steps: usize| -> Vec<Vec<u32>> {
+        let mut samplers: Vec<Sampler> = samplings.iter().map(|&s| Sampler::new(s)).collect();
+        let mut fed: Vec<u32> = (0..samplings.len() as u32).collect();
+        for i in 0..samplings.len() {
+            engine.truncate(i, 0).unwrap();
+            prefill(engine, i, &tokens(20, i, vocab));
+        }
+        let mut steps = Vec::new();
+        for _ in 0..n_steps {
+            fed = engine.decode_sampled(&fed, &mut samplers).unwrap();
+            steps.push(fed.clone());
+        }
+        steps
+    };
+    // What the host would have chosen from the logits of the same steps.
+    let judge = |engine: &mut Engine, steps: &[Vec<u32>], check: &dyn Fn(usize, &[f32], u32)| {
+        let n = steps[0].len();
+        let mut fed: Vec<u32> = (0..n as u32).collect();
+        for i in 0..n {
+            engine.truncate(i, 0).unwrap();
+            prefill(engine, i, &tokens(20, i, vocab));
+        }
+        for drawn in steps {
+            let logits = engine.forward(&Batch::decode(&fed)).unwrap().logits;
+            for (i, row) in logits.chunks(vocab).enumerate() {
+                check(i, row, drawn[i]);
+            }
+            fed.clone_from(drawn);
+        }
+    };
+
+    let greedy = draw(&mut engine, &[Sampling::GREEDY; 3], 30);
+    judge(&mut engine, &greedy, &|_, row, token| assert_eq!(token, argmax(row)));
+
+    let warm = Sampling { temperature: 1.5, top_k: 5, top_p: 1.0, seed: 11 };
+    let samplings =
+        [warm, Sampling::GREEDY, Sampling { seed: 12, ..warm }, Sampling { top_k: 0, top_p: 0.2, ..warm }];
+    let mixed = draw(&mut engine, &samplings, 60);
+    assert_eq!(mixed, draw(&mut engine, &samplings, 60), "a seed fixes the text");
+    judge(&mut engine, &mixed, &|i, row, token| {
+        let better = row.iter().filter(|&&x| x > row[token as usize]).count();
+        match i {
+            1 => assert_eq!(better, 0, "greedy"),
+            3 => {
+                let weight = |x: f32| f64::from((x - row[argmax(row) as usize]) / 1.5).exp();
+                let above: f64 = row.iter().filter(|&&x| x > row[token as usize]).map(|&x| weight(x)).sum();
+                let all: f64 = row.iter().map(|&x| weight(x)).sum();
+                assert!(above / all < 0.2 + 1e-4, "outside the likeliest 0.2: {}", above / all);
+            }
+            _ => assert!(better < 5, "rank {better} is outside the likeliest five"),
+        }
+    });
+    let differ = |a: usize, b: usize| mixed.iter().filter(|step| step[a] != step[b]).count();
+    assert!(differ(0, 1) > 10 && differ(0, 2) > 10, "seeds and temperatures matter");
+}
+
+#[test]
+fn dropped_blocks_compute_what_they_should() {
+    let Some((_guard, device)) = gpu("spd") else { return };
+    let model = Model::open("random:llama3.2-1b,layers=2").unwrap();
+    let plain = options();
+    // A rank that is alone has nothing to drop: every plan is the same model, bit for bit.
+    let vocab = model.config.vocab;
+    let run = |engine: &mut Engine| -> Vec<f32> {
+        let mut logits = prefill(engine, 0, &tokens(50, 8, vocab));
+        (0..5).for_each(|i| logits.extend(engine.forward(&Batch::decode(&[i])).unwrap().logits));
+        logits
+    };
+    let mut engine = engine(&model, &device, &plain);
+    let expected = run(&mut engine);
+    engine.set_plan(&dropped(&model)).unwrap();
+    assert!(run(&mut engine) == expected, "with one rank a plan changes nothing");
+
+    // On the dropped blocks' own path the sums are the same, in another order.
+    let drop_alone = EngineOptions { drop_alone: true, ..plain };
+    let mut engine = engine_with(&model, &dropped(&model), &device, &drop_alone);
+    let mut agreement = Agreement::default();
+    agreement.add(&run(&mut engine), &expected, vocab);
+    agreement.judge("dropped blocks");
+    engine.truncate(0, 0).unwrap();
+    let mut reference = load_plan(&model, shape(1, 1), &dropped(&model));
+    follow(&mut engine, &mut reference, 40, 6).judge("dropped blocks against the reference");
+
+    // Heads in another order are the same model.
+    let n_heads = model.config.n_heads;
+    let heads: Vec<usize> = (0..n_heads).map(|i| (7 * i + 3) % n_heads).collect();
+    let order = BlockPlan { heads: Some(heads), ..BlockPlan::default() };
+    engine.set_plan(&Plan::new(1, vec![order; model.config.n_layers])).unwrap();
+    let mut agreement = Agreement::default();
+    agreement.add(&run(&mut engine), &expected, vocab);
+    agreement.judge("heads in another order");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_its_reason() {
+    let Some((_guard, device)) = gpu("refusals") else { return };
+    let model = Model::open("random:smollm2,layers=2").unwrap();
+    let load = |plan: &Plan, options: &EngineOptions| {
+        let engine = Engine::load(&model.config, &model.source, plan, &device, options, &Arc::default());
+        engine.map(drop).unwrap_err().to_string()
+    };
+    let huge = EngineOptions { kv_tokens: Some(1 << 40), ..options() };
+    let error = load(&synchronised(&model), &huge);
+    assert!(error.contains("of weights") && error.contains("KV cache for 1099511627776 tokens"), "{error}");
+    let error = load(&Plan::synchronised(2, 2), &options());
+    assert!(error.contains("2 ranks were asked for"), "{error}");
+    let error = load(&synchronised(&model), &EngineOptions { page_size: 48, ..options() });
+    assert!(error.contains("page size of 48"), "{error}");
+
+    let mut engine = engine(&model, &device, &EngineOptions { kv_tokens: Some(256), ..options() });
+    prefill(&mut engine, 0, &tokens(200, 1, model.config.vocab));
+    let error = engine.forward(&Batch::prefill(1, &tokens(100, 1, model.config.vocab))).unwrap_err();
+    assert!(matches!(error, RunError::Engine(_)), "{error}");
+    assert!(
+        error.to_string().contains("sequence 1 needs 2 more pages of 64 tokens, 0 of 4 are free"),
+        "{error}"
+    );
+    engine.truncate(0, 0).unwrap();
+    prefill(&mut engine, 1, &tokens(100, 1, model.config.vocab));
+}
