@@ -168,8 +168,8 @@ fn load_engine(model: &Model, plan: &Plan, layout: &LayoutArgs) -> Result<Engine
         kv_tokens: layout.kv_tokens,
         ..EngineOptions::default()
     };
-    let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
     let device = Device::cuda(0)?;
+    let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
     with_progress(weight_bytes, |loaded| {
         Engine::load(&model.config, &model.source, plan, &device, &options, loaded)
     })
