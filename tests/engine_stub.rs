@@ -20,7 +20,7 @@ fn refusal(libcuda: &Path, variables: &[(&str, &str)], model: &str, more: &[&str
     let args = [&["generate", "--prompt", "hi", "--device", "cuda", "--model", model], more].concat();
     let mut command = command(&args);
     command.env("FEWSYNC_LIBCUDA", libcuda).envs(variables.iter().copied());
-    let stderr = fails(&finish(command.spawn().unwrap()), &args, 1, &[]);
+    let stderr = fails(&finish(command.spawn().expect("the binary starts")), &args, 1, &[]);
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     stderr.trim_end().to_owned()
 }
@@ -52,7 +52,7 @@ fn with_a_gpu_auto_says_why_it_takes_the_cpu() {
 fn chosen_automatically(libcuda: &Path, model: &str, tp: &str) -> String {
     let args = ["generate", "--prompt", "hi", "--model", model, "--tp", tp, "--max-tokens", "1", "--json"];
     let mut command = command(&args);
-    let output = finish(command.env("FEWSYNC_LIBCUDA", libcuda).spawn().unwrap());
+    let output = finish(command.env("FEWSYNC_LIBCUDA", libcuda).spawn().expect("the binary starts"));
     assert_eq!(parse_json(&output, &args)["device"], "cpu");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
