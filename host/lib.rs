@@ -51,4 +51,6 @@ pub mod reference;
 #[cfg(feature = "model")]
 pub mod runner;
 #[cfg(feature = "model")]
+pub mod selftest;
+#[cfg(feature = "model")]
 pub mod spd;
