@@ -1,7 +1,7 @@
 //! `fewsync bench decode-gemm` and the others that time single kernels.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::json;
@@ -99,10 +99,7 @@ fn ceiling_line(ceiling: &Ceiling) -> String {
 fn csv(name: &str, machine: &Machine, ceiling: &Ceiling, measurements: &[Measurement]) -> String {
     let command: Vec<String> = std::env::args().skip(1).collect();
     let mut text = format!("# {}\n# fewsync {}\n", machine.line(), command.join(" "));
-    text += &format!(
-        "# {}\nbench,model,tp,op,kernel,m,n,k,context,us_median,us_p10,us_p90,gb_per_s,tflop_per_s,percent_of_ceiling\n",
-        ceiling_line(ceiling)
-    );
+    text += &format!("# {}\n", ceiling_line(ceiling));
     for measurement in measurements {
         let Measurement { model, tp, op, kernel, m, n, k, context, us, .. } = measurement;
         let Measurement { gb_per_s, tflop_per_s, percent_of_ceiling, .. } = measurement;
@@ -116,7 +113,14 @@ fn csv(name: &str, machine: &Machine, ceiling: &Ceiling, measurements: &[Measure
     text
 }
 
-fn append(path: &PathBuf, text: &str) -> std::io::Result<()> {
+const COLUMNS: &str = "bench,model,tp,op,kernel,m,n,k,context,us_median,us_p10,us_p90,gb_per_s,tflop_per_s,percent_of_ceiling\n";
+
+/// A new file begins with the names of its columns; comments stand above the lines of each run.
+fn append(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write as _;
-    std::fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(text.as_bytes())
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        file.write_all(COLUMNS.as_bytes())?;
+    }
+    file.write_all(text.as_bytes())
 }
