@@ -17,10 +17,10 @@ pub fn chunks(tokens: &[u32], n: usize, context: usize) -> Result<Vec<&[u32]>, E
     if tokens.len() < context {
         return Err(EvalError::TextTooShort { n_tokens: tokens.len(), context });
     }
-    if n > tokens.len() {
-        return Err(EvalError::TooManyChunks { n, n_tokens: tokens.len() });
-    }
     let stride = (tokens.len() - context) / n;
+    if n > 1 && stride == 0 {
+        return Err(EvalError::TooManyChunks { n, n_tokens: tokens.len(), context });
+    }
     Ok((0..n).map(|i| &tokens[i * stride..][..context]).collect())
 }
 
@@ -76,13 +76,17 @@ pub enum EvalError {
         /// Tokens of a chunk.
         context: usize,
     },
-    /// More chunks than tokens, so that most would be repetitions.
-    #[error("{n} chunks are more than the text has tokens ({n_tokens}): ask for fewer --chunks")]
+    /// So many chunks that they would all be the same.
+    #[error(
+        "the text's {n_tokens} tokens do not give {n} different chunks of {context}: ask for fewer --chunks or a smaller --context"
+    )]
     TooManyChunks {
         /// Chunks asked for.
         n: usize,
         /// Tokens of the text.
         n_tokens: usize,
+        /// Tokens of a chunk.
+        context: usize,
     },
     /// No chunk, or chunks of a single token.
     #[error("there is nothing to predict: at least one chunk of at least two tokens is needed")]

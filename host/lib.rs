@@ -53,4 +53,6 @@ pub mod reference;
 #[cfg(feature = "model")]
 pub mod runner;
 #[cfg(feature = "model")]
+pub mod selftest;
+#[cfg(feature = "model")]
 pub mod spd;

@@ -116,6 +116,21 @@ pub enum RunError {
         /// The rank.
         rank: usize,
     },
+    /// The system lends no thread to a rank or to the thread pool that ranks share.
+    #[error(
+        "no thread to be had for {what} ({source}), where {ranks} ranks take one each and share a pool of {pool}: \
+         raise the limit of processes (ulimit -u) or use fewer ranks"
+    )]
+    Threads {
+        /// Whose thread was refused.
+        what: String,
+        /// Ranks of the group.
+        ranks: usize,
+        /// Threads of the pool.
+        pool: usize,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// Two ranks hold different bits behind a block: a fault of the back end.
     #[error(
         "rank {rank} left block {block} (0 is the embedding) with other bits than rank 0: please report this"
@@ -125,6 +140,12 @@ pub enum RunError {
         rank: usize,
         /// The hidden state's number.
         block: usize,
+    },
+    /// An earlier call failed, and the ranks ended with it.
+    #[error("the model cannot be used any more, load it again: {first}")]
+    Failed {
+        /// That call's error.
+        first: String,
     },
     /// A collective failed.
     #[error(transparent)]

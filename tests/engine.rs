@@ -3,6 +3,7 @@
 //!
 //! Run alone on a machine without cargo: `engine --nocapture`. `FEWSYNC_REQUIRE_GPU=1` turns a missing GPU into a
 //! failure.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
 

@@ -20,7 +20,7 @@ fn refusal(libcuda: &Path, variables: &[(&str, &str)], model: &str, more: &[&str
     let args = [&["generate", "--prompt", "hi", "--device", "cuda", "--model", model], more].concat();
     let mut command = command(&args);
     command.env("FEWSYNC_LIBCUDA", libcuda).envs(variables.iter().copied());
-    let stderr = fails(&finish(command.spawn().unwrap()), &args, 1, &[]);
+    let stderr = fails(&finish(command.spawn().expect("the binary starts")), &args, 1, &[]);
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     stderr.trim_end().to_owned()
 }
@@ -32,19 +32,29 @@ fn without_a_driver_cuda_is_refused_and_auto_takes_the_cpu() {
         error.starts_with("error: no CUDA driver: /nowhere/libcuda.so.1 could not be opened ("),
         "{error}"
     );
+    // Nobody expects a GPU to be used where there is none, so nothing is said.
+    assert_eq!(chosen_automatically(Path::new(NO_DRIVER), MODEL, "1"), "");
+}
+
+#[test]
+fn with_a_gpu_auto_says_why_it_takes_the_cpu() {
+    let Some(stub) = StubDriver::build() else { return };
     for (model, tp, why) in [
-        (MODEL, "1", "no CUDA driver"),
         (MODEL, "3", "3 ranks were asked for"),
         ("random:tiny", "1", "there is no GPU kernel for a head width of 32"),
     ] {
-        let args =
-            ["generate", "--prompt", "hi", "--model", model, "--tp", tp, "--max-tokens", "1", "--json"];
-        let mut command = command(&args);
-        let output = finish(command.env("FEWSYNC_LIBCUDA", NO_DRIVER).spawn().unwrap());
-        assert!(parse_json(&output, &args)["device"].as_str().unwrap().starts_with("cpu"));
-        let stderr = String::from_utf8_lossy(&output.stderr);
+        let stderr = chosen_automatically(&stub.path(), model, tp);
         assert!(stderr.starts_with(&format!("device: cpu, since {why}")), "{stderr}");
     }
+}
+
+/// What a run without `--device` says on stderr; it has to end up on the CPU.
+fn chosen_automatically(libcuda: &Path, model: &str, tp: &str) -> String {
+    let args = ["generate", "--prompt", "hi", "--model", model, "--tp", tp, "--max-tokens", "1", "--json"];
+    let mut command = command(&args);
+    let output = finish(command.env("FEWSYNC_LIBCUDA", libcuda).spawn().expect("the binary starts"));
+    assert_eq!(parse_json(&output, &args)["device"], "cpu");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]

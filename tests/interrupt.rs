@@ -1,4 +1,5 @@
-//! Ctrl-C: generation ends with what was produced, and nothing is left damaged.
+//! What the system does to a run: Ctrl-C ends it with what was produced, and nothing is left damaged; a stop is
+//! survived; a thread refused is an error.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -6,17 +7,22 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{command, finish, parse_json, smollm2};
+use common::{command, fails, finish, parse_json, smollm2};
+use fewsync::comm::{AllReduce, Communicator, DType, Epilogue, Shape, memory};
 
 const SIGINT: i32 = 2;
 
 fn interrupt(child: &Child) {
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    signal(child, "-INT");
+}
+
+fn signal(child: &Child, signal: &str) {
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(status.success());
 }
 
@@ -137,4 +143,72 @@ fn fetching_leaves_nothing_that_looks_whole() {
     let output = finish(command(&LONG).env("FEWSYNC_CACHE", &cache).env("PATH", &path).spawn().unwrap());
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(names(), ["lock"], "the next start clears away what was left");
+}
+
+/// One rank waits for another that works for half a second: far less than the limit, unless a stop counts.
+#[test]
+#[ignore = "the process that the next test stops"]
+fn ranks_of_which_one_is_late() {
+    let options = memory::Options { timeout: Duration::from_secs(3), ..Default::default() };
+    let ranks = memory::group(Shape { nodes: 1, gpus_per_node: 2 }, options);
+    std::thread::scope(|scope| {
+        for comm in ranks {
+            scope.spawn(move || {
+                let mut buf = comm.register(4).unwrap();
+                if comm.topology().rank == 1 {
+                    println!("waiting");
+                    (0..50).for_each(|_| std::thread::sleep(Duration::from_millis(20)));
+                }
+                let epilogue = Epilogue::None;
+                let op = AllReduce { buf: &mut buf, numel: 1, dtype: DType::F32, addend: None, epilogue };
+                comm.enqueue(&(), op).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn a_stop_longer_than_the_limit_is_survived() {
+    let args = ["--exact", "ranks_of_which_one_is_late", "--ignored", "--nocapture"];
+    let mut run = Command::new(std::env::current_exe().unwrap());
+    let mut child = run.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut seen = String::new();
+    let stdout = child.stdout.as_mut().unwrap();
+    while !seen.contains("waiting") {
+        let mut byte = [0];
+        stdout.read_exact(&mut byte).unwrap();
+        seen.push(char::from(byte[0]));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    signal(&child, "-STOP");
+    std::thread::sleep(Duration::from_secs(4));
+    signal(&child, "-CONT");
+    let output = finish(child);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_thread_refused_is_an_error() {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return eprintln!("skipped: only root can become a user without other processes");
+    }
+    // Nobody's user, so that its limit counts this run alone.
+    let user = ["--reuid=65533", "--regid=65533", "--clear-groups", "bash", "-c"];
+    let args = ["generate", "--model", "random:tiny", "--tp", "4", "--prompt", "hi", "--max-tokens", "4"];
+    let mut refusals = 0;
+    for limit in 2..=8 {
+        let script = format!("ulimit -u {limit}; exec \"$0\" \"$@\"");
+        let mut run = Command::new("setpriv");
+        run.args(user).arg(script).arg(env!("CARGO_BIN_EXE_fewsync")).args(args);
+        let start = Instant::now();
+        let child = run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let output = finish(child.unwrap());
+        assert!(start.elapsed() < Duration::from_secs(20), "limit {limit}");
+        if !output.status.success() {
+            let stderr = fails(&output, &args, 1, &[]);
+            assert_eq!(stderr.lines().count(), 1, "limit {limit}: {stderr}");
+            refusals += usize::from(stderr.contains("(ulimit -u)"));
+        }
+    }
+    assert!(refusals > 0, "no limit was felt");
 }

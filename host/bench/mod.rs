@@ -1,4 +1,5 @@
 //! What `fewsync bench` measures.
 
 pub mod decode;
+pub mod kernels;
 pub mod stats;

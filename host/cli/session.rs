@@ -8,6 +8,7 @@ use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::{memory, output};
 use crate::comm::Shape;
 use crate::driver::Device;
 use crate::engine::{Engine, EngineOptions};
@@ -23,7 +24,8 @@ const DEFAULT_PAGE_SIZE: usize = 64;
 #[derive(Args, Clone)]
 pub(super) struct ModelArgs {
     /// smollm2 (fetched once), a Hugging Face id (org/name), a folder, a .gguf or .safetensors file, or
-    /// random:SHAPE[,layers=L][,seed=S]
+    /// random:SHAPE[,layers=L][,seed=S] for random weights (their tokens are bytes and numbers) of a
+    /// shape such as tiny, smollm2, llama2-7b, llama3-8b, llama3-70b, llama3.2-1b
     #[arg(long, default_value = "smollm2", value_name = "MODEL")]
     pub(super) model: String,
     #[command(flatten)]
@@ -90,6 +92,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Blocks that skip their first all-reduce; with one rank there is none to skip.
+    pub(super) fn n_dropped(&self) -> usize {
+        if self.shape.world() == 1 { 0 } else { self.plan.n_dropped() }
+    }
+
     /// The device without its details: `cpu`, `cuda:0`.
     pub(super) fn device(&self) -> String {
         self.runner.device().split(' ').next().unwrap_or_default().to_string()
@@ -105,24 +112,40 @@ impl Session {
         let model = Model::open(&args.model)?;
         Sharding::new(&model.config, shape.world())?;
         let plan = spd.resolve(&model.config, &*model.source, shape.world())?;
+        if shape.world() == 1 && plan.n_dropped() > 0 {
+            output::note(
+                "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
+            );
+        }
         let runner = load(&model, &plan, shape, &args.layout)?;
         Ok(Self { model, plan, shape, runner })
     }
 }
 
-/// Loads onto the device that was chosen; with `auto`, says which it is and why.
+/// Tells the progress bar that loading has ended, however it did.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
 fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
     match layout.device {
         DeviceChoice::Cpu => load_reference(model, plan, shape),
         DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, layout)?)),
+        // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
+        DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape),
         DeviceChoice::Auto => match load_engine(model, plan, layout) {
             Ok(engine) => {
-                eprintln!("device: {}", engine.device());
+                output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
             }
             // What is wrong with the model itself is wrong on every device.
             Err(reason @ RunError::Engine(_)) => {
-                eprintln!("device: cpu, since {reason}");
+                output::note(&format!("device: cpu, since {reason}"));
                 load_reference(model, plan, shape)
             }
             Err(other) => Err(other.into()),
@@ -131,6 +154,7 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
 }
 
 fn load_reference(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Box<dyn Runner>> {
+    memory::check(model)?;
     let options = ReferenceOptions::new(shape);
     let reference = with_progress(model.weight_bytes(), |loaded| {
         Reference::load(&model.config, &model.source, plan, &options, loaded)
@@ -144,29 +168,29 @@ fn load_engine(model: &Model, plan: &Plan, layout: &LayoutArgs) -> Result<Engine
         kv_tokens: layout.kv_tokens,
         ..EngineOptions::default()
     };
-    let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
     let device = Device::cuda(0)?;
+    let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
     with_progress(weight_bytes, |loaded| {
         Engine::load(&model.config, &model.source, plan, &device, &options, loaded)
     })
 }
 
-/// Shows on stderr how many of `total_bytes` are loaded.
+/// Shows on stderr how many of `total_bytes` are loaded; no bar where the system has no thread for it.
 fn with_progress<T>(total_bytes: u64, load: impl FnOnce(&Arc<AtomicU64>) -> T) -> T {
     let loaded = Arc::new(AtomicU64::new(0));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let _done = Done(&done);
+        let show = || {
             let bar = progress_bar(total_bytes, "loading", "{bytes}/{total_bytes}");
             while !done.load(Ordering::Relaxed) {
                 bar.set_position(loaded.load(Ordering::Relaxed));
                 std::thread::park_timeout(Duration::from_millis(50));
             }
             bar.finish_and_clear();
-        });
-        let loading = load(&loaded);
-        done.store(true, Ordering::Relaxed);
-        loading
+        };
+        drop(std::thread::Builder::new().spawn_scoped(scope, show));
+        load(&loaded)
     })
 }
 

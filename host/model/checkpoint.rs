@@ -148,8 +148,8 @@ fn first_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
 fn read_config(folder: &Path) -> Result<Config, ModelError> {
     let path = folder.join("config.json");
     let text = read_optional(&path)?.ok_or_else(|| {
-        let hint = "its weights are there, but config.json is missing; copy it beside them";
-        ModelError::not_found(folder.display().to_string(), hint)
+        let hint = "the weights beside it need the model's config.json; copy it there".into();
+        ModelError::Missing { path: path.clone(), hint }
     })?;
     let config = Config::from_hf(&path, &text)?;
     let path = folder.join("generation_config.json");

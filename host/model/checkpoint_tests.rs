@@ -58,7 +58,10 @@ fn folders_without_a_model_say_what_is_missing() {
     refused(folder_with(&[]).path(), &["the folder is empty"]);
     refused(folder_with(&[("notes.txt", b"x")]).path(), &["holds no weights"]);
     refused(folder_with(&[("config.json", b"{}")]).path(), &["holds no weights"]);
-    refused(folder_with(&[("model.safetensors", b"")]).path(), &["config.json is missing"]);
+    refused(
+        folder_with(&[("model.safetensors", b"")]).path(),
+        &["config.json: there is no such file", "need the model's config.json"],
+    );
     refused(folder_with(&[("a.gguf", b""), ("b.gguf", b"")]).path(), &["several .gguf files", "a.gguf"]);
     refused(folder_with(&[("pytorch_model.bin", b"PK")]).path(), &["PyTorch checkpoint", "safetensors"]);
     let part = folder_with(&[("model-00001-of-00002.safetensors", b"")]);

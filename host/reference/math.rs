@@ -35,19 +35,31 @@ pub(crate) fn linear(x: &[f32], w: &Matrix, out: &mut [f32], threads: Threads) {
     match (&w.values, m) {
         // A rank without MLP columns contributes nothing.
         _ if w.cols == 0 => out.fill(0.0),
-        (Values::F32(w), 1) => matvec(x, w, out, threads, dot_f32),
-        (Values::Bf16(w), 1) => matvec(x, w, out, threads, dot_bf16),
+        (Values::F32(values), 1) => matvecs(x, values, w.cols, out, threads, dot_f32),
+        (Values::Bf16(values), ..=DOT_ROWS) => matvecs(x, values, w.cols, out, threads, dot_bf16),
         (Values::F32(values), _) => matmul(x, values, w.cols, out, w.rows, 0, threads),
-        (Values::Bf16(values), _) => {
-            // A panel of weights at a time is widened to f32, so that a large matrix is not doubled in memory.
-            const PANEL: usize = 512;
-            let mut panel = Vec::with_capacity(PANEL.min(w.rows) * w.cols);
-            for (i, rows) in values.chunks(PANEL * w.cols).enumerate() {
-                panel.clear();
-                panel.extend(rows.iter().map(|v| v.to_f32()));
-                matmul(x, &panel, w.cols, out, w.rows, i * PANEL, threads);
-            }
-        }
+        (Values::Bf16(values), _) => matmul_widened(x, values, w.cols, out, w.rows, threads),
+    }
+}
+
+#[inline(always)]
+fn widen(v: bf16) -> f32 {
+    f32::from_bits(u32::from(v.to_bits()) << 16)
+}
+
+/// `out = x · wᵀ`, where `out` has `rows` columns. A panel of weights at a time is widened to f32, so that a large
+/// matrix is not doubled in memory.
+fn matmul_widened(x: &[f32], w: &[bf16], k: usize, out: &mut [f32], rows: usize, threads: Threads) {
+    const PANEL_ROWS: usize = 512;
+    const VALUES_PER_TASK: usize = 64 * 1024;
+    let mut panel = vec![0.0; PANEL_ROWS.min(rows) * k];
+    for (i, w) in w.chunks(PANEL_ROWS * k).enumerate() {
+        let panel = &mut panel[..w.len()];
+        threads.for_each_chunk(panel, VALUES_PER_TASK, |task, panel| {
+            let w = &w[task * VALUES_PER_TASK..][..panel.len()];
+            pulp::Arch::new().dispatch(|| panel.iter_mut().zip(w).for_each(|(to, &v)| *to = widen(v)));
+        });
+        matmul(x, panel, k, out, rows, i * PANEL_ROWS, threads);
     }
 }
 
@@ -82,27 +94,43 @@ fn matmul(x: &[f32], w: &[f32], k: usize, out: &mut [f32], stride: usize, at: us
     }
 }
 
-/// `out = w · x`, rows shared between threads; each row is one dot product, so that the result does not
-/// depend on the number of threads.
-fn matvec<T: Sync>(
+/// Most rows of `x` that are multiplied with bf16 weights by dot products, which read every weight from memory once;
+/// with more of them, widening pays.
+const DOT_ROWS: usize = 4;
+
+/// `out = x · wᵀ` for few rows of `x`; the rows of `w` are shared between threads. Each element is one dot product,
+/// so that the result depends neither on the number of threads nor on the other rows of `x`.
+fn matvecs<T: Copy + Sync>(
     x: &[f32],
     w: &[T],
+    k: usize,
     out: &mut [f32],
     threads: Threads,
     dot: impl Fn(&[f32], &[T]) -> f32 + Sync,
 ) {
-    let k = x.len();
     // About 128 KiB of f32 weights a task.
     let rows = (32 * 1024 / k).max(1);
-    threads.for_each_chunk(out, rows, |i, out| {
-        let w = &w[i * rows * k..][..out.len() * k];
+    let m = x.len() / k;
+    let work = |i: usize, out: &mut [f32]| {
+        let w = &w[i * rows * k..][..out.len() / m * k];
         // The widest vector instructions of the machine, found at run time.
         pulp::Arch::new().dispatch(|| {
-            for (out, row) in out.iter_mut().zip(w.chunks_exact(k)) {
-                *out = dot(x, row);
+            for (out, row) in out.chunks_exact_mut(m).zip(w.chunks_exact(k)) {
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(k)) {
+                    *out = dot(x, row);
+                }
             }
         });
-    });
+    };
+    if m == 1 {
+        return threads.for_each_chunk(out, rows, work);
+    }
+    // Threads own rows of the transpose.
+    let mut by_weight = vec![0.0; out.len()];
+    threads.for_each_chunk(&mut by_weight, rows * m, work);
+    for (row, out) in out.chunks_exact_mut(w.len() / k).enumerate() {
+        out.iter_mut().zip(by_weight[row..].iter().step_by(m)).for_each(|(to, &from)| *to = from);
+    }
 }
 
 /// Independent partial sums of a dot product: two AVX-512 or four AVX registers.
@@ -115,7 +143,7 @@ fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
 
 #[inline(always)]
 fn dot_bf16(a: &[f32], b: &[bf16]) -> f32 {
-    dot(a, b, |v| f32::from_bits(u32::from(v.to_bits()) << 16))
+    dot(a, b, widen)
 }
 
 #[inline(always)]
@@ -174,13 +202,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn linear_is_the_sum_of_products(m in 0usize..6, k in 0usize..90, n in 0usize..700, threads in 1usize..3, narrow: bool) {
+        fn linear_is_the_sum_of_products(m in 0usize..13, k in 0usize..90, n in 0usize..1200, narrow: bool) {
             let (x, w) = (noise(m * k, 1), noise(n * k, 2));
             let narrowed: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
             let w: Vec<f32> = if narrow { narrowed.iter().map(|v| v.to_f32()).collect() } else { w };
             let values = if narrow { Values::Bf16(narrowed) } else { Values::F32(w.clone()) };
-            let mut out = vec![f32::NAN; m * n];
-            linear(&x, &Matrix { rows: n, cols: k, values }, &mut out, Threads(threads));
+            let w_as_held = Matrix { rows: n, cols: k, values };
+            let product = |x: &[f32], threads| {
+                let mut out = vec![f32::NAN; x.len().checked_div(k).unwrap_or(m) * n];
+                linear(x, &w_as_held, &mut out, Threads(threads));
+                out
+            };
+            let out = product(&x, 1);
+            prop_assert_eq!(&out, &product(&x, 2), "depends on the threads");
+            if narrow && m <= DOT_ROWS && k > 0 {
+                let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1)).collect();
+                prop_assert_eq!(&out, &alone, "depends on the other rows");
+            }
             for (i, out) in out.iter().enumerate() {
                 let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
                 let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));

@@ -6,16 +6,17 @@ mod math;
 mod matrix;
 mod rank;
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use math::Threads;
 use rank::{MAX_ROWS, Rank};
 
 use crate::comm::memory::Options;
-use crate::comm::{CommError, Shape, memory};
+use crate::comm::{CommError, Communicator, Shape, memory};
 use crate::model::{Config, TensorSource};
 use crate::runner::{Batch, Output, RunError, Runner, SyncCounts};
 use crate::spd::Plan;
@@ -45,6 +46,8 @@ pub struct Reference {
     weight_bytes: Vec<usize>,
     lengths: Vec<usize>,
     syncs: SyncCounts,
+    /// What ended the ranks, if anything did.
+    failed: Option<String>,
 }
 
 /// How ranks are laid out and how many threads they share.
@@ -59,10 +62,10 @@ pub struct ReferenceOptions {
 }
 
 impl ReferenceOptions {
-    /// `shape` on all of the machine's cores.
+    /// `shape` on all of the machine's cores. Ranks may take any time to load their shards: no limit on meetings.
     pub fn new(shape: Shape) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { shape, threads, comm: Options::default() }
+        Self { shape, threads, comm: Options { meeting_timeout: None, ..Options::default() } }
     }
 }
 
@@ -79,6 +82,11 @@ impl Reference {
         plan.check(config, world)?;
         let plan = Arc::new(plan.clone());
         let threads = Threads((options.threads / world).max(1));
+        let refused = |what, source| {
+            let pool = std::thread::available_parallelism().map_or(1, usize::from);
+            RunError::Threads { what, ranks: world, pool, source }
+        };
+        start_pool().map_err(|e| refused("the pool".to_owned(), e))?;
         let mut workers = Vec::with_capacity(world);
         let mut loading = Vec::with_capacity(world);
         for (rank, comm) in memory::group(options.shape, options.comm.clone()).into_iter().enumerate() {
@@ -88,6 +96,10 @@ impl Reference {
             let (outbox, replies) = channel();
             let (ready, loaded) = channel();
             let work = move || {
+                // None loads before all are there: should one get no thread, the others end at once.
+                if let Err(e) = comm.register(0) {
+                    return drop(ready.send(Err(e.into())));
+                }
                 let mut rank = match Rank::load(&config, source, &plan, comm, threads, &loaded_bytes) {
                     Ok(rank) => rank,
                     Err(e) => return drop(ready.send(Err(e))),
@@ -96,14 +108,22 @@ impl Reference {
                 serve(&mut rank, &inbox, &outbox);
             };
             let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(work);
-            let thread = Some(thread.expect("the system lends a thread for every rank"));
+            let thread = Some(thread.map_err(|e| refused(format!("rank {rank}"), e))?);
             workers.push(Worker { commands: Some(commands), replies, thread });
             loading.push(loaded);
         }
         let answers = loading.iter().enumerate().map(|(rank, loaded)| answer(rank, loaded));
         let weight_bytes = first_cause(answers.collect())?;
         let (config, threads) = (config.clone(), options.threads);
-        Ok(Self { config, workers, threads, weight_bytes, lengths: Vec::new(), syncs: SyncCounts::default() })
+        Ok(Self {
+            config,
+            workers,
+            threads,
+            weight_bytes,
+            lengths: Vec::new(),
+            syncs: SyncCounts::default(),
+            failed: None,
+        })
     }
 
     /// Bytes of weights that each rank holds.
@@ -113,12 +133,19 @@ impl Reference {
 
     /// Tells every rank the same and collects the first one's answer.
     fn broadcast(&mut self, command: impl Fn() -> Command) -> Result<Output, RunError> {
+        if let Some(first) = &self.failed {
+            return Err(RunError::Failed { first: first.clone() });
+        }
         for worker in &self.workers {
             // A rank that is gone shows when its answer is asked for.
             drop(worker.commands.as_ref().map(|c| c.send(command())));
         }
         let answers = self.workers.iter().enumerate().map(|(rank, worker)| answer(rank, &worker.replies));
-        let mut answers = first_cause(answers.collect())?.into_iter();
+        let answers = first_cause(answers.collect());
+        if let Err(first) = &answers {
+            self.failed = Some(first.to_string());
+        }
+        let mut answers = answers?.into_iter();
         let (output, syncs) = answers.next().unwrap_or_default();
         self.syncs = syncs;
         for (rank, (other, _)) in answers.enumerate() {
@@ -194,6 +221,19 @@ impl Drop for Reference {
             drop(worker.thread.take().map(JoinHandle::join));
         }
     }
+}
+
+/// Starts the thread pool of the process, where it does not run yet: by itself it would start at its first use, and
+/// panic where it cannot.
+fn start_pool() -> io::Result<()> {
+    // It starts once or never, also on a later call.
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
+    let refused = REFUSED.get_or_init(|| {
+        let started = rayon::ThreadPoolBuilder::new().build_global();
+        // Without a source the error says that there is a pool already.
+        started.err().filter(|e| std::error::Error::source(e).is_some()).map(|e| e.to_string())
+    });
+    refused.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.as_str())))
 }
 
 /// A rank's life: commands in, answers out, until the line is cut or a call fails.

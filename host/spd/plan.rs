@@ -2,6 +2,7 @@
 //! which tensors replace the model's own. As a file it is versioned JSON; `docs/spd-plan.md` shows one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -165,9 +166,9 @@ impl Plan {
         plan.check_layout(config, tp).map_err(unfit)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for name in plan.blocks.iter().filter_map(|block| block.replacement.clone()) {
-            if !plan.replacements.contains_key(&name) {
-                let file = ReplacementFile::open(&folder.join(&name), config, tp)?;
-                plan.replacements.insert(name, Arc::new(file));
+            if let Entry::Vacant(vacant) = plan.replacements.entry(name) {
+                let file = ReplacementFile::open(&folder.join(vacant.key()), config, tp)?;
+                vacant.insert(Arc::new(file));
             }
         }
         plan.check_replacements().map_err(unfit)?;

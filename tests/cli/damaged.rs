@@ -143,7 +143,7 @@ fn configurations_that_cannot_be_run() {
     fs::write(folder.at("config.json"), "{\"model_type\":\n\"llama\",,}").unwrap();
     folder.refused(&["config.json"]);
     fs::remove_file(folder.at("config.json")).unwrap();
-    folder.refused(&["config.json is missing"]);
+    folder.refused(&["config.json: there is no such file"]);
 }
 
 #[test]

@@ -11,3 +11,4 @@ mod generate;
 mod measure;
 mod misuse;
 mod plans;
+mod selftest;

@@ -1,14 +1,13 @@
 //! What the ranks of one group share: their meetings, their failure, and whom to wake then.
 
-use std::{
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+    atomic::{AtomicBool, Ordering},
 };
 
-use super::{Options, meeting::Meeting, meeting::Outcome, meeting::Proposal, slot::SlotTable};
+use super::{
+    Options, countdown::Countdown, meeting::Meeting, meeting::Outcome, meeting::Proposal, slot::SlotTable,
+};
 use crate::comm::{CommError, Shape, schedule};
 
 /// The first failure of a rank, by its number in the world.
@@ -139,23 +138,23 @@ impl Group {
         mut meeting: MutexGuard<'a, Meeting>,
         ready: impl Fn(&Meeting) -> bool,
     ) -> Result<MutexGuard<'a, Meeting>, CommError> {
-        let start = Instant::now();
+        let limit = self.options.meeting_timeout;
+        let mut countdown = Countdown::new(limit);
         while !ready(&meeting) {
             let missing = meeting.missing();
             let left_out = missing.iter().copied().find(|&peer| peer != rank && self.has_left(peer));
             if self.family.failure().is_some() || left_out.is_some() {
                 return Err(self.interruption(rank, left_out.unwrap_or(rank)));
             }
-            let left = self.options.timeout.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            if countdown.is_over() {
                 return Err(CommError::Absent {
                     rank: self.world_rank(rank),
                     call: call.to_owned(),
                     missing: missing.iter().map(|&peer| self.world_rank(peer)).collect(),
-                    waited: self.options.timeout,
+                    waited: limit.unwrap_or_default(),
                 });
             }
-            (meeting, _) = self.met.wait_timeout(meeting, left).unwrap_or_else(PoisonError::into_inner);
+            meeting = countdown.park(&self.met, meeting);
         }
         Ok(meeting)
     }

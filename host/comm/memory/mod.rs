@@ -4,6 +4,7 @@
 //! has nothing to read is parked, never spinning, so that many ranks work well on few cores. There is no stream:
 //! `enqueue` does the work.
 
+mod countdown;
 mod epilogue;
 mod execute;
 mod group;
@@ -38,8 +39,11 @@ use super::{
 /// How a group behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Longest wait for one message or for all ranks to meet.
+    /// Longest wait for one message. Time in which the whole process was stopped does not count.
     pub timeout: Duration,
+    /// Longest wait for all ranks to meet in `register` or `split`, counted likewise; none is for as long as all of
+    /// them live.
+    pub meeting_timeout: Option<Duration>,
     /// Whether each rank records its transfers ([`MemoryComm::take_log`]).
     pub log: bool,
     /// Sequence number of a buffer's first call.
@@ -49,9 +53,11 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Two minutes, no log, the usual first sequence, a granule of one cache line of fp32.
+    /// Two minutes for either wait, no log, the usual first sequence, a granule of one cache line of fp32.
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(120), log: false, first_sequence: sequence::FIRST, granule: 16 }
+        let timeout = Duration::from_secs(120);
+        let meeting_timeout = Some(timeout);
+        Self { timeout, meeting_timeout, log: false, first_sequence: sequence::FIRST, granule: 16 }
     }
 }
 

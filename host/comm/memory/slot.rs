@@ -2,10 +2,10 @@
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use super::words::Words;
+use super::{countdown::Countdown, words::Words};
 use crate::comm::{Element, Header, sequence};
 
 /// One cell: free while its flag is 0, otherwise it holds the message of the call with that flag.
@@ -92,19 +92,18 @@ impl Slot {
         if ready(&cell) {
             return Ok((cell, false));
         }
-        let start = Instant::now();
+        let mut countdown = Countdown::new(Some(patience.limit));
         loop {
             // The lock is held since the cell was found not ready, and an interruption is raised after the last
             // message and before the nudge: neither can be missed.
             if (patience.interrupted)() {
                 return Err(Stop::Interrupted);
             }
-            let left = patience.limit.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            if countdown.is_over() {
                 return Err(Stop::Late { seen: cell.header.as_ref().map_or(0, |header| header.sequence) });
             }
             cell.parked += 1;
-            (cell, _) = self.changed.wait_timeout(cell, left).unwrap_or_else(PoisonError::into_inner);
+            cell = countdown.park(&self.changed, cell);
             cell.parked -= 1;
             if ready(&cell) {
                 return Ok((cell, true));
@@ -147,7 +146,11 @@ impl SlotTable {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::atomic::AtomicBool, sync::atomic::Ordering, thread};
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+        time::Instant,
+    };
 
     use super::*;
     use crate::comm::{Collective, DType};

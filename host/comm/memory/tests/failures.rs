@@ -136,7 +136,8 @@ fn a_late_rank_is_a_timeout_for_good() {
 #[test]
 fn a_rank_that_stays_away_from_a_meeting_is_named() {
     let limit = Duration::from_millis(50);
-    let outcomes = on_ranks("1x3", Options { timeout: limit, ..Options::default() }, |comm| {
+    let options = Options { meeting_timeout: Some(limit), ..Options::default() };
+    let outcomes = on_ranks("1x3", options, |comm| {
         if comm.topology().rank == 1 {
             sleep(10 * limit);
         }
@@ -148,6 +149,19 @@ fn a_rank_that_stays_away_from_a_meeting_is_named() {
     });
     assert_eq!(absent, Some(("register(64 bytes)".to_owned(), vec![1])));
     assert!(outcomes.iter().all(Result::is_err));
+}
+
+#[test]
+fn ranks_may_meet_without_a_limit() {
+    let limit = Duration::from_millis(50);
+    let options = Options { timeout: limit, meeting_timeout: None, ..Options::default() };
+    let outcomes = on_ranks("1x3", options, |comm| {
+        if comm.topology().rank == 1 {
+            sleep(10 * limit);
+        }
+        comm.register(64).map(drop)
+    });
+    assert_eq!(outcomes, [Ok(()), Ok(()), Ok(())]);
 }
 
 /// One rank makes another call than the rest: everybody fails, and at least one can say what differs.

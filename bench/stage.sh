@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Gathers what runs on a GPU machine without cargo into one folder: bench/stage.sh OUTDIR
+set -euo pipefail
+out=${1:?usage: bench/stage.sh OUTDIR}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+
+# Recorded in every measurement's header; -dirty where the tree has changes.
+FEWSYNC_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude '*')
+export FEWSYNC_COMMIT
+
+# Prints the path of the executable that cargo made of one target, and nothing if it makes none.
+executable() {
+    cargo build --locked --release --message-format=json-render-diagnostics "$@" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+
+gather() {
+    [ -f "$2" ] || { echo "bench/stage.sh: cargo made no executable for $1" >&2; exit 1; }
+    install -m 755 "$2" "$out/$1"
+    echo "$out/$1  ($(du -h "$out/$1" | cut -f1))"
+}
+
+gather fewsync "$(executable --bin fewsync)"
+for test in gpu_driver engine; do
+    [ -f "tests/$test.rs" ] || continue
+    gather "$test" "$(executable --test "$test")"
+done
+ldd "$out/fewsync" | grep 'not found' && exit 1
+
+cat <<MESSAGE
+commit $FEWSYNC_COMMIT; copy the folder to a machine with an NVIDIA driver and this libc ($(ldd --version | sed -n 1p)), then:
+  ./fewsync selftest                    every kernel against f64 arithmetic on the CPU
+  ./fewsync bench decode-gemm           and the other kernels of ./fewsync bench --help
+  FEWSYNC_REQUIRE_GPU=1 ./gpu_driver    the driver layer's tests
+MESSAGE

@@ -1,0 +1,97 @@
+//! The matrix products of a block and the output head.
+
+use super::operands::Operands;
+use super::{Rank, Work};
+use crate::kernels::{Gemm, Gemv, Launch, Norm, Product, Rows, Tile};
+
+const EPS: f32 = 1e-5;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Epilogue {
+    Store,
+    F32,
+    Add,
+    SwiGlu,
+}
+
+struct Layer {
+    op: &'static str,
+    n: usize,
+    k: usize,
+    epilogue: Epilogue,
+    /// The gemv normalises its input itself.
+    norm: bool,
+}
+
+fn block(rank: &Rank) -> [Layer; 4] {
+    let (hidden, width) = (rank.config.hidden, rank.config.head_dim);
+    let qkv = (rank.n_heads + 2 * rank.n_kv_heads) * width;
+    [
+        Layer { op: "qkv", n: qkv, k: hidden, epilogue: Epilogue::Store, norm: true },
+        Layer { op: "o", n: hidden, k: rank.n_heads * width, epilogue: Epilogue::Add, norm: false },
+        Layer { op: "gate_up", n: 2 * rank.ffn, k: hidden, epilogue: Epilogue::SwiGlu, norm: true },
+        Layer { op: "down", n: hidden, k: rank.ffn, epilogue: Epilogue::Add, norm: false },
+    ]
+}
+
+/// A block's products and the output head's for `m` sequences.
+pub(super) fn decode<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Vec<Work<'a>> {
+    let head =
+        Layer { op: "lm_head", n: rank.vocab, k: rank.config.hidden, epilogue: Epilogue::F32, norm: true };
+    works(block(rank).into_iter().chain([head]), m, operands)
+}
+
+/// A block's products for `m` prompt tokens.
+pub(super) fn prefill<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Vec<Work<'a>> {
+    works(block(rank), m, operands)
+}
+
+/// Shares of a high degree may be empty.
+fn works(layers: impl IntoIterator<Item = Layer>, m: usize, operands: &Operands) -> Vec<Work<'_>> {
+    let layers = layers.into_iter().filter(|layer| layer.n > 0 && layer.k > 0);
+    layers.map(|layer| work(layer, m, operands)).collect()
+}
+
+fn work(layer: Layer, m: usize, operands: &Operands) -> Work<'_> {
+    let Layer { op, n, k, epilogue, .. } = layer;
+    let out_bytes = m * match epilogue {
+        Epilogue::Store => 2 * n,
+        Epilogue::F32 => 4 * n,
+        // Read and written.
+        Epilogue::Add => 4 * n,
+        Epilogue::SwiGlu => n,
+    };
+    let weight_bytes = 2 * n * k;
+    Work {
+        op,
+        m,
+        n,
+        k,
+        context: 0,
+        moved_bytes: (weight_bytes + 2 * m * k + out_bytes) as f64,
+        flops: 2.0 * m as f64 * n as f64 * k as f64,
+        copy_bytes: weight_bytes,
+        shared_bytes: (2 * m * k).max(out_bytes),
+        launch: Box::new(move |offset| launch(&layer, m, offset, operands)),
+    }
+}
+
+/// The kernel that fits: gemv up to eight rows, with the norm fused in front where the layer has one; else the
+/// tile that the library chooses.
+fn launch(layer: &Layer, m: usize, offset: usize, operands: &Operands) -> Launch {
+    let &Layer { n, k, epilogue, norm, .. } = layer;
+    let sm_count = operands.device.properties().multiprocessors;
+    let (a, w) = (Rows::new(operands.at(0), k as u32), operands.at(offset));
+    let out = match epilogue {
+        Epilogue::Store => Product::Store(Rows::new(operands.out(), n as u32)),
+        Epilogue::F32 => Product::StoreF32(Rows::new(operands.out(), n as u32)),
+        Epilogue::Add => Product::Add(Rows::new(operands.out(), n as u32)),
+        Epilogue::SwiGlu => Product::SwiGlu(Rows::new(operands.out(), n as u32 / 2)),
+    };
+    let [m, n, k] = [m, n, k].map(|size| size as u32);
+    if m <= Gemv::MAX_ROWS {
+        let norm = norm.then(|| Norm { weight: operands.at(0), eps: EPS });
+        return Gemv { a, w, out, norm, m, n, k }.launch(sm_count);
+    }
+    Gemm { a, w, out, m, n, k, tile: Tile::choose(m, n, sm_count) }.launch()
+}

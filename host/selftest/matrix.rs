@@ -1,0 +1,246 @@
+//! Cases of the matrix products.
+
+use half::bf16;
+
+use super::bounds;
+use super::reference::{inverse_rms, matmul, round, silu, widen};
+use super::rig::{Guarded, Rig};
+use super::tally::Tally;
+use crate::driver::Result;
+use crate::kernels::{Gemm, Gemv, Launch, Norm, Product, Tile};
+
+const EPS: f32 = 1e-5;
+
+/// (n, k, elements that rows of `a` are longer than k): single elements, tails of every tile and vector,
+/// unaligned rows, and models' own.
+const GEMV_SHAPES: [(usize, usize, usize); 16] = [
+    (1, 1, 0),
+    (2, 8, 0),
+    (7, 9, 0),
+    (33, 65, 0),
+    (16, 64, 8),
+    (258, 72, 0),
+    (64, 100, 4),
+    (100, 200, 3),
+    (576, 1536, 0),
+    (1536, 576, 8),
+    (17, 2080, 8),
+    (40, 4104, 0),
+    (34, 14_336, 0),
+    (130, 4096, 0),
+    (960, 576, 0),
+    (4096, 4096, 0),
+];
+
+/// (m, n, k, elements that rows of `a` are longer than k).
+const GEMM_SHAPES: [(usize, usize, usize, usize); 15] = [
+    (1, 1, 1, 0),
+    (1, 2, 8, 0),
+    (5, 7, 9, 0),
+    (3, 64, 100, 4),
+    (16, 32, 64, 0),
+    (17, 33, 65, 0),
+    (128, 128, 8, 0),
+    (130, 258, 72, 0),
+    (33, 66, 4096, 0),
+    (257, 130, 200, 3),
+    (2, 40, 14_336, 0),
+    (64, 576, 1536, 0),
+    (200, 1536, 576, 8),
+    (129, 960, 576, 0),
+    (16, 4096, 1024, 0),
+];
+
+/// Which rows a gemv takes: [`Gemv`] chooses by how many blocks a GPU of this many multiprocessors holds.
+const ALWAYS_M1: u32 = 0;
+const ALWAYS_M8: u32 = 1 << 24;
+
+#[derive(Clone, Copy)]
+enum Family {
+    GemvM1,
+    GemvM8,
+    Tiled(Tile),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Epilogue {
+    Store,
+    F32,
+    Add,
+    SwiGlu,
+}
+
+/// A product kernel by the parts of its name.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    family: Family,
+    epilogue: Epilogue,
+}
+
+/// One product to compute.
+struct Shape {
+    m: usize,
+    n: usize,
+    k: usize,
+    ld_a: usize,
+    norm: bool,
+}
+
+/// The output in either type.
+enum Out {
+    Bf16(Guarded<bf16>),
+    F32(Guarded<f32>),
+}
+
+impl Kernel {
+    pub(super) fn named(entry: &str) -> Option<Self> {
+        let (family, epilogue) = entry.rsplit_once('_')?;
+        let family = match family {
+            "gemv_bf16_m1" => Family::GemvM1,
+            "gemv_bf16_m8" => Family::GemvM8,
+            "gemm_bf16_16x32" => Family::Tiled(Tile::T16x32),
+            "gemm_bf16_64x32" => Family::Tiled(Tile::T64x32),
+            "gemm_bf16_128x128" => Family::Tiled(Tile::T128x128),
+            _ => return None,
+        };
+        let epilogue = match epilogue {
+            "store" => Epilogue::Store,
+            "f32" => Epilogue::F32,
+            "add" => Epilogue::Add,
+            "swiglu" => Epilogue::SwiGlu,
+            _ => return None,
+        };
+        Some(Self { family, epilogue })
+    }
+
+    pub(super) fn bound(self) -> f64 {
+        if self.epilogue == Epilogue::F32 { bounds::F32 } else { bounds::ROUNDED }
+    }
+
+    pub(super) fn run(self, rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+        for shape in self.shapes() {
+            let odd_swiglu = self.epilogue == Epilogue::SwiGlu && !shape.n.is_multiple_of(2);
+            if !odd_swiglu && rig.wants(shape.m * shape.n * shape.k) {
+                self.run_shape(rig, tally, &shape)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn shapes(self) -> Vec<Shape> {
+        let gemv = |ms: &[usize]| {
+            let mut shapes = Vec::new();
+            for &m in ms {
+                for (n, k, pad) in GEMV_SHAPES {
+                    shapes.extend([false, true].map(|norm| Shape { m, n, k, ld_a: k + pad, norm }));
+                }
+            }
+            shapes
+        };
+        match self.family {
+            Family::GemvM1 => gemv(&[1]),
+            Family::GemvM8 => gemv(&[1, 3, 8]),
+            Family::Tiled(_) => {
+                GEMM_SHAPES.map(|(m, n, k, pad)| Shape { m, n, k, ld_a: k + pad, norm: false }).into()
+            }
+        }
+    }
+
+    fn run_shape(self, rig: &Rig<'_>, tally: &mut Tally, shape: &Shape) -> Result<()> {
+        let &Shape { m, n, k, ld_a, norm } = shape;
+        let with_norm = if norm { ", norm" } else { "" };
+        tally.shape(format_args!("{m}x{n}x{k}, rows of {ld_a}{with_norm}"));
+        let n_out = if self.epilogue == Epilogue::SwiGlu { n / 2 } else { n };
+        // What lies between the rows of a must not matter, and the last row ends with its last element.
+        let mut a = rig.random_bf16((m - 1) * ld_a + k, 1.0);
+        a.iter_mut().enumerate().filter(|(i, _)| i % ld_a >= k).for_each(|(_, a)| *a = bf16::NAN);
+        let w = rig.random_bf16(n * k, (k as f32).sqrt().recip());
+        let norm_weight = norm.then(|| rig.random_bf16(k, 1.0));
+        let old = rig.random_bf16(m * n_out, 1.0);
+
+        let (d_a, d_w) = (rig.holding(&a)?, rig.holding(&w)?);
+        let d_norm = norm_weight.as_deref().map(|weight| rig.holding(weight)).transpose()?;
+        let out = match self.epilogue {
+            Epilogue::F32 => Out::F32(rig.poisoned(m * n_out)?),
+            Epilogue::Add => Out::Bf16(rig.holding(&old)?),
+            Epilogue::Store | Epilogue::SwiGlu => Out::Bf16(rig.poisoned(m * n_out)?),
+        };
+        let norm = d_norm.as_ref().map(|weight| Norm { weight: weight.addr(), eps: EPS });
+        let launch = self.launch(shape, (&d_a, &d_w), self.product(&out, n_out), norm);
+        tally.launches(&launch);
+        // SAFETY: the buffers have these shapes and live until the launch has been waited for.
+        unsafe { rig.launch(&launch)? };
+
+        let expected = self.expected(shape, &a, &w, norm_weight.as_deref(), &old);
+        match out {
+            Out::Bf16(out) => tally.close_bf16(rig, "out", &expected, &out, n_out),
+            Out::F32(out) => {
+                let found: Vec<f64> = tally.read(rig, "out", &out)?.into_iter().map(f64::from).collect();
+                tally.close("out", &expected, &found, n_out);
+                Ok(())
+            }
+        }
+    }
+
+    fn product(self, out: &Out, n_out: usize) -> Product {
+        match (out, self.epilogue) {
+            (Out::F32(out), _) => Product::StoreF32(out.rows(n_out)),
+            (Out::Bf16(out), Epilogue::Add) => Product::Add(out.rows(n_out)),
+            (Out::Bf16(out), Epilogue::SwiGlu) => Product::SwiGlu(out.rows(n_out)),
+            (Out::Bf16(out), _) => Product::Store(out.rows(n_out)),
+        }
+    }
+
+    fn launch(
+        self,
+        shape: &Shape,
+        (a, w): (&Guarded<bf16>, &Guarded<bf16>),
+        out: Product,
+        norm: Option<Norm>,
+    ) -> Launch {
+        let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as u32);
+        let (a, w) = (a.rows(shape.ld_a), w.addr());
+        let gemv = |sm_count| Gemv { a, w, out, norm, m, n, k }.launch(sm_count);
+        match self.family {
+            Family::GemvM1 => gemv(ALWAYS_M1),
+            Family::GemvM8 => gemv(ALWAYS_M8),
+            Family::Tiled(tile) => Gemm { a, w, out, m, n, k, tile }.launch(),
+        }
+    }
+
+    /// The product in f64. With a norm, its weight multiplies the activations and its inverse root mean square
+    /// the result; `gemv_bf16_m8` feeds tensor cores, so it rounds the weighted activations to bf16.
+    fn expected(
+        self,
+        shape: &Shape,
+        a: &[bf16],
+        w: &[bf16],
+        norm: Option<&[bf16]>,
+        old: &[bf16],
+    ) -> Vec<f64> {
+        let &Shape { m, n, k, ld_a, .. } = shape;
+        let rows: Vec<Vec<f64>> = (0..m).map(|i| widen(&a[i * ld_a..][..k])).collect();
+        let weighted = |row: &Vec<f64>| {
+            let Some(norm) = norm else { return row.clone() };
+            let product = row.iter().zip(norm).map(|(a, weight)| a * f64::from(*weight));
+            if matches!(self.family, Family::GemvM8) {
+                product.map(round).collect()
+            } else {
+                product.collect()
+            }
+        };
+        let x: Vec<f64> = rows.iter().flat_map(weighted).collect();
+        let mut y = matmul(&x, &widen(w), (m, n, k));
+        if norm.is_some() {
+            for (y, row) in y.chunks_mut(n).zip(&rows) {
+                let inverse = inverse_rms(row, EPS);
+                y.iter_mut().for_each(|y| *y *= inverse);
+            }
+        }
+        match self.epilogue {
+            Epilogue::Store | Epilogue::F32 => y,
+            Epilogue::Add => y.iter().zip(old).map(|(y, old)| y + f64::from(*old)).collect(),
+            Epilogue::SwiGlu => y.chunks(2).map(|pair| silu(pair[0]) * pair[1]).collect(),
+        }
+    }
+}
