@@ -86,28 +86,55 @@ impl Gemv {
     /// The most rows of activations.
     pub const MAX_ROWS: u32 = 8;
 
-    /// For one row of activations a warp per two rows of the weights, unless those are few and long on
-    /// `sm_count` multiprocessors; then, and for more rows, a block per 16 whose warps share k.
+    /// The kernel that [`GemvKernel::choose`] takes.
     ///
     /// # Panics
     /// If `m` is above [`Gemv::MAX_ROWS`].
     pub fn launch(&self, sm_count: u32) -> Launch {
+        self.launch_as(GemvKernel::choose(self.m, self.n, self.k, sm_count))
+    }
+
+    /// This kernel.
+    ///
+    /// # Panics
+    /// If `m` is more than the kernel takes.
+    pub fn launch_as(&self, kernel: GemvKernel) -> Launch {
         let &Self { a, w, out, norm, m, n, k } = self;
-        assert!(m <= Self::MAX_ROWS, "a gemv of {m} rows, more than {}", Self::MAX_ROWS);
-        let (kernel, block, threads) = if m == 1 && !(has_few_rows(n, sm_count) && k >= 4096) {
-            let [large, small] = M1_THREADS;
-            let block = |threads: u32| threads / 32 * M1_ROWS_PER_WARP;
-            let at_once = n.div_ceil(block(large)) <= sm_count * M1_RESIDENT;
-            let threads = if at_once { large } else { small };
-            (M1, block(threads), threads)
-        } else {
-            (M8, M8_BLOCK, M8_THREADS)
+        let (name, block, threads, most) = match kernel {
+            GemvKernel::M1 { threads } => (M1, threads / 32 * M1_ROWS_PER_WARP, threads, 1),
+            GemvKernel::M8 => (M8, M8_BLOCK, M8_THREADS, Self::MAX_ROWS),
         };
+        assert!(m <= most, "a gemv of {m} rows, more than {most}");
         let (column, out, ld_out) = out.parts();
         let (norm_weight, eps) = norm.map_or((0, 0.0), |norm| (norm.weight.raw(), norm.eps));
         let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
         let params = params::Gemm { a, w, out, norm_weight, m, n, k, ld_a, ld_out, eps };
-        Launch::new(NAMES[kernel][column], [n.div_ceil(block), 1, 1], threads, 0, &params)
+        Launch::new(NAMES[name][column], [n.div_ceil(block), 1, 1], threads, 0, &params)
+    }
+}
+
+/// The kernels of [`Gemv`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GemvKernel {
+    /// One row of activations; a warp per two rows of the weights.
+    M1 {
+        /// Of a block: whole warps, 32 to 256.
+        threads: u32,
+    },
+    /// Up to eight rows of activations; a block of eight warps, which share k, per 16 rows of the weights.
+    M8,
+}
+
+impl GemvKernel {
+    /// For one row of activations [`GemvKernel::M1`], unless the weights' rows are long and so few that they do
+    /// not fill `sm_count` multiprocessors.
+    pub fn choose(m: u32, n: u32, k: u32, sm_count: u32) -> Self {
+        if m > 1 || (has_few_rows(n, sm_count) && k >= 4096) {
+            return Self::M8;
+        }
+        let [large, small] = M1_THREADS;
+        let at_once = n.div_ceil(large / 32 * M1_ROWS_PER_WARP) <= sm_count * M1_RESIDENT;
+        Self::M1 { threads: if at_once { large } else { small } }
     }
 }
 

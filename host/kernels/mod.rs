@@ -38,7 +38,7 @@ pub use attention::{
     AttnDecode, AttnPrefill, DecodeScratch, HeadDim, PageSize, PagedKv, RopeKvWrite, UnsupportedShape,
     decode_splits,
 };
-pub use gemm::{Gemm, Gemv, MatMul, Norm, Product, Tile};
+pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product, Tile};
 pub use launch::Launch;
 pub use pointwise::{AddRmsNorm, Embedding, RmsNorm};
 pub use ptx::{Entry, PTX, Ptx};
