@@ -5,15 +5,14 @@
 use half::bf16;
 
 use super::rank::Rank;
+use super::weights::Matrix;
 use crate::comm::gpu::DeviceSlice;
 use crate::comm::{AllGather, AllReduce, Communicator, DType, Epilogue};
 use crate::kernels::{
-    AddRmsNorm, Addr, AttnDecode, AttnPrefill, Embedding, Gemm, Gemv, Launch, Norm, Product, RmsNorm,
-    RopeKvWrite, Rows, Tile,
+    AddRmsNorm, Addr, AttnDecode, AttnPrefill, Embedding, Gemv, Launch, MatMul, Norm, Product, RmsNorm,
+    RopeKvWrite, Rows,
 };
 use crate::runner::RunError;
-
-use super::weights::Matrix;
 
 /// The tokens of a pass and where their arrays lie.
 pub(super) struct Pass {
@@ -268,11 +267,9 @@ impl Rank {
     /// `out ← norm(input) · weightsᵀ` for `m` rows.
     fn project(&self, input: Input, weights: Matrix, out: Product, m: usize) -> Result<(), RunError> {
         let (Input { rows: a, norm }, Matrix { at: w, n, k }, m) = (input, weights, m as u32);
-        let launch = if m <= Gemv::MAX_ROWS {
-            Gemv { a, w, out, norm, m, n, k }.launch(self.sm_count)
-        } else {
-            assert!(norm.is_none(), "only products of few rows normalise their input");
-            Gemm { a, w, out, m, n, k, tile: Tile::choose(m, n, self.sm_count) }.launch()
+        let launch = match norm {
+            Some(_) => Gemv { a, w, out, norm, m, n, k }.launch(self.sm_count),
+            None => MatMul { a, w, out, m, n, k }.launch(self.sm_count),
         };
         self.launch(&launch)
     }

@@ -18,8 +18,10 @@ const M8: usize = 1;
 const FIRST_TILE: usize = 2;
 
 /// A warp of the kernel for one row of activations has two rows of the weights.
-const M1_THREADS: u32 = 128;
-const M1_BLOCK: u32 = M1_THREADS / 32 * 2;
+const M1_ROWS_PER_WARP: u32 = 2;
+/// Its blocks: large ones where they are resident all at once, else small ones, which even out the end.
+const M1_THREADS: [u32; 2] = [256, 128];
+const M1_RESIDENT: u32 = 3;
 /// Weight rows of a block of the kernel for up to eight rows; its warps share k.
 const M8_BLOCK: u32 = 16;
 const M8_THREADS: u32 = 256;
@@ -84,23 +86,61 @@ impl Gemv {
     /// The most rows of activations.
     pub const MAX_ROWS: u32 = 8;
 
-    /// For one row of activations a warp per two rows of the weights, unless those are too few to fill
-    /// `sm_count` multiprocessors; then, and for more rows, a block per 16 whose warps share k.
+    /// The kernel that [`GemvKernel::choose`] takes.
     ///
     /// # Panics
     /// If `m` is above [`Gemv::MAX_ROWS`].
     pub fn launch(&self, sm_count: u32) -> Launch {
+        self.launch_as(GemvKernel::choose(self.m, self.n, self.k, sm_count))
+    }
+
+    /// This kernel.
+    ///
+    /// # Panics
+    /// If `m` is more than the kernel takes.
+    pub fn launch_as(&self, kernel: GemvKernel) -> Launch {
         let &Self { a, w, out, norm, m, n, k } = self;
-        assert!(m <= Self::MAX_ROWS, "a gemv of {m} rows, more than {}", Self::MAX_ROWS);
-        let one_round = n.div_ceil(M8_BLOCK) <= sm_count * M8_RESIDENT;
-        let (kernel, block, threads) =
-            if m == 1 && !one_round { (M1, M1_BLOCK, M1_THREADS) } else { (M8, M8_BLOCK, M8_THREADS) };
+        let (name, block, threads, most) = match kernel {
+            GemvKernel::M1 { threads } => (M1, threads / 32 * M1_ROWS_PER_WARP, threads, 1),
+            GemvKernel::M8 => (M8, M8_BLOCK, M8_THREADS, Self::MAX_ROWS),
+        };
+        assert!(m <= most, "a gemv of {m} rows, more than {most}");
         let (column, out, ld_out) = out.parts();
         let (norm_weight, eps) = norm.map_or((0, 0.0), |norm| (norm.weight.raw(), norm.eps));
         let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
         let params = params::Gemm { a, w, out, norm_weight, m, n, k, ld_a, ld_out, eps };
-        Launch::new(NAMES[kernel][column], [n.div_ceil(block), 1, 1], threads, 0, &params)
+        Launch::new(NAMES[name][column], [n.div_ceil(block), 1, 1], threads, 0, &params)
     }
+}
+
+/// The kernels of [`Gemv`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GemvKernel {
+    /// One row of activations; a warp per two rows of the weights.
+    M1 {
+        /// Of a block: whole warps, 32 to 256.
+        threads: u32,
+    },
+    /// Up to eight rows of activations; a block of eight warps, which share k, per 16 rows of the weights.
+    M8,
+}
+
+impl GemvKernel {
+    /// For one row of activations [`GemvKernel::M1`], unless the weights' rows are long and so few that they do
+    /// not fill `sm_count` multiprocessors.
+    pub fn choose(m: u32, n: u32, k: u32, sm_count: u32) -> Self {
+        if m > 1 || (has_few_rows(n, sm_count) && k >= 4096) {
+            return Self::M8;
+        }
+        let [large, small] = M1_THREADS;
+        let at_once = n.div_ceil(large / 32 * M1_ROWS_PER_WARP) <= sm_count * M1_RESIDENT;
+        Self::M1 { threads: if at_once { large } else { small } }
+    }
+}
+
+/// Whether blocks of 16 weight rows are resident all at once.
+fn has_few_rows(n: u32, sm_count: u32) -> bool {
+    n.div_ceil(M8_BLOCK) <= sm_count * M8_RESIDENT
 }
 
 /// The part of the output that one block of the tensor-core kernel makes: rows of `a` × rows of `w`.
@@ -120,9 +160,12 @@ struct TileShape {
     n: u32,
     threads: u32,
     stages: u32,
-    /// Multiply-adds of a multiprocessor per unit of time, relative to the other tiles: larger ones use what
-    /// they load more often.
-    speed: f32,
+    /// Blocks that a multiprocessor holds at once.
+    resident: u32,
+    /// Time of a round with one block a multiprocessor, in ns per column of k on an H200.
+    first_ns: f32,
+    /// What each further block of the round adds.
+    more_ns: f32,
 }
 
 impl Tile {
@@ -130,21 +173,27 @@ impl Tile {
     pub const ALL: [Self; 3] = [Self::T16x32, Self::T64x32, Self::T128x128];
 
     const fn shape(self) -> TileShape {
-        match self {
-            Self::T16x32 => TileShape { m: 16, n: 32, threads: 64, stages: 8, speed: 1.0 },
-            Self::T64x32 => TileShape { m: 64, n: 32, threads: 128, stages: 6, speed: 2.5 },
-            Self::T128x128 => TileShape { m: 128, n: 128, threads: 128, stages: 3, speed: 5.0 },
-        }
+        let (m, n, threads, stages, resident, first_ns, more_ns) = match self {
+            Self::T16x32 => (16, 32, 64, 8, 4, 3.6, 0.15),
+            Self::T64x32 => (64, 32, 128, 6, 3, 7.0, 0.05),
+            Self::T128x128 => (128, 128, 128, 3, 2, 14.5, 5.0),
+        };
+        TileShape { m, n, threads, stages, resident, first_ns, more_ns }
     }
 
-    /// The tile with which the product of `m` × `n` is done first on `sm_count` multiprocessors, where the one
-    /// with most blocks decides.
+    /// The tile with which the product of `m` × `n` is done first on `sm_count` multiprocessors: rounds of
+    /// resident blocks, the last one perhaps not full.
+    ///
+    /// The times were measured on an H200 (m from 2 to 1024, the products of SmolLM2, Llama 3.2 1B and 3 8B);
+    /// only their ratios matter.
     pub fn choose(m: u32, n: u32, sm_count: u32) -> Self {
         let time = |tile: Self| {
             let shape = tile.shape();
-            let blocks = u64::from(m.div_ceil(shape.m)) * u64::from(n.div_ceil(shape.n));
-            let most_blocks = blocks.div_ceil(u64::from(sm_count.max(1)));
-            (most_blocks * u64::from(shape.m * shape.n)) as f32 / shape.speed
+            let round = |blocks_per_sm: u32| shape.first_ns + shape.more_ns * (blocks_per_sm - 1) as f32;
+            let blocks = m.div_ceil(shape.m) * n.div_ceil(shape.n);
+            let per_sm = blocks.div_ceil(sm_count.max(1)).max(1);
+            let (full, rest) = (per_sm / shape.resident, per_sm % shape.resident);
+            full as f32 * round(shape.resident) + if rest > 0 { round(rest) } else { 0.0 }
         };
         let by_time = |a: &Self, b: &Self| time(*a).total_cmp(&time(*b));
         Self::ALL.into_iter().min_by(by_time).unwrap_or(Self::T128x128)
@@ -185,6 +234,40 @@ impl Gemm {
     }
 }
 
+/// `y = a · wᵀ` by whichever kernel is fastest for the shape.
+#[derive(Debug, Clone, Copy)]
+pub struct MatMul {
+    /// `[m, k]`.
+    pub a: Rows<bf16>,
+    /// `[n, k]`, contiguous.
+    pub w: Addr<bf16>,
+    /// What becomes of the product.
+    pub out: Product,
+    /// Rows of `a`, at least one.
+    pub m: u32,
+    /// Rows of `w`, at least one.
+    pub n: u32,
+    /// Columns of both.
+    pub k: u32,
+}
+
+impl MatMul {
+    /// A [`Gemv`] for few rows of activations, unless the weights' rows are short or many enough for the
+    /// smallest [`Tile`]; else a [`Gemm`]. Measured on an H200, as [`Tile::choose`] says.
+    pub fn launch(&self, sm_count: u32) -> Launch {
+        let &Self { a, w, out, m, n, k } = self;
+        let is_gemv = match m {
+            1 => k >= 1024 && !(k <= 2048 && n >= 16_384),
+            2..=Gemv::MAX_ROWS => k >= 1024 && has_few_rows(n, sm_count),
+            _ => false,
+        };
+        if is_gemv {
+            return Gemv { a, w, out, norm: None, m, n, k }.launch(sm_count);
+        }
+        Gemm { a, w, out, m, n, k, tile: Tile::choose(m, n, sm_count) }.launch()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,10 +287,12 @@ mod tests {
     fn names_say_what_they_are() {
         for (out, suffix) in outs().into_iter().zip(["_store", "_f32", "_add", "_swiglu"]) {
             let gemv = |m, n| {
-                let launch = Gemv { a: rows(8), w: Addr::new(256), out, norm: None, m, n, k: 8 }.launch(SMS);
+                let launch =
+                    Gemv { a: rows(4096), w: Addr::new(256), out, norm: None, m, n, k: 4096 }.launch(SMS);
                 (launch.entry, launch.grid[0], launch.threads)
             };
             assert_eq!(gemv(1, 28_672), (&*format!("gemv_bf16_m1{suffix}"), 3584, 128));
+            assert_eq!(gemv(1, 6144), (&*format!("gemv_bf16_m1{suffix}"), 384, 256));
             assert_eq!(gemv(1, 4096), (&*format!("gemv_bf16_m8{suffix}"), 256, 256));
             assert_eq!(gemv(8, 28_672), (&*format!("gemv_bf16_m8{suffix}"), 1792, 256));
             for (tile, size) in Tile::ALL.into_iter().zip(["16x32", "64x32", "128x128"]) {
@@ -233,13 +318,45 @@ mod tests {
         }
     }
 
+    /// Where measurements differ by more than a tenth, the fastest is chosen: (m, n, the fastest).
     #[test]
-    fn tiles_grow_with_the_product() {
-        assert_eq!(Tile::choose(16, 4096, SMS), Tile::T16x32);
-        assert_eq!(Tile::choose(64, 4096, SMS), Tile::T64x32);
-        assert_eq!(Tile::choose(2048, 28_672, SMS), Tile::T128x128);
-        // A narrow product does not fill the GPU with large tiles.
-        assert_eq!(Tile::choose(512, 576, SMS), Tile::T64x32);
+    fn tiles_are_the_fastest_measured() {
+        for (m, n, fastest) in [
+            (16, 4096, Tile::T16x32),
+            (64, 4096, Tile::T16x32),
+            (192, 4096, Tile::T64x32),
+            (1024, 4096, Tile::T128x128),
+            (32, 28_672, Tile::T16x32),
+            (128, 28_672, Tile::T128x128),
+            (1024, 28_672, Tile::T128x128),
+            (256, 6144, Tile::T64x32),
+            (512, 6144, Tile::T128x128),
+            (256, 960, Tile::T16x32),
+            (1024, 960, Tile::T64x32),
+            (512, 3072, Tile::T64x32),
+            (1024, 3072, Tile::T128x128),
+            (1024, 576, Tile::T64x32),
+        ] {
+            let chosen = Tile::choose(m, n, SMS);
+            assert_eq!(chosen, fastest, "{m} × {n}");
+        }
+    }
+
+    #[test]
+    fn few_rows_take_the_kernel_that_was_measured_fastest() {
+        let kernel = |m, n, k| {
+            let launch =
+                MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }.launch(SMS);
+            launch.entry.split('_').nth(2).unwrap()
+        };
+        // Llama 3 8B: qkv, o, gate and up, down, head; then SmolLM2's.
+        let large = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
+        let small = [(960, 576), (3072, 576), (576, 1536)];
+        assert_eq!(large.map(|(n, k)| kernel(1, n, k)), ["m1", "m8", "m1", "m8", "m1"]);
+        assert_eq!(small.map(|(n, k)| kernel(1, n, k)), ["16x32", "16x32", "m1"]);
+        assert_eq!(large.map(|(n, k)| kernel(4, n, k)), ["16x32", "m8", "16x32", "m8", "16x32"]);
+        assert_eq!(small.map(|(n, k)| kernel(4, n, k)), ["16x32", "16x32", "m8"]);
+        assert_eq!(kernel(9, 4096, 4096), "16x32");
     }
 
     #[test]

@@ -20,7 +20,7 @@
 //! driver library.
 //!
 //! Shapes decide the rest: which tile, how many splits, how many threads. Those choices are pure functions
-//! ([`Tile::choose`], [`decode_splits`]) whose results are arguments, so that a caller can choose otherwise.
+//! ([`MatMul`], [`Tile::choose`], [`decode_splits`]) whose results are arguments, so that a caller can choose otherwise.
 
 mod address;
 mod attention;
@@ -38,7 +38,7 @@ pub use attention::{
     AttnDecode, AttnPrefill, DecodeScratch, HeadDim, PageSize, PagedKv, RopeKvWrite, UnsupportedShape,
     decode_splits,
 };
-pub use gemm::{Gemm, Gemv, Norm, Product, Tile};
+pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product, Tile};
 pub use launch::Launch;
 pub use pointwise::{AddRmsNorm, Embedding, RmsNorm};
 pub use ptx::{Entry, PTX, Ptx};

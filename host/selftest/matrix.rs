@@ -7,7 +7,7 @@ use super::reference::{inverse_rms, matmul, round, silu, widen};
 use super::rig::{Guarded, Rig};
 use super::tally::Tally;
 use crate::driver::Result;
-use crate::kernels::{Gemm, Gemv, Launch, Norm, Product, Tile};
+use crate::kernels::{Gemm, Gemv, GemvKernel, Launch, Norm, Product, Tile};
 
 const EPS: f32 = 1e-5;
 
@@ -51,9 +51,8 @@ const GEMM_SHAPES: [(usize, usize, usize, usize); 15] = [
     (16, 4096, 1024, 0),
 ];
 
-/// Which rows a gemv takes: [`Gemv`] chooses by how many blocks a GPU of this many multiprocessors holds.
-const ALWAYS_M1: u32 = 0;
-const ALWAYS_M8: u32 = 1 << 24;
+/// Threads of a block of the gemv for one row.
+const M1_THREADS: u32 = 128;
 
 #[derive(Clone, Copy)]
 enum Family {
@@ -200,10 +199,10 @@ impl Kernel {
     ) -> Launch {
         let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as u32);
         let (a, w) = (a.rows(shape.ld_a), w.addr());
-        let gemv = |sm_count| Gemv { a, w, out, norm, m, n, k }.launch(sm_count);
+        let gemv = |kernel| Gemv { a, w, out, norm, m, n, k }.launch_as(kernel);
         match self.family {
-            Family::GemvM1 => gemv(ALWAYS_M1),
-            Family::GemvM8 => gemv(ALWAYS_M8),
+            Family::GemvM1 => gemv(GemvKernel::M1 { threads: M1_THREADS }),
+            Family::GemvM8 => gemv(GemvKernel::M8),
             Family::Tiled(tile) => Gemm { a, w, out, m, n, k, tile }.launch(),
         }
     }

@@ -2,9 +2,7 @@
 
 use super::operands::Operands;
 use super::{Rank, Work};
-use crate::kernels::{Gemm, Gemv, Launch, Norm, Product, Rows, Tile};
-
-const EPS: f32 = 1e-5;
+use crate::kernels::{Launch, MatMul, Product, Rows};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Epilogue {
@@ -19,25 +17,22 @@ struct Layer {
     n: usize,
     k: usize,
     epilogue: Epilogue,
-    /// The gemv normalises its input itself.
-    norm: bool,
 }
 
 fn block(rank: &Rank) -> [Layer; 4] {
     let (hidden, width) = (rank.config.hidden, rank.config.head_dim);
     let qkv = (rank.n_heads + 2 * rank.n_kv_heads) * width;
     [
-        Layer { op: "qkv", n: qkv, k: hidden, epilogue: Epilogue::Store, norm: true },
-        Layer { op: "o", n: hidden, k: rank.n_heads * width, epilogue: Epilogue::Add, norm: false },
-        Layer { op: "gate_up", n: 2 * rank.ffn, k: hidden, epilogue: Epilogue::SwiGlu, norm: true },
-        Layer { op: "down", n: hidden, k: rank.ffn, epilogue: Epilogue::Add, norm: false },
+        Layer { op: "qkv", n: qkv, k: hidden, epilogue: Epilogue::Store },
+        Layer { op: "o", n: hidden, k: rank.n_heads * width, epilogue: Epilogue::Add },
+        Layer { op: "gate_up", n: 2 * rank.ffn, k: hidden, epilogue: Epilogue::SwiGlu },
+        Layer { op: "down", n: hidden, k: rank.ffn, epilogue: Epilogue::Add },
     ]
 }
 
 /// A block's products and the output head's for `m` sequences.
 pub(super) fn decode<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Vec<Work<'a>> {
-    let head =
-        Layer { op: "lm_head", n: rank.vocab, k: rank.config.hidden, epilogue: Epilogue::F32, norm: true };
+    let head = Layer { op: "lm_head", n: rank.vocab, k: rank.config.hidden, epilogue: Epilogue::F32 };
     works(block(rank).into_iter().chain([head]), m, operands)
 }
 
@@ -76,10 +71,9 @@ fn work(layer: Layer, m: usize, operands: &Operands) -> Work<'_> {
     }
 }
 
-/// The kernel that fits: gemv up to eight rows, with the norm fused in front where the layer has one; else the
-/// tile that the library chooses.
+/// The kernel that the library chooses, as in the engine.
 fn launch(layer: &Layer, m: usize, offset: usize, operands: &Operands) -> Launch {
-    let &Layer { n, k, epilogue, norm, .. } = layer;
+    let &Layer { n, k, epilogue, .. } = layer;
     let sm_count = operands.device.properties().multiprocessors;
     let (a, w) = (Rows::new(operands.at(0), k as u32), operands.at(offset));
     let out = match epilogue {
@@ -89,9 +83,5 @@ fn launch(layer: &Layer, m: usize, offset: usize, operands: &Operands) -> Launch
         Epilogue::SwiGlu => Product::SwiGlu(Rows::new(operands.out(), n as u32 / 2)),
     };
     let [m, n, k] = [m, n, k].map(|size| size as u32);
-    if m <= Gemv::MAX_ROWS {
-        let norm = norm.then(|| Norm { weight: operands.at(0), eps: EPS });
-        return Gemv { a, w, out, norm, m, n, k }.launch(sm_count);
-    }
-    Gemm { a, w, out, m, n, k, tile: Tile::choose(m, n, sm_count) }.launch()
+    MatMul { a, w, out, m, n, k }.launch(sm_count)
 }
