@@ -111,6 +111,7 @@ fn run_entry(rig: &Rig<'_>, ptx: &Ptx, entry: &Entry) -> Result<Outcome> {
         let (kernel, arch) = (entry.name, ptx.arch);
         return Ok(Outcome { kernel, arch, shapes: 0, worst_error: f64::INFINITY, bound: 0.0, failures });
     };
+    rig.restart_inputs();
     let mut tally = Tally::new(entry.name, case.bound);
     (case.run)(rig, &mut tally)?;
     Ok(tally.finish(ptx.arch))

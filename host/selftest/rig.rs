@@ -31,6 +31,11 @@ impl<'a> Rig<'a> {
         Ok(Self { device, library, stream: device.stream()?, quick, seed: Cell::new(0) })
     }
 
+    /// Begins the random numbers anew, so that a kernel's inputs do not depend on what ran before it.
+    pub(super) fn restart_inputs(&self) {
+        self.seed.set(0);
+    }
+
     /// Whether a shape of this many multiply-adds is to be run.
     pub(super) fn wants(&self, work: usize) -> bool {
         !self.quick || work <= QUICK_WORK
