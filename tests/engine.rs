@@ -9,6 +9,7 @@ mod common;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use common::judge::{Agreement, MARGIN, TOLERANCE};
 use common::{load_plan, shape};
 use fewsync::driver::Device;
 use fewsync::engine::{Engine, EngineOptions};
@@ -16,11 +17,6 @@ use fewsync::generate::{Sampler, Sampling, argmax};
 use fewsync::model::Model;
 use fewsync::runner::{Batch, LogitRows, Output, RunError, Runner, Span};
 use fewsync::spd::{BlockPlan, Plan};
-
-/// Largest difference to the reference's logits, relative to the largest logit.
-const TOLERANCE: f32 = 2e-2;
-/// Likeliest tokens have to agree where the reference's two best logits are further apart.
-const MARGIN: f32 = 0.25;
 
 /// The GPU, for one test at a time: some compare free memory.
 fn gpu(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
@@ -69,43 +65,6 @@ fn tokens(n: usize, seed: usize, vocab: usize) -> Vec<u32> {
 fn prefill(runner: &mut dyn Runner, sequence: usize, tokens: &[u32]) -> Vec<f32> {
     let spans = vec![Span { sequence, tokens: tokens.to_vec() }];
     runner.forward(&Batch { spans, logits: LogitRows::All, hidden_states: false }).unwrap().logits
-}
-
-/// What a comparison saw.
-#[derive(Default)]
-struct Agreement {
-    error: f32,
-    compared: usize,
-}
-
-impl Agreement {
-    /// Compares rows of logits.
-    #[track_caller]
-    fn add(&mut self, seen: &[f32], expected: &[f32], vocab: usize) {
-        assert_eq!(seen.len(), expected.len());
-        let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-        let difference = seen.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs()));
-        assert!(difference.is_finite(), "logits are not finite");
-        self.error = self.error.max(difference / scale);
-        for (seen, expected) in seen.chunks(vocab).zip(expected.chunks(vocab)) {
-            let best = argmax(expected);
-            let second = expected.iter().enumerate().filter(|(i, _)| *i != best as usize);
-            let second = second.fold(f32::NEG_INFINITY, |max, (_, x)| max.max(*x));
-            if expected[best as usize] - second > MARGIN {
-                assert_eq!(argmax(seen), best, "the margin is {}", expected[best as usize] - second);
-                self.compared += 1;
-            }
-        }
-    }
-
-    #[track_caller]
-    fn judge(&self, what: &str) {
-        println!(
-            "{what}: max |Δlogit| / max |logit| {:.2e}, {} likeliest tokens compared",
-            self.error, self.compared
-        );
-        assert!(self.error <= TOLERANCE, "{what}");
-    }
 }
 
 /// Prefill of `prompt` and then `n_steps` steps of given tokens on both, logits compared everywhere.

@@ -9,7 +9,8 @@ use crate::driver::GpuError;
 ///
 /// [`Timeout`](Self::Timeout), [`Mismatch`](Self::Mismatch), [`PeerFailed`](Self::PeerFailed),
 /// [`Absent`](Self::Absent) and [`Disagreement`](Self::Disagreement) are final: every later call returns the same
-/// error. The others are wrong arguments, found before anything was sent; they leave the communicator as it was.
+/// error; [`Gpu`](Self::Gpu) is as final as the driver makes it. The others are wrong arguments, found before
+/// anything was sent; they leave the communicator as it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommError {
     /// A message did not come in time.

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
 
 pub mod hub;
+pub mod judge;
 pub mod oracle;
 pub mod small;
 
