@@ -6,8 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
+mod gpu;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use common::judge::{Agreement, MARGIN, TOLERANCE};
 use common::{load_plan, shape};
@@ -17,23 +18,7 @@ use fewsync::generate::{Sampler, Sampling, argmax};
 use fewsync::model::Model;
 use fewsync::runner::{Batch, LogitRows, Output, RunError, Runner, Span};
 use fewsync::spd::{BlockPlan, Plan};
-
-/// The GPU, for one test at a time: some compare free memory.
-fn gpu(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    match Device::cuda(0) {
-        Ok(device) => {
-            println!("{test}: {} ({})", device.label(), device.properties().driver);
-            Some((guard, device))
-        }
-        Err(reason) if std::env::var_os("FEWSYNC_REQUIRE_GPU").is_some() => panic!("{test}: {reason}"),
-        Err(reason) => {
-            println!("{test}: skipped, {reason}");
-            None
-        }
-    }
-}
+use gpu::gpu;
 
 /// A KV cache that is small enough to be filled by a test.
 fn options() -> EngineOptions {

@@ -3,31 +3,16 @@
 //! Run alone on a machine without cargo: `gpu_driver --nocapture`. `FEWSYNC_REQUIRE_GPU=1` turns a missing GPU
 //! into a failure.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod gpu;
+
 use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use fewsync::driver::{Device, DeviceBuffer, DevicePtr, GpuError, Kernel, LaunchConfig, Result, Stream};
+use gpu::gpu;
 
 const SM_80: &str = include_str!("ptx/driver_sm_80.ptx");
 const SM_90: &str = include_str!("ptx/driver_sm_90.ptx");
-
-/// The GPU, for one test at a time: some compare free memory or measure overlap.
-fn gpu(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    match Device::cuda(0) {
-        Ok(device) => {
-            println!("{test}: {} ({})", device.label(), device.properties().driver);
-            Some((guard, device))
-        }
-        Err(reason) if std::env::var_os("FEWSYNC_REQUIRE_GPU").is_some() => panic!("{test}: {reason}"),
-        Err(reason) => {
-            println!("{test}: skipped, {reason}");
-            None
-        }
-    }
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
