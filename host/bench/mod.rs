@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod kernels;
+pub mod library;
 pub mod machine;
 #[cfg(feature = "cli")]
 pub mod plot;
