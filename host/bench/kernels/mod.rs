@@ -216,6 +216,21 @@ struct Work<'a> {
     launch: Box<dyn Fn(usize) -> Launch + 'a>,
 }
 
+impl Sweep {
+    /// Refuses shapes that do not exist or cannot be split, without a device.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn check(&self) -> Result<(), BenchError> {
+        self.ranks().map(drop)
+    }
+
+    fn ranks(&self) -> Result<Vec<Rank>, BenchError> {
+        let ranks = self.models.iter().flat_map(|model| self.tp.iter().map(move |&tp| Rank::new(model, tp)));
+        ranks.collect()
+    }
+}
+
 /// Measures all shapes of a sweep, telling `done` of each.
 ///
 /// # Errors
@@ -225,11 +240,7 @@ pub fn run(
     sweep: &Sweep,
     mut done: impl FnMut(&Measurement),
 ) -> Result<Results, BenchError> {
-    let ranks = sweep
-        .models
-        .iter()
-        .flat_map(|model| sweep.tp.iter().map(move |&tp| Rank::new(model, tp)))
-        .collect::<Result<Vec<_>, _>>()?;
+    let ranks = sweep.ranks()?;
     let library = KernelLibrary::load(device)?;
     let operands = Operands::new(device)?;
     let timer = Timer::new(device, &library, &operands)?;
