@@ -1,6 +1,7 @@
 //! The `fewsync` command: arguments, progress, output. Results go to stdout, everything else to stderr.
 
 mod bench;
+mod bench_decode;
 mod bench_kernels;
 mod demo;
 mod doctor;
@@ -8,6 +9,7 @@ mod eval;
 mod generate;
 mod memory;
 mod output;
+mod results;
 mod selftest;
 mod session;
 mod spd;

@@ -10,6 +10,7 @@ mod buffers;
 mod error;
 mod forward;
 mod pages;
+mod profile;
 mod rank;
 mod step;
 mod weights;
@@ -26,6 +27,7 @@ use crate::driver::{Device, GpuError};
 use crate::generate::{Sampler, Sampling};
 use crate::model::sharding::Sharding;
 use crate::model::{Config, TensorSource};
+use crate::runner::profile::StepProfile;
 use crate::runner::{Batch, Output, RunError, Runner, SyncCounts};
 use crate::spd::Plan;
 
@@ -163,6 +165,17 @@ impl Runner for Engine {
 
     fn sync_counts(&self) -> SyncCounts {
         self.rank.sync_counts()
+    }
+
+    fn gpus(&self) -> Vec<Device> {
+        vec![self.device.clone()]
+    }
+
+    fn profile_step(&mut self, tokens: &[u32]) -> Result<Option<StepProfile>, RunError> {
+        Batch::decode(tokens).check(&self.config, &self.rank.lengths())?;
+        self.rank.prepare_profile(tokens.len())?;
+        let fed: Vec<_> = tokens.iter().copied().enumerate().collect();
+        self.rank.profile(&fed).map(Some)
     }
 }
 

@@ -10,6 +10,7 @@ use super::budget::{LANES, MAX_ROWS, RankShape};
 use super::buffers::{Activations, KvCache, Lanes, Packed};
 use super::forward::{Attention, Input, Pass};
 use super::pages::Pages;
+use super::profile::{Classes, ProfileGraphs};
 use super::step::{CapturedStep, Choice};
 use super::weights::{BlockWeights, GlobalWeights, Shard, Uploader};
 use super::{EngineError, EngineOptions};
@@ -49,6 +50,9 @@ pub(super) struct Rank {
     packed: DeviceBuffer<u32>,
     pub(super) graphs: HashMap<(usize, Choice), CapturedStep>,
     pub(super) syncs: SyncCounts,
+    /// All, unless a part of a step is being captured.
+    pub(super) enqueued: Classes,
+    pub(super) profile_graphs: Option<ProfileGraphs>,
 }
 
 impl Rank {
@@ -87,6 +91,8 @@ impl Rank {
             packed: device.allocate(0)?,
             graphs: HashMap::new(),
             syncs: SyncCounts::default(),
+            enqueued: Classes::ALL,
+            profile_graphs: None,
             config: config.clone(),
             source: Arc::clone(source),
             options: options.clone(),
@@ -126,6 +132,7 @@ impl Rank {
         self.stream.synchronize()?;
         self.pages.clear();
         self.graphs.clear();
+        self.profile_graphs = None;
         let mut uploader = None;
         for (layer, new) in plan.blocks().iter().enumerate() {
             let old = &self.blocks[layer].plan;
