@@ -68,7 +68,7 @@ impl Rank {
             shape.kv_tokens(options.kv_tokens, device.memory_info()?, device.label(), sm_count)?;
 
         let kernels = Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch));
-        let comm = GpuComm::solo(Arc::clone(&kernels));
+        let comm = GpuComm::solo(Arc::clone(&kernels))?;
         let stream = Arc::new(device.stream()?);
         let mut uploader = Uploader::new(device, loaded_bytes)?;
         let shard = Shard { config, source: &**source, sharding: &sharding, rank: comm.topology().rank };
