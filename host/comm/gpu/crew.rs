@@ -1,0 +1,327 @@
+//! The ranks of a group that live on one GPU and share its launches: usually one.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::choose::{self, Site, Task};
+use super::failure::{Alarms, Meta};
+use super::layout::Layout;
+use super::options::{GroupOptions, PeerMemory};
+use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
+use crate::driver::{Device, DeviceBuffer, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream};
+use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Format, NormAfter, Ranks};
+use crate::kernels::{AddRmsNorm, Addr, Launch, params};
+
+/// bf16 in a unit of 16 bytes.
+const BF16_PER_UNIT: u32 = 8;
+/// Buffers are readable up to a multiple of it.
+const DATA_ALIGN: usize = 256;
+
+/// Some ranks of a group, consecutive ones, on one GPU.
+#[derive(Debug, Clone)]
+pub(super) struct Crew {
+    pub(super) kernels: Arc<KernelLibrary>,
+    pub(super) alarms: Arc<Alarms>,
+    /// Place of the first rank among the alarms.
+    pub(super) first_alarm: usize,
+    /// The first rank.
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// The group's shape and number.
+    pub(super) shape: Shape,
+    pub(super) group: u32,
+}
+
+/// What peers write into: one rank's region of one buffer.
+#[derive(Debug)]
+pub(super) enum Region {
+    Device(DeviceBuffer<u8>),
+    Pinned(PinnedBuffer<u8>),
+}
+
+/// A buffer as a crew has it.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// The tensors, `stride` bytes apart.
+    pub(super) data: DeviceBuffer<u8>,
+    pub(super) stride: usize,
+    rows: DeviceBuffer<u8>,
+    /// What blocks that share a row tell each other.
+    _mail: DeviceBuffer<u8>,
+    layout: Layout,
+    /// All ranks' regions: none is freed while one rank's kernels may write into it.
+    _regions: Arc<[Arc<Region>]>,
+}
+
+/// A sum to be enqueued; addresses are the first rank's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sum {
+    pub(super) numel: usize,
+    pub(super) dtype: DType,
+    pub(super) addend: Addr<bf16>,
+    pub(super) norm: Option<NormAfter>,
+    /// Elements from one rank's slices to the next one's.
+    pub(super) slice_stride: usize,
+}
+
+impl Part {
+    /// Ranks that it belongs to.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len() / params::ROW_BYTES as usize
+    }
+}
+
+impl Region {
+    /// A region in which nothing has arrived.
+    pub(super) fn new(
+        device: &Device,
+        layout: &Layout,
+        memory: PeerMemory,
+        stream: &Stream,
+    ) -> Result<Self, GpuError> {
+        let words = layout.area(Format::Words);
+        if memory == PeerMemory::HostStaged {
+            let mut region = device.allocate_pinned::<u8>(layout.bytes)?;
+            region[words.offset..][..2 * words.bytes].fill(u8::MAX);
+            return Ok(Self::Pinned(region));
+        }
+        let region = device.allocate_zeroed::<u8>(layout.bytes, stream)?;
+        let (at, bytes) = (region.ptr_at(words.offset), 2 * words.bytes);
+        // SAFETY: within the region, which nobody else has yet; dropping it waits.
+        unsafe { device.gpu().fill(stream.id(), at, Pattern::U8(u8::MAX), bytes)? };
+        stream.synchronize()?;
+        Ok(Self::Device(region))
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            Self::Device(region) => region.ptr().0,
+            Self::Pinned(region) => region.ptr().0,
+        }
+    }
+}
+
+impl Crew {
+    pub(super) fn device(&self) -> &Device {
+        self.kernels.device()
+    }
+
+    /// Empty regions of this crew's ranks.
+    pub(super) fn regions(&self, layout: &Layout, memory: PeerMemory) -> Result<Vec<Arc<Region>>, GpuError> {
+        let stream = self.device().stream()?;
+        (0..self.count).map(|_| Ok(Arc::new(Region::new(self.device(), layout, memory, &stream)?))).collect()
+    }
+
+    /// Its part of a buffer of `bytes` whose regions are known.
+    pub(super) fn part(
+        &self,
+        bytes: usize,
+        layout: Layout,
+        regions: Arc<[Arc<Region>]>,
+        options: &GroupOptions,
+    ) -> Result<Part, GpuError> {
+        let stream = self.device().stream()?;
+        let stride = bytes.next_multiple_of(DATA_ALIGN);
+        let letters = self.max_blocks() as usize * params::LETTER_BYTES as usize;
+        let mail = self.device().allocate_zeroed::<u8>(self.count * letters, &stream)?;
+        let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
+        for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
+            let mut put = |at: u64, value: u64| {
+                row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
+            };
+            put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
+            put(params::ROW_MAIL, mail.ptr_at(index * letters).0);
+            put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
+            for (at, region) in (params::ROW_REGIONS..).step_by(8).zip(&*regions) {
+                put(at, region.address());
+            }
+        }
+        let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
+        let rows = self.device().upload(&rows, &stream)?;
+        Ok(Part { data, stride, rows, _mail: mail, layout, _regions: regions })
+    }
+
+    fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
+        Ranks {
+            rows: part.rows.addr(),
+            failed: self.alarms.failed(self.first_alarm),
+            first: self.first as u32,
+            count: self.count as u32,
+            nodes: self.shape.nodes as u32,
+            gpus_per_node: self.shape.gpus_per_node as u32,
+            group: self.group,
+            limit_ns: u64::try_from(options.time_limit.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Most blocks of a rank: one per multiprocessor, so that all are resident, and those of a second collective
+    /// beside them.
+    fn max_blocks(&self) -> u32 {
+        (self.device().properties().multiprocessors / self.count as u32).max(1)
+    }
+
+    fn site(&self) -> Site {
+        Site { shape: self.shape, max_blocks: self.max_blocks() }
+    }
+
+    /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
+    /// one-shot form, else in two.
+    pub(super) fn all_reduce(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        sum: Sum,
+    ) -> Result<(), CommError> {
+        let units = units(sum.numel, sum.dtype)?;
+        let tuning = options.tuning.unwrap_or_default();
+        let execution =
+            |row_units| self.site().execution(Task::Sum { units, row_units }, &part.layout, tuning);
+        let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
+        let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
+        if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
+            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, Some(norm));
+            return self.launch(stream, &launch);
+        }
+        let execution = execution(None).ok_or(NO_PASS)?;
+        let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
+        self.launch(stream, &launch)?;
+        let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
+        for rank in 0..self.count {
+            let at = |slice: Addr<bf16>| slice.at(rank * sum.slice_stride);
+            let data = Addr::new(part.data.ptr_at(rank * part.stride).0);
+            let norm = NormAfter { residual: at(norm.residual), out: at(norm.out), ..norm };
+            self.launch(stream, &add_norm(data, sum.numel, &norm).launch())?;
+        }
+        Ok(())
+    }
+
+    /// Enqueues one phase of a sum.
+    pub(super) fn phase(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        phase: Phase,
+        (numel, dtype): (usize, DType),
+    ) -> Result<(), CommError> {
+        let task = Task::Phase { units: units(numel, dtype)? };
+        let tuning = options.tuning.unwrap_or_default();
+        let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
+        let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
+        self.launch(stream, &self.sum_launch(part, options, &sum, execution, Collective::Stage(phase), None))
+    }
+
+    /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
+    pub(super) fn all_gather(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        offsets: &[usize],
+        dtype: DType,
+    ) -> Result<(), CommError> {
+        let end = offsets.last().copied().unwrap_or_default();
+        units(end, dtype)?;
+        let longest = offsets.windows(2).map(|piece| piece[1] - piece[0]).max().unwrap_or_default();
+        let task = Task::Gather { units: units(longest, dtype)? };
+        let tuning = options.tuning.unwrap_or_default();
+        let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
+        let mut alike: Vec<u64> = offsets.iter().map(|&offset| offset as u64).collect();
+        alike.extend([execution.format as u64, execution.pass_units.into()]);
+        let offsets: Vec<u32> = offsets.iter().map(|&offset| offset as u32).collect();
+        for pass in 0..execution.passes {
+            alike.push(pass.into());
+            let launch = nvrar::AllGather {
+                ranks: self.ranks(part, options),
+                execution,
+                data: part.data.addr(),
+                data_stride: part.stride as u64,
+                element_bytes: dtype.size_bytes() as u32,
+                offsets: &offsets,
+                first_unit: pass * execution.pass_units,
+                meta: Meta::new(Collective::AllGather, dtype, &alike).bits(),
+            };
+            self.launch(stream, &launch.launch())?;
+        }
+        Ok(())
+    }
+
+    fn sum_launch(
+        &self,
+        part: &Part,
+        options: &GroupOptions,
+        sum: &Sum,
+        execution: Execution,
+        collective: Collective,
+        norm: Option<NormAfter>,
+    ) -> Launch {
+        let mut alike = vec![
+            execution.algorithm as u64,
+            execution.format as u64,
+            execution.passes.into(),
+            execution.pass_units.into(),
+        ];
+        if execution.passes > 1 {
+            let hidden = norm.map_or(0, |norm| norm.hidden);
+            alike.extend([execution.blocks, execution.workers, hidden].map(u64::from));
+        }
+        let meta = Meta::new(collective, sum.dtype, &alike);
+        let launch = nvrar::AllReduce {
+            ranks: self.ranks(part, options),
+            execution,
+            element: element(sum.dtype),
+            data: part.data.addr(),
+            data_stride: part.stride as u64,
+            addend: sum.addend,
+            slice_stride: (sum.slice_stride * size_of::<bf16>()) as u64,
+            numel: sum.numel as u32,
+            meta: meta.bits(),
+            phases: phases(collective),
+            norm,
+        };
+        launch.launch()
+    }
+
+    pub(super) fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CommError> {
+        // SAFETY: the launches of this module touch only registered buffers and slices whose lengths were checked;
+        // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
+        Ok(unsafe { self.kernels.launch(stream, launch) }?)
+    }
+}
+
+/// Residual and norm by a launch of their own.
+pub(super) fn add_norm(data: Addr<bf16>, numel: usize, norm: &NormAfter) -> AddRmsNorm {
+    let &NormAfter { residual, gain, out, hidden, eps } = norm;
+    let n_tokens = (numel / hidden as usize) as u32;
+    AddRmsNorm { x: data, residual, sum: residual, weight: gain, out, n_tokens, hidden, eps }
+}
+
+const NO_PASS: CommError =
+    CommError::Unsupported { what: "a tensor whose smallest part does not fit the slots" };
+
+fn units(numel: usize, dtype: DType) -> Result<u32, CommError> {
+    let what = "a tensor of 8 GiB or more; sum it in parts";
+    choose::units(numel * dtype.size_bytes()).ok_or(CommError::Unsupported { what })
+}
+
+/// The phases of a collective, as its kernels have them.
+fn phases(collective: Collective) -> u32 {
+    match collective {
+        Collective::Stage(Phase::Reduce) => params::PHASE_REDUCE,
+        Collective::Stage(Phase::Put) => params::PHASE_PUT,
+        Collective::Stage(Phase::Broadcast) => params::PHASE_BROADCAST,
+        Collective::AllReduce | Collective::AllGather => {
+            params::PHASE_REDUCE | params::PHASE_PUT | params::PHASE_BROADCAST
+        }
+    }
+}
+
+fn element(dtype: DType) -> ElementType {
+    match dtype {
+        DType::Bf16 => ElementType::Bf16,
+        DType::F16 => ElementType::F16,
+        DType::F32 => ElementType::F32,
+    }
+}
