@@ -8,6 +8,7 @@ use crate::kernels::{Launch, PTX, Ptx};
 /// The embedded PTX on one device, every kernel looked up.
 #[derive(Debug)]
 pub struct KernelLibrary {
+    device: Device,
     ptx: &'static Ptx,
     kernels: HashMap<&'static str, Kernel>,
     programmatic: bool,
@@ -38,12 +39,17 @@ impl KernelLibrary {
         let module = device.load_module(ptx.text)?;
         let kernels = ptx.entries.iter().map(|entry| Ok((entry.name, module.kernel(entry.name)?)));
         let kernels = kernels.collect::<Result<_>>()?;
-        Ok(Self { ptx, kernels, programmatic: ptx.is_programmatic() })
+        Ok(Self { device: device.clone(), ptx, kernels, programmatic: ptx.is_programmatic() })
     }
 
     /// With or without programmatic dependent launch, where the PTX has it (the default is with).
     pub fn programmatic(self, on: bool) -> Self {
         Self { programmatic: on && self.ptx.is_programmatic(), ..self }
+    }
+
+    /// The device that the kernels are loaded on.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The file that was loaded.

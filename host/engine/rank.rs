@@ -14,7 +14,7 @@ use super::step::{CapturedStep, Choice};
 use super::weights::{BlockWeights, GlobalWeights, Shard, Uploader};
 use super::{EngineError, EngineOptions};
 use crate::comm::Communicator;
-use crate::comm::gpu::{SoloBuffer, SoloComm};
+use crate::comm::gpu::{GpuBuffer, GpuComm};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
 use crate::kernels::{Embedding, PageSize};
 use crate::model::sharding::Sharding;
@@ -34,11 +34,11 @@ pub(super) struct Rank {
     pub(super) stream: Arc<Stream>,
     pub(super) kernels: Arc<KernelLibrary>,
     pub(super) sm_count: u32,
-    pub(super) comm: SoloComm,
+    pub(super) comm: GpuComm,
     /// Partial sums on their way into an all-reduce, `[MAX_ROWS, hidden]` bf16.
-    pub(super) partial: SoloBuffer,
+    pub(super) partial: GpuBuffer,
     /// Logits, `[LANES, vocab]` f32, rank by rank.
-    pub(super) logits: SoloBuffer,
+    pub(super) logits: GpuBuffer,
     pub(super) globals: GlobalWeights,
     pub(super) blocks: Vec<BlockWeights>,
     pub(super) cache: KvCache,
@@ -68,7 +68,7 @@ impl Rank {
             shape.kv_tokens(options.kv_tokens, device.memory_info()?, device.label(), sm_count)?;
 
         let kernels = Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch));
-        let comm = SoloComm::new(device, Arc::clone(&kernels));
+        let comm = GpuComm::solo(Arc::clone(&kernels));
         let stream = Arc::new(device.stream()?);
         let mut uploader = Uploader::new(device, loaded_bytes)?;
         let shard = Shard { config, source: &**source, sharding: &sharding, rank: comm.topology().rank };

@@ -1,17 +1,25 @@
-//! A rank that is alone on its GPU: nothing to exchange, but addend and epilogue are computed all the same, so
-//! that an engine synchronises only through the trait, whatever the number of ranks.
+//! Ranks that are GPUs of one process: NVRAR in one launch per collective.
+//!
+//! A rank that is alone exchanges nothing, but addend and epilogue are computed all the same, so that an engine
+//! synchronises only through the trait, whatever the number of ranks.
+
+mod choose;
+mod options;
+
+pub use choose::{Algorithm, Format, Tuning};
+pub use options::{GroupOptions, PeerMemory};
 
 use std::sync::Arc;
 
 use half::bf16;
 
-use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Stage, Topology};
+use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
 use crate::kernels::{AddRmsNorm, Addr, Launch};
 
-/// The only rank of its group, on one GPU. Tensors are bf16.
+/// A rank on one GPU. Addends and epilogues are bf16.
 #[derive(Debug)]
-pub struct SoloComm {
+pub struct GpuComm {
     topology: Topology,
     device: Device,
     kernels: Arc<KernelLibrary>,
@@ -35,13 +43,13 @@ impl DeviceSlice {
     }
 }
 
-/// Symmetric memory of a group of one: plain device memory.
+/// Symmetric memory: this rank's part, and the slots that its peers write into.
 #[derive(Debug)]
-pub struct SoloBuffer {
+pub struct GpuBuffer {
     memory: DeviceBuffer<u8>,
 }
 
-impl SoloBuffer {
+impl GpuBuffer {
     /// The first element, for kernels that write what is to be summed or gathered.
     pub fn addr<T>(&self) -> Addr<T> {
         Addr::new(self.memory.ptr().0)
@@ -53,11 +61,38 @@ impl SoloBuffer {
     }
 }
 
-impl SoloComm {
-    /// The only rank, on the device that `kernels` were loaded on.
-    pub fn new(device: &Device, kernels: Arc<KernelLibrary>) -> Self {
+impl GpuComm {
+    /// The only rank of its group, on the device that `kernels` were loaded on.
+    pub fn solo(kernels: Arc<KernelLibrary>) -> Self {
         let topology = Topology { nodes: 1, gpus_per_node: 1, rank: 0 };
-        Self { topology, device: device.clone(), kernels }
+        Self { topology, device: kernels.device().clone(), kernels }
+    }
+
+    /// One rank per device, in rank order; each goes to the thread that is to be that rank. Loads the embedded
+    /// kernels on every device.
+    ///
+    /// # Errors
+    /// A number of devices that is not the shape's, a device twice, GPUs without a path to each other (use
+    /// [`PeerMemory::HostStaged`]), and what the driver refuses.
+    pub fn group(devices: &[Device], shape: Shape, options: GroupOptions) -> Result<Vec<Self>, CommError> {
+        let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch)));
+        let kernels = devices.iter().map(load).collect::<Result<Vec<_>, CommError>>()?;
+        Self::group_with(&kernels, shape, options)
+    }
+
+    /// [`group`](Self::group) on kernels that are loaded already, one library per rank.
+    ///
+    /// # Errors
+    /// As [`group`](Self::group).
+    pub fn group_with(
+        kernels: &[Arc<KernelLibrary>],
+        _shape: Shape,
+        _options: GroupOptions,
+    ) -> Result<Vec<Self>, CommError> {
+        let [alone] = kernels else {
+            return Err(CommError::Unsupported { what: "several GPUs" });
+        };
+        Ok(vec![Self::solo(Arc::clone(alone))])
     }
 
     fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CommError> {
@@ -87,7 +122,7 @@ impl SoloComm {
     }
 }
 
-fn check_size(buf: &SoloBuffer, numel: usize, dtype: DType) -> Result<(), CommError> {
+fn check_size(buf: &GpuBuffer, numel: usize, dtype: DType) -> Result<(), CommError> {
     let bytes = buf.memory.size_bytes();
     if numel.checked_mul(dtype.size_bytes()).is_none_or(|needed| needed > bytes) {
         return Err(CommError::TooLarge { numel, dtype, bytes });
@@ -95,20 +130,20 @@ fn check_size(buf: &SoloBuffer, numel: usize, dtype: DType) -> Result<(), CommEr
     Ok(())
 }
 
-impl Communicator for SoloComm {
+impl Communicator for GpuComm {
     type Stream = Stream;
     type Slice = DeviceSlice;
-    type Buffer = SoloBuffer;
+    type Buffer = GpuBuffer;
 
     fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    fn register(&self, bytes: usize) -> Result<SoloBuffer, CommError> {
+    fn register(&self, bytes: usize) -> Result<GpuBuffer, CommError> {
         let stream = self.device.stream()?;
         let memory = self.device.allocate_zeroed(bytes, &stream)?;
         stream.synchronize()?;
-        Ok(SoloBuffer { memory })
+        Ok(GpuBuffer { memory })
     }
 
     /// bf16 only, where there is an addend or an epilogue. An addend needs an epilogue: its sum is formed in the
@@ -157,7 +192,7 @@ impl Communicator for SoloComm {
     }
 
     fn split(&self, _colour: usize, _key: usize) -> Result<Self, CommError> {
-        Ok(Self::new(&self.device, Arc::clone(&self.kernels)))
+        Ok(Self::solo(Arc::clone(&self.kernels)))
     }
 
     fn check(&self) -> Result<(), CommError> {

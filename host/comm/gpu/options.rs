@@ -1,0 +1,47 @@
+//! How a group of GPU ranks behaves.
+
+use std::time::Duration;
+
+use super::choose::Tuning;
+use crate::comm::sequence;
+
+/// Where the memory lies that peers write into.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PeerMemory {
+    /// On the receiving GPU, written by direct peer stores (NVLink, or PCIe where it allows them).
+    #[default]
+    Direct,
+    /// In pinned host memory, for GPUs without a path to each other; every message crosses PCIe twice.
+    HostStaged,
+}
+
+/// How a group behaves; equal on all ranks.
+#[derive(Debug, Clone)]
+pub struct GroupOptions {
+    /// Where messages are received.
+    pub memory: PeerMemory,
+    /// Longest wait of a kernel for its peers; then the call fails by name on this rank.
+    pub time_limit: Duration,
+    /// Longest wait for all ranks to meet in `register` or `split`; none is for as long as all of them live.
+    pub meeting_limit: Option<Duration>,
+    /// Sequence number of a buffer's first call.
+    pub first_sequence: u64,
+    /// What to use instead of the measured choices of algorithm, format and grid.
+    pub tuning: Option<Tuning>,
+    /// Programmatic dependent launch, where the GPU has it.
+    pub dependent_launch: bool,
+}
+
+impl Default for GroupOptions {
+    /// Direct, ten seconds in a kernel, two minutes on the host, measured choices, dependent launch.
+    fn default() -> Self {
+        Self {
+            memory: PeerMemory::Direct,
+            time_limit: Duration::from_secs(10),
+            meeting_limit: Some(Duration::from_secs(120)),
+            first_sequence: sequence::FIRST,
+            tuning: None,
+            dependent_launch: true,
+        }
+    }
+}
