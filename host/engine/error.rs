@@ -1,15 +1,28 @@
 //! Why a model does not run on a GPU.
 
+use crate::comm::Shape;
 use crate::driver::GpuError;
 use crate::kernels::UnsupportedShape;
 
 /// The engine cannot load or run a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// More ranks than this version decodes on.
-    #[error("{tp} ranks were asked for, but this version decodes on one GPU: use --tp 1, or --device cpu")]
-    OneGpuOnly {
+    /// Ranks without a GPU.
+    #[error(
+        "--tp {tp} needs {tp} GPUs, but this machine has {found}: use --tp {found} or less, or --device cpu"
+    )]
+    TooFewGpus {
         /// The number of ranks.
+        tp: usize,
+        /// The number of GPUs.
+        found: usize,
+    },
+    /// A layout of other ranks than the plan's.
+    #[error("topology {shape} has {} ranks, but the plan is for {tp}", shape.world())]
+    OtherShape {
+        /// The layout.
+        shape: Shape,
+        /// The plan's ranks.
         tp: usize,
     },
     /// Weights, working memory and KV cache do not fit.
