@@ -4,7 +4,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::session::{ModelArgs, Session, at_least, progress_bar};
-use super::{bench_kernels, output};
+use super::{bench_allreduce, bench_kernels, output};
 use crate::bench::decode::{Workload, decode};
 use crate::bench::kernels::Kind;
 use crate::spd::SpdSpec;
@@ -13,6 +13,9 @@ use crate::spd::SpdSpec;
 pub(super) enum Command {
     /// Time the decode of a whole model: first token, time per token, tokens per second
     Decode(DecodeArgs),
+    /// Time the all-reduce between GPUs, beside NCCL and others
+    #[command(name = "allreduce")]
+    AllReduce(Box<bench_allreduce::Args>),
     /// Time the matrix products of a decode step on a GPU
     DecodeGemm(bench_kernels::Args),
     /// Time the matrix products of a prefill on a GPU
@@ -46,6 +49,7 @@ pub(super) struct DecodeArgs {
 pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     match command {
         Command::Decode(args) => run_decode(args, json),
+        Command::AllReduce(args) => bench_allreduce::run(args, json),
         Command::DecodeGemm(args) => bench_kernels::run("decode-gemm", Kind::DecodeGemm, args, json),
         Command::PrefillGemm(args) => bench_kernels::run("prefill-gemm", Kind::PrefillGemm, args, json),
         Command::DecodeAttention(args) => {

@@ -1,6 +1,7 @@
 //! The `fewsync` command: arguments, progress, output. Results go to stdout, everything else to stderr.
 
 mod bench;
+mod bench_allreduce;
 mod bench_kernels;
 mod demo;
 mod doctor;
