@@ -24,6 +24,14 @@ use crate::comm::CommError;
 use crate::driver::GpuError;
 use crate::engine::EngineError;
 
+/// The version of the NCCL that is compared with; why there is none.
+///
+/// # Errors
+/// One sentence for people.
+pub fn nccl_version() -> Result<String, String> {
+    nccl::version().map_err(|error| error.to_string())
+}
+
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub enum AllReduceBenchError {

@@ -44,6 +44,14 @@ struct Api {
     _library: Library,
 }
 
+/// The version of the NCCL that would be compared with.
+///
+/// # Errors
+/// Why there is none.
+pub fn version() -> Result<String, Error> {
+    Ok(Api::open()?.version.clone())
+}
+
 impl Api {
     fn open() -> Result<Arc<Self>, Error> {
         let library = LIBRARY.open()?;
