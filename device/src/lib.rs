@@ -1,7 +1,8 @@
 //! fewsync's GPU kernels.
 //!
 //! The ladder: [`ptx`] (one instruction, one function) → [`tile`] (fragments, swizzles, reductions)
-//! → kernels, one per file: [`pointwise`], [`gemm`], [`attention`]. Arguments are the structs of
+//! → kernels, one per file: [`pointwise`], [`gemm`], [`attention`], and
+//! between GPUs [`nvrar`]. Arguments are the structs of
 //! [`params`], passed by value; the host includes that same file.
 //!
 //! Common to all kernels: bf16 activations and weights, fp32 accumulation, row-major
@@ -21,6 +22,7 @@ pub mod tile;
 
 pub mod attention;
 pub mod gemm;
+pub mod nvrar;
 pub mod pointwise;
 
 #[panic_handler]

@@ -20,6 +20,20 @@ pub struct Embedding {
     pub width: u32,
 }
 
+/// `add_bf16`: `out += x`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Add {
+    /// `[n]` bf16.
+    pub x: u64,
+    /// `[n]` bf16, added to.
+    pub out: u64,
+    /// Elements.
+    pub n: u32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
+}
+
 /// `rmsnorm_bf16`, `add_rmsnorm_bf16`: `out = x / rms(x) · weight`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -221,3 +235,130 @@ pub struct AdvancePositions {
     /// Zero; keeps the struct free of padding.
     pub reserved: u32,
 }
+
+/// Most ranks of a group: one warp greets them all.
+pub const MAX_RANKS: usize = 32;
+/// Bytes of a unit: what one thread sends at once, 8 elements of 2 bytes or 4 of 4.
+pub const UNIT_BYTES: u64 = 16;
+/// Units that no shard boundary splits.
+pub const GRANULE_UNITS: u32 = 8;
+/// Lanes at the end of each block that keep the books and move no data.
+pub const CLERKS: u32 = 32;
+/// `row`: the number of the buffer's next call, u64.
+pub const ROW_SEQUENCE: u64 = 0;
+/// `row`: blocks of the running call that have read that number, u32.
+pub const ROW_ARRIVED: u64 = 8;
+/// `row`: address of the rank's [`FailureRecord`] in memory that the host sees.
+pub const ROW_RECORD: u64 = 16;
+/// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer.
+pub const ROW_REGIONS: u64 = 64;
+/// Bytes of a row.
+pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;
+/// Bytes of a greeting: the header of a call from one rank, two cells of {data, flag}: elements, then [`Collective::meta`].
+pub const GREETING_BYTES: u64 = 16;
+/// A region begins with the greetings, `[2 parities, MAX_RANKS]`.
+pub const GREETINGS_BYTES: u64 = 2 * MAX_RANKS as u64 * GREETING_BYTES;
+/// Bits of [`Collective::phases`].
+pub const PHASE_REDUCE: u32 = 1;
+/// Exchange between nodes.
+pub const PHASE_PUT: u32 = 2;
+/// All-gather in the node.
+pub const PHASE_BROADCAST: u32 = 4;
+
+/// `allreduce_*`: a sum over the ranks of a group; `docs/sync.md` has the protocol.
+///
+/// One launch serves the ranks of one GPU, which are consecutive: block y is rank `first_rank + y`,
+/// and its tensors lie y strides further on.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Collective {
+    /// `[ranks of the launch]` rows of `ROW_BYTES`: sequence number, failure record, regions.
+    pub rows: u64,
+    /// `[ranks of the launch]` u32, 0 while the rank has not failed; 4-byte aligned.
+    pub failed: u64,
+    /// `[numel]` elements, summed in place; readable up to the next multiple of 16 bytes.
+    pub data: u64,
+    /// `[numel]` bf16 that this rank adds to its contribution, or 0.
+    pub addend: u64,
+    /// `_norm`: `[numel]` bf16, the sum is added to it.
+    pub residual: u64,
+    /// `_norm`: `[hidden]` bf16, weight of the norm.
+    pub gain: u64,
+    /// `_norm`: `[numel]` bf16, written: the normalised residual.
+    pub out: u64,
+    /// Bytes from one rank's `data` to the next one's.
+    pub data_stride: u64,
+    /// Bytes from one rank's `addend`, `residual` and `out` to the next one's.
+    pub slice_stride: u64,
+    /// Longest wait for peers.
+    pub limit_ns: u64,
+    /// Where in a region the slots of this wire format begin.
+    pub slots: u64,
+    /// Bytes from the slots of even calls to those of odd ones.
+    pub parity_stride: u64,
+    /// Bytes from one slot to the next.
+    pub slot_stride: u64,
+    /// Elements of the tensor.
+    pub numel: u32,
+    /// Units of a pass; the tensor is summed pass by pass, each a call of its own number.
+    pub pass_units: u32,
+    /// Passes, at least 1.
+    pub passes: u32,
+    /// Which phases happen; all, or one alone.
+    pub phases: u32,
+    /// Nodes of the group.
+    pub nodes: u32,
+    /// Ranks in each node.
+    pub gpus_per_node: u32,
+    /// Rank of the first row.
+    pub first_rank: u32,
+    /// What ranks compare beside `numel`: kind of call, dtype, format, choices.
+    pub meta: u32,
+    /// Number of the group, for failure records.
+    pub group: u32,
+    /// `_norm`: width of a row, a multiple of 8 elements.
+    pub hidden: u32,
+    /// `_norm`: added to the mean square.
+    pub eps: f32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
+}
+
+/// What a kernel that gives up leaves for the host. Written once, `state` last.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct FailureRecord {
+    /// 0: none; [`FAILURE_TIMEOUT`] or [`FAILURE_MISMATCH`].
+    pub state: u32,
+    /// Number of the group.
+    pub group: u32,
+    /// Rank that gave up, in its group.
+    pub rank: u32,
+    /// Rank that it waited for, in its group.
+    pub peer: u32,
+    /// One of the phase bits.
+    pub phase: u32,
+    /// Round within the phase.
+    pub step: u32,
+    /// Flag that came, 0 for none.
+    pub seen: u32,
+    /// Low half of the sequence number that was waited for.
+    pub expected_low: u32,
+    /// High half of it.
+    pub expected_high: u32,
+    /// [`Collective::numel`] of this rank.
+    pub numel: u32,
+    /// [`Collective::meta`] of this rank.
+    pub meta: u32,
+    /// `numel` of the peer, where it differs.
+    pub peer_numel: u32,
+    /// `meta` of the peer, where it differs.
+    pub peer_meta: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// [`FailureRecord::state`]: a message did not come in time.
+pub const FAILURE_TIMEOUT: u32 = 1;
+/// [`FailureRecord::state`]: a peer takes part in another call.
+pub const FAILURE_MISMATCH: u32 = 2;

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, time::Duration};
 
-use super::{dtype::DType, schedule::Phase};
+use super::{dtype::DType, schedule::Phase, topology::Shape};
 use crate::driver::GpuError;
 
 /// A failed synchronisation. Ranks are those of the world, also in groups split from it.
@@ -129,6 +129,14 @@ pub enum CommError {
     /// The buffer was registered with another communicator, or by another rank.
     #[error("the buffer belongs to another communicator or rank; register it with the one that uses it")]
     ForeignBuffer,
+    /// A group is made of another number of GPUs than its shape says.
+    #[error("topology {shape} has {} ranks, but {devices} GPUs were given: one is needed for each", shape.world())]
+    WrongDevices {
+        /// The shape.
+        shape: Shape,
+        /// GPUs given.
+        devices: usize,
+    },
     /// This communicator cannot do it.
     #[error("not offered: {what}")]
     Unsupported {

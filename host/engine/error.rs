@@ -1,6 +1,6 @@
 //! Why a model does not run on a GPU.
 
-use crate::comm::Shape;
+use crate::comm::{CommError, Shape};
 use crate::driver::GpuError;
 use crate::kernels::UnsupportedShape;
 
@@ -16,6 +16,17 @@ pub enum EngineError {
         tp: usize,
         /// The number of GPUs.
         found: usize,
+    },
+    /// Two GPUs without a path.
+    #[error(
+        "{device} cannot address the memory of {peer}: use --peer-memory host-staged, which is slow, fewer ranks, or \
+         --device cpu"
+    )]
+    NoPath {
+        /// A GPU.
+        device: String,
+        /// Its peer.
+        peer: String,
     },
     /// A layout of other ranks than the plan's.
     #[error("topology {shape} has {} ranks, but the plan is for {tp}", shape.world())]
@@ -73,6 +84,18 @@ pub enum EngineError {
     Gpu(#[from] GpuError),
 }
 
+impl EngineError {
+    /// What a refused group of GPUs means to those who asked for ranks; none if it says that itself.
+    pub(crate) fn of_group(error: &CommError) -> Option<Self> {
+        match error {
+            CommError::Gpu(GpuError::NoPeerAccess { device, peer }) => {
+                Some(Self::NoPath { device: device.clone(), peer: peer.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
 fn gib(bytes: u64) -> String {
     const GIB: f64 = (1u64 << 30) as f64;
     format!("{:.2} GiB", bytes as f64 / GIB)
@@ -81,6 +104,14 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gpus_without_a_path_get_the_way_out() {
+        let refused = GpuError::NoPeerAccess { device: "cuda:0 (A)".into(), peer: "cuda:1 (A)".into() };
+        let error = EngineError::of_group(&CommError::Gpu(refused)).unwrap().to_string();
+        assert!(error.starts_with("cuda:0 (A) cannot address the memory of cuda:1 (A): use --peer-memory"), "{error}");
+        assert_eq!(EngineError::of_group(&CommError::ForeignBuffer), None);
+    }
 
     #[test]
     fn out_of_memory_adds_up() {

@@ -111,7 +111,8 @@ impl Engine {
         }
         let kv_tokens = kv_tokens(&shapes, devices, options.kv_tokens)?;
         let kernels = load_kernels(devices, options.comm.dependent_launch)?;
-        let comms = GpuComm::group_with(&kernels, shape, options.comm.clone())?;
+        let comms = GpuComm::group_with(&kernels, shape, options.comm.clone());
+        let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), RunError::from))?;
         let seeds = comms.into_iter().zip(kernels).map(|(comm, kernels)| Seed { comm, kernels }).collect();
         let blueprint = Blueprint {
             config: config.clone(),

@@ -5,7 +5,7 @@ use std::fmt;
 use bytemuck::NoUninit;
 
 /// Room for the largest parameter struct.
-const MAX_PARAM_BYTES: usize = 128;
+const MAX_PARAM_BYTES: usize = 320;
 
 /// One kernel launch, for any driver library: entry point, grid, block, shared memory and parameters.
 ///

@@ -26,6 +26,7 @@ mod address;
 mod attention;
 mod gemm;
 mod launch;
+pub mod nvrar;
 /// The parameter structs, compiled on both sides.
 #[path = "../../device/src/params.rs"]
 pub mod params;
@@ -40,6 +41,6 @@ pub use attention::{
 };
 pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product, Tile};
 pub use launch::Launch;
-pub use pointwise::{AddRmsNorm, Embedding, RmsNorm};
+pub use pointwise::{Add, AddRmsNorm, Embedding, RmsNorm};
 pub use ptx::{Entry, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};

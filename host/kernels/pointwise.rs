@@ -5,12 +5,14 @@ use half::bf16;
 use super::{Addr, Launch, params};
 
 pub(super) const EMBEDDING: [&str; 1] = ["embedding_bf16"];
+pub(super) const ADD: [&str; 1] = ["add_bf16"];
 pub(super) const RMSNORM: [&str; 2] = ["rmsnorm_bf16", "add_rmsnorm_bf16"];
 
 /// Elements of a row that one thread takes at once: 16 bytes.
 const PER_THREAD: u32 = 8;
 const WARP: u32 = 32;
 const MAX_THREADS: u32 = 1024;
+const ADD_THREADS: u32 = 256;
 
 /// Whole warps for one row of `width`, each thread taking [`PER_THREAD`] elements.
 fn row_threads(width: u32) -> u32 {
@@ -40,6 +42,27 @@ impl Embedding {
         let &Self { table, rows, width, ids, out, n_tokens } = self;
         let params = params::Embedding { table: table.raw(), ids: ids.raw(), out: out.raw(), rows, width };
         Launch::new(EMBEDDING[0], [n_tokens, 1, 1], row_threads(width), 0, &params)
+    }
+}
+
+/// `out += x`.
+#[derive(Debug, Clone, Copy)]
+pub struct Add {
+    /// `[n]`.
+    pub x: Addr<bf16>,
+    /// `[n]`, added to.
+    pub out: Addr<bf16>,
+    /// Elements, at least one.
+    pub n: u32,
+}
+
+impl Add {
+    /// A thread for 8 elements.
+    pub fn launch(&self) -> Launch {
+        let &Self { x, out, n } = self;
+        let params = params::Add { x: x.raw(), out: out.raw(), n, reserved: 0 };
+        let blocks = n.div_ceil(PER_THREAD).div_ceil(ADD_THREADS);
+        Launch::new(ADD[0], [blocks, 1, 1], ADD_THREADS, 0, &params)
     }
 }
 

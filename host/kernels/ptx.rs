@@ -1,6 +1,6 @@
 //! The embedded PTX, and the compile-time proof that typed launches and PTX belong together.
 
-use super::{attention, gemm, params, pointwise, sampling};
+use super::{attention, gemm, nvrar, params, pointwise, sampling};
 
 /// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.0 (`sm_90a`) takes it.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +82,7 @@ macro_rules! families {
 
 families! {
     Embedding: 3 addresses + 2 words => &pointwise::EMBEDDING,
+    Add: 2 addresses + 2 words => &pointwise::ADD,
     RmsNorm: 4 addresses + 2 words => &pointwise::RMSNORM,
     RopeKvWrite: 7 addresses + 6 words => &attention::ROPE_KV_WRITE,
     Argmax: 5 addresses + 2 words => &sampling::ARGMAX,
@@ -90,6 +91,7 @@ families! {
     Gemm: 4 addresses + 6 words => gemm::NAMES.as_flattened(),
     AttnDecode: 11 addresses + 8 words => &attention::DECODE,
     AttnPrefill: 8 addresses + 8 words => &attention::PREFILL,
+    Collective: 13 addresses + 12 words => &nvrar::NAMES,
 }
 
 /// Bytes of the struct behind the typed launch of a kernel, 0 if there is none.

@@ -1,5 +1,6 @@
 //! Everything that is neither a matrix product nor attention.
 
+pub mod add;
 pub mod advance;
 pub mod argmax;
 pub mod embedding;

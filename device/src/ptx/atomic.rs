@@ -13,6 +13,24 @@ pub unsafe fn add_acq_rel_gpu(address: Global, value: u32) -> u32 {
     old
 }
 
+/// `atom.acq_rel.gpu.global.inc.u32`: counts from 0 to `last` and then from 0 again; returns the old value.
+#[inline(always)]
+pub unsafe fn increment_acq_rel_gpu(address: Global, last: u32) -> u32 {
+    let old: u32;
+    asm!("atom.acq_rel.gpu.global.inc.u32 {}, [{}], {};",
+        out(reg32) old, in(reg64) address, in(reg32) last, options(nostack));
+    old
+}
+
+/// `atom.relaxed.gpu.global.cas.b32`: returns the old value.
+#[inline(always)]
+pub unsafe fn compare_and_swap_gpu(address: Global, expected: u32, new: u32) -> u32 {
+    let old: u32;
+    asm!("atom.relaxed.gpu.global.cas.b32 {}, [{}], {}, {};",
+        out(reg32) old, in(reg64) address, in(reg32) expected, in(reg32) new, options(nostack));
+    old
+}
+
 /// `red.relaxed.gpu.global.max.u64`
 #[inline(always)]
 pub unsafe fn max_u64_gpu(address: Global, value: u64) {
@@ -25,6 +43,20 @@ pub unsafe fn load_u64_gpu(address: Global) -> u64 {
     let value: u64;
     asm!("ld.relaxed.gpu.global.b64 {}, [{}];", out(reg64) value, in(reg64) address, options(nostack));
     value
+}
+
+/// `ld.relaxed.gpu.global.b32`
+#[inline(always)]
+pub unsafe fn load_u32_gpu(address: Global) -> u32 {
+    let value: u32;
+    asm!("ld.relaxed.gpu.global.b32 {}, [{}];", out(reg32) value, in(reg64) address, options(nostack));
+    value
+}
+
+/// `st.relaxed.gpu.global.b64`
+#[inline(always)]
+pub unsafe fn store_u64_gpu(address: Global, value: u64) {
+    asm!("st.relaxed.gpu.global.b64 [{}], {};", in(reg64) address, in(reg64) value, options(nostack));
 }
 
 /// `red.shared.add.u32`

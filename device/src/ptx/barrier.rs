@@ -9,6 +9,22 @@ pub fn sync_block() {
     unsafe { asm!("bar.sync 0;", options(nostack)) };
 }
 
+/// `bar.sync`: waits until `threads` threads (whole warps) are at barrier `ID`, by this or by [`arrive`].
+#[inline(always)]
+pub fn sync_some<const ID: u32>(threads: u32) {
+    const { assert!(ID > 0 && ID < 16) };
+    // SAFETY: as above.
+    unsafe { asm!("bar.sync {}, {};", const ID, in(reg32) threads, options(nostack)) };
+}
+
+/// `bar.arrive`: counts this warp at barrier `ID` and goes on.
+#[inline(always)]
+pub fn arrive<const ID: u32>(threads: u32) {
+    const { assert!(ID > 0 && ID < 16) };
+    // SAFETY: as above.
+    unsafe { asm!("bar.arrive {}, {};", const ID, in(reg32) threads, options(nostack)) };
+}
+
 /// `bar.warp.sync`: all lanes of the warp; orders their memory accesses.
 #[inline(always)]
 pub fn sync_warp() {

@@ -66,3 +66,27 @@ pub fn bf16x2(low: f32, high: f32) -> u32 {
     }
     pair
 }
+
+/// `cvt.rn.f16x2.f32`: `low` in bits 0–15, `high` in bits 16–31.
+#[inline(always)]
+pub fn f16x2(low: f32, high: f32) -> u32 {
+    let pair: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cvt.rn.f16x2.f32 {}, {}, {};", out(reg32) pair, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack));
+    }
+    pair
+}
+
+/// `cvt.f32.f16` of both halves of a packed register: exact.
+#[inline(always)]
+pub fn f16x2_to_f32(pair: u32) -> [f32; 2] {
+    let (low, high): (f32, f32);
+    // SAFETY: registers only.
+    unsafe {
+        asm!("{{ .reg .b16 l, h; mov.b32 {{l, h}}, {2}; cvt.f32.f16 {0}, l; cvt.f32.f16 {1}, h; }}",
+            out(reg32) low, out(reg32) high, in(reg32) pair, options(pure, nomem, nostack));
+    }
+    [low, high]
+}

@@ -15,6 +15,7 @@ pub mod mma;
 pub mod pdl;
 pub mod shuffle;
 pub mod special;
+pub mod system;
 
 /// Address in global memory, in bytes.
 pub type Global = u64;

@@ -11,6 +11,7 @@ use super::record::{Call, OURS};
 use crate::comm::gpu::{DeviceSlice, GpuBuffer, GpuComm, GroupOptions};
 use crate::comm::{AllReduce, Communicator, DType, Epilogue, Phase, Shape, Stage};
 use crate::driver::{Device, DeviceBuffer, DevicePtr, Stream};
+use crate::engine::EngineError;
 
 /// Added to the mean square; Llama 3's.
 const EPS: f32 = 1e-5;
@@ -41,7 +42,8 @@ pub(super) fn ranks(
     dtype: DType,
     (max_bytes, max_fused, max_hidden): (usize, usize, usize),
 ) -> Result<Vec<OurRank>, Error> {
-    let comms = GpuComm::group(devices, shape, options.clone())?;
+    let comms = GpuComm::group(devices, shape, options.clone());
+    let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), Error::from))?;
     each(comms.into_iter().zip(devices), |(comm, device)| {
         let (rank, tp) = (comm.topology().rank, comm.topology().world());
         let stream = Arc::new(device.stream()?);

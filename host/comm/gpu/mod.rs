@@ -1,28 +1,48 @@
 //! Ranks that are GPUs of one process: NVRAR in one launch per collective.
 //!
+//! A rank is a thread and a GPU. Peers write into each other's *regions* by direct stores, or through pinned host
+//! memory ([`PeerMemory`]); neither MPI nor NVSHMEM is needed. The protocol is that of `docs/sync.md`, the kernels
+//! are those of `device/src/nvrar/`. What is refused: two ranks on one GPU in different launches (they would wait
+//! for each other's multiprocessors; [`Loopback`] shares one launch), more than [`MAX_RANKS`] ranks, epilogues and
+//! addends of other types than bf16.
+//!
 //! A rank that is alone exchanges nothing, but addend and epilogue are computed all the same, so that an engine
 //! synchronises only through the trait, whatever the number of ranks.
 
 mod choose;
+mod crew;
+mod failure;
+mod group;
+mod layout;
+mod meeting;
 mod options;
+mod solo;
 
-pub use choose::{Algorithm, Format, Tuning};
-pub use options::{GroupOptions, PeerMemory};
-
+use std::cell::Cell;
 use std::sync::Arc;
 
 use half::bf16;
 
+pub use self::choose::Tuning;
+use self::crew::{Crew, Part, Sum};
+use self::failure::Alarms;
+use self::group::{Group, Item, World};
+use self::layout::Layout;
+pub use self::options::{GroupOptions, PeerMemory};
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
-use crate::kernels::{AddRmsNorm, Addr, Launch};
+use crate::kernels::Addr;
+use crate::kernels::nvrar::NormAfter;
+pub use crate::kernels::nvrar::{Algorithm, Format};
+pub use crate::kernels::params::MAX_RANKS;
 
 /// A rank on one GPU. Addends and epilogues are bf16.
 #[derive(Debug)]
 pub struct GpuComm {
     topology: Topology,
-    device: Device,
-    kernels: Arc<KernelLibrary>,
+    crew: Crew,
+    group: Arc<Group>,
+    counts: Cell<Counts>,
 }
 
 /// Part of a buffer in device memory, whose owner keeps it alive.
@@ -33,7 +53,7 @@ pub struct DeviceSlice {
 }
 
 impl DeviceSlice {
-    /// `len` elements from `at` on.
+    /// `len` elements from `at` on, 16-byte aligned.
     ///
     /// # Safety
     /// They are device memory of the communicator's GPU, and stay allocated until its streams have run all that
@@ -44,28 +64,43 @@ impl DeviceSlice {
 }
 
 /// Symmetric memory: this rank's part, and the slots that its peers write into.
+///
+/// All ranks' slots live until the last rank has dropped its buffer. What was enqueued with it has to have run by
+/// then, and graphs that recorded it are not launched any more.
 #[derive(Debug)]
 pub struct GpuBuffer {
-    memory: DeviceBuffer<u8>,
+    part: Part,
+    bytes: usize,
+    /// Group and rank that registered it.
+    owner: (Arc<Group>, usize),
 }
 
 impl GpuBuffer {
     /// The first element, for kernels that write what is to be summed or gathered.
     pub fn addr<T>(&self) -> Addr<T> {
-        Addr::new(self.memory.ptr().0)
+        Addr::new(self.part.data.ptr().0)
     }
 
-    /// The memory itself.
+    /// The memory itself, up to 255 bytes longer than what was registered.
     pub fn memory(&self) -> &DeviceBuffer<u8> {
-        &self.memory
+        &self.part.data
+    }
+
+    /// What was registered.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
 impl GpuComm {
     /// The only rank of its group, on the device that `kernels` were loaded on.
-    pub fn solo(kernels: Arc<KernelLibrary>) -> Self {
-        let topology = Topology { nodes: 1, gpus_per_node: 1, rank: 0 };
-        Self { topology, device: kernels.device().clone(), kernels }
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn solo(kernels: Arc<KernelLibrary>) -> Result<Self, CommError> {
+        let mut alone =
+            Self::group_with(&[kernels], Shape { nodes: 1, gpus_per_node: 1 }, GroupOptions::default())?;
+        Ok(alone.pop().expect("a group of one has a rank"))
     }
 
     /// One rank per device, in rank order; each goes to the thread that is to be that rank. Loads the embedded
@@ -86,46 +121,113 @@ impl GpuComm {
     /// As [`group`](Self::group).
     pub fn group_with(
         kernels: &[Arc<KernelLibrary>],
-        _shape: Shape,
-        _options: GroupOptions,
+        shape: Shape,
+        options: GroupOptions,
     ) -> Result<Vec<Self>, CommError> {
-        let [alone] = kernels else {
-            return Err(CommError::Unsupported { what: "several GPUs" });
-        };
-        Ok(vec![Self::solo(Arc::clone(alone))])
+        check_devices(kernels, shape)?;
+        if options.memory == PeerMemory::Direct {
+            open_paths(kernels)?;
+        }
+        let alarms = kernels.iter().map(|kernels| {
+            let stream = kernels.device().stream()?;
+            let alarms = Alarms::new(kernels.device(), 1, &stream)?;
+            stream.synchronize()?;
+            Ok((Arc::new(alarms), 0))
+        });
+        let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
+        let world = World::new(options, alarms.clone());
+        let group = Group::new(&world, shape, (0..shape.world()).collect());
+        let ranks = kernels.iter().zip(alarms).enumerate();
+        Ok(ranks.map(|(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms)).collect())
     }
 
-    fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CommError> {
-        // SAFETY: the launches of this module touch only a registered buffer and slices whose lengths were
-        // checked; `DeviceSlice::new` promised that they stay.
-        Ok(unsafe { self.kernels.launch(stream, launch) }?)
+    fn new(group: &Arc<Group>, rank: usize, kernels: &Arc<KernelLibrary>, alarms: Arc<Alarms>) -> Self {
+        let Shape { nodes, gpus_per_node } = group.shape;
+        let crew = Crew {
+            kernels: Arc::clone(kernels),
+            alarms,
+            first_alarm: 0,
+            first: rank,
+            count: 1,
+            shape: group.shape,
+            group: group.number,
+        };
+        let topology = Topology { nodes, gpus_per_node, rank };
+        Self { topology, crew, group: Arc::clone(group), counts: Cell::default() }
+    }
+
+    fn options(&self) -> &GroupOptions {
+        &self.group.world.options
     }
 
     /// Refuses what does not fit before anything is enqueued.
-    fn check_op(op: &AllReduce<'_, Self>) -> Result<(), CommError> {
-        check_size(op.buf, op.numel, op.dtype)?;
-        let length = |what, slice: &DeviceSlice| match slice.len {
-            found if found == op.numel => Ok(()),
-            found => Err(CommError::Length { what, expected: op.numel, found }),
-        };
-        if let Some(addend) = op.addend {
-            length("the addend", addend)?;
+    fn check_tensor(&self, buf: &GpuBuffer, numel: usize, dtype: DType) -> Result<(), CommError> {
+        self.check()?;
+        if !Arc::ptr_eq(&buf.owner.0, &self.group) || buf.owner.1 != self.topology.rank {
+            return Err(CommError::ForeignBuffer);
         }
-        if let Epilogue::ResidualRmsNorm { residual, gain, out, .. } = &op.epilogue {
-            length("the residual", residual)?;
-            length("the norm's output", out)?;
-            if gain.len == 0 || !op.numel.is_multiple_of(gain.len) {
-                return Err(CommError::Rows { numel: op.numel, hidden: gain.len });
-            }
+        if numel.checked_mul(dtype.size_bytes()).is_none_or(|needed| needed > buf.bytes) {
+            return Err(CommError::TooLarge { numel, dtype, bytes: buf.bytes });
         }
         Ok(())
     }
+
+    fn count(&self, add: impl FnOnce(&mut Counts)) {
+        if self.topology.world() > 1 {
+            let mut counts = self.counts.get();
+            add(&mut counts);
+            self.counts.set(counts);
+        }
+    }
 }
 
-fn check_size(buf: &GpuBuffer, numel: usize, dtype: DType) -> Result<(), CommError> {
-    let bytes = buf.memory.size_bytes();
-    if numel.checked_mul(dtype.size_bytes()).is_none_or(|needed| needed > bytes) {
-        return Err(CommError::TooLarge { numel, dtype, bytes });
+/// Refuses a number of GPUs that is not the shape's, and a GPU that is there twice.
+fn check_devices(kernels: &[Arc<KernelLibrary>], shape: Shape) -> Result<(), CommError> {
+    if kernels.len() != shape.world() {
+        return Err(CommError::WrongDevices { shape, devices: kernels.len() });
+    }
+    if kernels.len() > MAX_RANKS {
+        return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
+    }
+    let again =
+        |(i, a): (usize, &Arc<KernelLibrary>)| kernels[..i].iter().any(|b| b.device().same_as(a.device()));
+    if kernels.iter().enumerate().any(again) {
+        let what = "two ranks on one GPU, each with launches of its own; they share launches in a Loopback";
+        return Err(CommError::Unsupported { what });
+    }
+    Ok(())
+}
+
+/// Lets every GPU write into every other one's memory.
+fn open_paths(kernels: &[Arc<KernelLibrary>]) -> Result<(), CommError> {
+    for (i, one) in kernels.iter().enumerate() {
+        for other in kernels.iter().enumerate().filter(|&(j, _)| j != i).map(|(_, other)| other) {
+            one.device().enable_peer_access(other.device())?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks the slices of a sum; `dtype` other than bf16 has none.
+fn check_slices(op: &AllReduce<'_, GpuComm>) -> Result<(), CommError> {
+    let length = |what, slice: &DeviceSlice| match slice.len {
+        found if found == op.numel => Ok(()),
+        found => Err(CommError::Length { what, expected: op.numel, found }),
+    };
+    if let Some(addend) = op.addend {
+        length("the addend", addend)?;
+    }
+    if let Epilogue::ResidualRmsNorm { residual, gain, out, .. } = &op.epilogue {
+        length("the residual", residual)?;
+        length("the norm's output", out)?;
+        if gain.len == 0 || !op.numel.is_multiple_of(gain.len) {
+            return Err(CommError::Rows { numel: op.numel, hidden: gain.len });
+        }
+    }
+    let plain = op.addend.is_none() && matches!(op.epilogue, Epilogue::None);
+    if op.dtype != DType::Bf16 && !plain {
+        let what = "an addend or an epilogue over other types than bf16 on a GPU";
+        return Err(CommError::Unsupported { what });
     }
     Ok(())
 }
@@ -140,66 +242,84 @@ impl Communicator for GpuComm {
     }
 
     fn register(&self, bytes: usize) -> Result<GpuBuffer, CommError> {
-        let stream = self.device.stream()?;
-        let memory = self.device.allocate_zeroed(bytes, &stream)?;
-        stream.synchronize()?;
-        Ok(GpuBuffer { memory })
+        self.check()?;
+        let layout = Layout::new(self.group.shape, if self.topology.world() == 1 { 0 } else { bytes });
+        let [mine] = <[_; 1]>::try_from(self.crew.regions(&layout, self.options().memory)?)
+            .expect("a crew of one has one region");
+        let (rank, call) = (self.topology.rank, format!("register({bytes} bytes)"));
+        let items = self.group.meeting.exchange(rank, call, Item::Region(mine))?;
+        let region = |item: &Item| match item {
+            Item::Region(region) => Arc::clone(region),
+            other => unreachable!("ranks agreed to register, not on {other:?}"),
+        };
+        let part = self.crew.part(bytes, layout, items.iter().map(region).collect(), self.options())?;
+        Ok(GpuBuffer { part, bytes, owner: (Arc::clone(&self.group), rank) })
     }
 
-    /// bf16 only, where there is an addend or an epilogue. An addend needs an epilogue: its sum is formed in the
-    /// norm's output first.
+    /// Addend and epilogue are for bf16 tensors. The epilogue is part of the launch where rows are whole units of
+    /// 8 elements and fit the registered slots.
     fn enqueue(&self, stream: &Stream, op: AllReduce<'_, Self>) -> Result<(), CommError> {
-        Self::check_op(&op)?;
+        self.check_tensor(op.buf, op.numel, op.dtype)?;
+        check_slices(&op)?;
         let AllReduce { buf, numel, dtype, addend, epilogue } = op;
-        let Epilogue::ResidualRmsNorm { residual, gain, eps, out } = epilogue else {
-            let what = "an addend without an epilogue, where a rank is alone on its GPU";
-            return addend.map_or(Ok(()), |_| Err(CommError::Unsupported { what }));
+        let norm = match epilogue {
+            Epilogue::None => None,
+            Epilogue::ResidualRmsNorm { residual, gain, eps, out } => Some(NormAfter {
+                residual: residual.at,
+                gain: gain.at,
+                out: out.at,
+                hidden: gain.len as u32,
+                eps,
+            }),
         };
-        if dtype != DType::Bf16 {
-            return Err(CommError::Unsupported { what: "an epilogue over other types than bf16 on a GPU" });
+        let addend = addend.map_or(Addr::NULL, |addend| addend.at);
+        let sum = Sum { numel, dtype, addend, norm, slice_stride: 0 };
+        if self.topology.world() == 1 {
+            return solo::finish(&self.crew, stream, buf.addr(), &sum);
         }
-        if numel == 0 {
-            return Ok(());
-        }
-        let rows = |x: Addr<bf16>, residual: Addr<bf16>| AddRmsNorm {
-            x,
-            residual,
-            weight: gain.at,
-            out: out.at,
-            n_tokens: (numel / gain.len) as u32,
-            hidden: gain.len as u32,
-            eps,
-        };
-        if let Some(addend) = addend {
-            // Only the sum is wanted; the norm of it is overwritten below.
-            self.launch(stream, &rows(addend.at, buf.addr()).launch())?;
-        }
-        self.launch(stream, &rows(buf.addr(), residual.at).launch())
-    }
-
-    fn enqueue_stage(&self, _stream: &Stream, op: Stage<'_, Self>) -> Result<(), CommError> {
-        check_size(op.buf, op.numel, op.dtype)
-    }
-
-    fn enqueue_gather(&self, _stream: &Stream, op: AllGather<'_, Self>) -> Result<(), CommError> {
-        let [start, end] = *op.offsets else {
-            return Err(CommError::Offsets { offsets: op.offsets.to_vec(), world: 1 });
-        };
-        if start != 0 || end < start {
-            return Err(CommError::Offsets { offsets: op.offsets.to_vec(), world: 1 });
-        }
-        check_size(op.buf, end, op.dtype)
-    }
-
-    fn split(&self, _colour: usize, _key: usize) -> Result<Self, CommError> {
-        Ok(Self::solo(Arc::clone(&self.kernels)))
-    }
-
-    fn check(&self) -> Result<(), CommError> {
+        self.crew.all_reduce(stream, &buf.part, self.options(), sum)?;
+        self.count(|counts| counts.all_reduces += 1);
         Ok(())
     }
 
+    fn enqueue_stage(&self, _stream: &Stream, op: Stage<'_, Self>) -> Result<(), CommError> {
+        self.check_tensor(op.buf, op.numel, op.dtype)?;
+        if self.topology.world() > 1 {
+            return Err(CommError::Unsupported { what: "a phase alone" });
+        }
+        Ok(())
+    }
+
+    fn enqueue_gather(&self, _stream: &Stream, op: AllGather<'_, Self>) -> Result<(), CommError> {
+        let world = self.topology.world();
+        let numel = match op.offsets.last() {
+            Some(&end) if op.offsets.len() == world + 1 && op.offsets.is_sorted() => end,
+            _ => return Err(CommError::Offsets { offsets: op.offsets.to_vec(), world }),
+        };
+        self.check_tensor(op.buf, numel, op.dtype)?;
+        if world > 1 {
+            return Err(CommError::Unsupported { what: "an all-gather" });
+        }
+        Ok(())
+    }
+
+    fn split(&self, colour: usize, key: usize) -> Result<Self, CommError> {
+        self.check()?;
+        let (group, rank) = self.group.split(self.topology.rank, colour, key)?;
+        Ok(Self::new(&group, rank, &self.crew.kernels, Arc::clone(&self.crew.alarms)))
+    }
+
+    fn check(&self) -> Result<(), CommError> {
+        self.group.world.check(self.group.members[self.topology.rank])
+    }
+
     fn counts(&self) -> Counts {
-        Counts::default()
+        self.counts.get()
+    }
+}
+
+impl Drop for GpuComm {
+    fn drop(&mut self) {
+        self.group.meeting.leave(self.topology.rank);
     }
 }

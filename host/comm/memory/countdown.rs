@@ -11,21 +11,25 @@ const SLICE: Duration = Duration::from_secs(1);
 
 /// A limit that is spent slice by slice; none is never spent.
 #[derive(Debug)]
-pub(super) struct Countdown {
+pub(in crate::comm) struct Countdown {
     left: Option<Duration>,
 }
 
 impl Countdown {
-    pub(super) fn new(limit: Option<Duration>) -> Self {
+    pub(in crate::comm) fn new(limit: Option<Duration>) -> Self {
         Self { left: limit }
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(in crate::comm) fn is_over(&self) -> bool {
         self.left.is_some_and(|left| left.is_zero())
     }
 
     /// Waits on `condvar` for at most a slice. Like every such wait it may also end for no reason.
-    pub(super) fn park<'a, T>(&mut self, condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    pub(in crate::comm) fn park<'a, T>(
+        &mut self,
+        condvar: &Condvar,
+        guard: MutexGuard<'a, T>,
+    ) -> MutexGuard<'a, T> {
         let slice = self.slice();
         let start = Instant::now();
         let (guard, _) = condvar.wait_timeout(guard, slice).unwrap_or_else(PoisonError::into_inner);

@@ -4,7 +4,7 @@
 //! has nothing to read is parked, never spinning, so that many ranks work well on few cores. There is no stream:
 //! `enqueue` does the work.
 
-mod countdown;
+pub(super) mod countdown;
 mod epilogue;
 mod execute;
 mod group;

@@ -1,0 +1,230 @@
+//! One call, seen from one thread: numbers, places, waiting, and the books that every call keeps.
+//!
+//! The last warp of each block is its *clerk*: the clerk of block 0 greets all ranks and awaits their
+//! greetings; every clerk reports that its block has read the call's number, and the last one to do so
+//! sets the number of the next call. All other threads move data, thread i with thread i of the peers.
+
+use super::tensor::Contribution;
+use super::watch::{Source, Watch};
+use super::wire::Wire;
+use crate::params::{
+    CLERKS, Collective, GREETING_BYTES, MAX_RANKS, PHASE_REDUCE, ROW_ARRIVED, ROW_BYTES, ROW_REGIONS,
+    ROW_SEQUENCE,
+};
+use crate::ptx::atomic::{increment_acq_rel_gpu, load_u64_gpu, store_u64_gpu};
+use crate::ptx::barrier::{arrive, sync_some};
+use crate::ptx::global::ld_b64;
+use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, ntid_x, tid_x};
+use crate::ptx::system::{ld_v2_b64, st_v2_b64};
+use crate::ptx::{Global, pdl};
+
+/// The barrier at which a block's clerk learns that all its threads have read the number.
+const NUMBER_READ: u32 = 1;
+
+/// One thread's view of a call.
+pub struct Call<'a> {
+    /// The launch's arguments.
+    pub p: &'a Collective,
+    /// This rank in its group.
+    pub rank: u32,
+    /// Ranks of the group.
+    pub world: u32,
+    row: Global,
+    /// The number of the first pass.
+    pub sequence: u64,
+    /// What this rank brings.
+    pub own: Contribution,
+    /// The thread's patience.
+    pub watch: Watch,
+}
+
+/// One pass: a range of units, exchanged under a number of its own.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    /// Its number.
+    pub sequence: u64,
+    /// Its first unit.
+    pub first: u32,
+    /// Its units.
+    pub units: u32,
+    /// The slots of its number's parity, relative to a region.
+    slots: u64,
+}
+
+impl Pass {
+    /// What marks its messages.
+    #[inline(always)]
+    pub fn flag(&self) -> u32 {
+        self.sequence as u32
+    }
+}
+
+/// The number after `sequence`: the parity always changes, and the low half is never 0 or 1.
+#[inline(always)]
+pub fn next(sequence: u64) -> u64 {
+    let following = sequence + 1;
+    if (following as u32) < 2 { following + 2 } else { following }
+}
+
+impl<'a> Call<'a> {
+    /// Waits for the kernel ahead and reads what the call begins with. `halves` is the tensor's length
+    /// in values of 2 bytes.
+    #[inline(always)]
+    pub unsafe fn begin(p: &'a Collective, halves: u32) -> Self {
+        pdl::launch_dependents();
+        pdl::wait();
+        let y = ctaid_y();
+        let row = p.rows + u64::from(y) * ROW_BYTES;
+        let slice = u64::from(y) * p.slice_stride;
+        Self {
+            p,
+            rank: p.first_rank + y,
+            world: p.nodes * p.gpus_per_node,
+            row,
+            sequence: load_u64_gpu(row + ROW_SEQUENCE),
+            own: Contribution {
+                data: p.data + u64::from(y) * p.data_stride,
+                addend: if p.addend == 0 { 0 } else { p.addend + slice },
+                halves,
+            },
+            watch: Watch::new(p.failed + u64::from(y) * 4, row, p.limit_ns),
+        }
+    }
+
+    /// Threads of a block that move data.
+    #[inline(always)]
+    pub fn workers() -> u32 {
+        ntid_x() - CLERKS
+    }
+
+    /// Whether this thread keeps the books.
+    #[inline(always)]
+    pub fn is_clerk() -> bool {
+        tid_x() >= Self::workers()
+    }
+
+    /// The first pass over a tensor of `units`.
+    #[inline(always)]
+    pub fn first_pass(&self, units: u32) -> Pass {
+        self.pass(self.sequence, 0, units)
+    }
+
+    /// The pass after another.
+    #[inline(always)]
+    pub fn pass_after(&self, pass: &Pass, units: u32) -> Pass {
+        self.pass(next(pass.sequence), pass.first + pass.units, units)
+    }
+
+    #[inline(always)]
+    fn pass(&self, sequence: u64, first: u32, units: u32) -> Pass {
+        let slots = self.p.slots + (sequence & 1) * self.p.parity_stride;
+        Pass { sequence, first, units: self.p.pass_units.min(units - first), slots }
+    }
+
+    /// The region of a rank.
+    #[inline(always)]
+    pub unsafe fn region(&self, rank: u32) -> Global {
+        ld_b64(self.row + ROW_REGIONS + u64::from(rank) * 8)
+    }
+
+    /// Where a slot of a pass begins on a rank.
+    #[inline(always)]
+    pub unsafe fn slot(&self, pass: &Pass, rank: u32, slot: u32) -> Global {
+        self.region(rank) + pass.slots + u64::from(slot) * self.p.slot_stride
+    }
+
+    /// Tells the block's clerk that this thread has used the call's number. Every thread but the clerk's
+    /// calls it once.
+    #[inline(always)]
+    pub fn number_is_read() {
+        arrive::<NUMBER_READ>(ntid_x());
+    }
+
+    /// Takes the units at `places` (0: none) that are messages of `pass`; all are looked at in turn
+    /// until all are there. After a failure the units are worth nothing.
+    #[inline(always)]
+    pub unsafe fn receive<W: Wire, const K: usize>(
+        &mut self,
+        pass: &Pass,
+        places: [Global; K],
+        from: impl Fn(usize) -> Source,
+    ) -> [[u32; 4]; K] {
+        let mut units = [[0; 4]; K];
+        while !self.watch.over {
+            let mut missing = K;
+            for k in 0..K {
+                if places[k] != 0 {
+                    let (unit, arrived) = W::look(places[k], pass.flag());
+                    units[k] = unit;
+                    missing = if arrived { missing } else { k };
+                }
+            }
+            if missing == K {
+                for k in 0..K {
+                    if places[k] != 0 {
+                        W::clear(places[k]);
+                    }
+                }
+                break;
+            }
+            if self.watch.is_first_to_give_up() {
+                let mut place = 0;
+                for k in 0..K {
+                    place = if k == missing { places[k] } else { place };
+                }
+                let seen = W::seen(place);
+                self.watch.report_timeout(self.p, self.rank, from(missing), pass.sequence, seen);
+            }
+        }
+        units
+    }
+
+    /// The clerk's work: greets, sets the next number, awaits the greetings.
+    #[inline(always)]
+    pub unsafe fn keep_books(&mut self) {
+        let greets = ctaid_x() == 0 && lane() < self.world && lane() != self.rank && !self.watch.over;
+        let (numel, meta) = (self.p.numel, self.p.meta);
+        let cell = |data: u32| self.sequence << 32 | u64::from(data);
+        let greetings = (self.sequence & 1) * (MAX_RANKS as u64 * GREETING_BYTES);
+        if greets {
+            let place = self.region(lane()) + greetings + u64::from(self.rank) * GREETING_BYTES;
+            st_v2_b64(place, [cell(numel), cell(meta)]);
+        }
+        sync_some::<NUMBER_READ>(ntid_x());
+        if lane() == 0 {
+            let last = nctaid_x() - 1;
+            if increment_acq_rel_gpu(self.row + ROW_ARRIVED, last) == last {
+                let mut number = self.sequence;
+                for _ in 0..self.p.passes {
+                    number = next(number);
+                }
+                store_u64_gpu(self.row + ROW_SEQUENCE, number);
+            }
+        }
+        if greets {
+            let place = self.region(self.rank) + greetings + u64::from(lane()) * GREETING_BYTES;
+            self.await_greeting(place, [cell(numel), cell(meta)]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn await_greeting(&mut self, place: Global, expected: [u64; 2]) {
+        let from = Source { peer: lane(), phase: PHASE_REDUCE, step: 0 };
+        let flag = (self.sequence as u32, self.sequence as u32);
+        while !self.watch.over {
+            let found = ld_v2_b64(place);
+            let flags = ((found[0] >> 32) as u32, (found[1] >> 32) as u32);
+            if flags == flag {
+                st_v2_b64(place, [0; 2]);
+                if found != expected && self.watch.claim() {
+                    let found = [found[0] as u32, found[1] as u32];
+                    self.watch.report_mismatch(self.p, self.rank, from, self.sequence, found);
+                }
+                return;
+            }
+            if self.watch.is_first_to_give_up() {
+                self.watch.report_timeout(self.p, self.rank, from, self.sequence, flags.0);
+            }
+        }
+    }
+}

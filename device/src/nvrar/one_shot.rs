@@ -1,0 +1,184 @@
+//! One-shot: every rank sends all it has to every other rank of the node and sums by itself.
+//!
+//! One hop. The sum is that of [`super::reduce`], in rank order, so the bits are those of the two-shot
+//! form.
+
+use super::call::{Call, Pass};
+use super::element::{Bf16, Element, F16, F32};
+use super::tensor;
+use super::watch::Source;
+use super::wire::{Cells, Wire, Words};
+use crate::params::{Collective, PHASE_REDUCE};
+use crate::ptx::special::{ctaid_x, nctaid_x, tid_x};
+use crate::ptx::system::fence;
+
+/// No unit.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Sums a tensor, units dealt to all workers of the grid in turn. A thread looks at `K` messages in one go.
+#[inline(always)]
+unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
+    let mut call = Call::begin(p, p.numel * E::HALVES);
+    if Call::is_clerk() {
+        return call.keep_books();
+    }
+    let worker = ctaid_x() * Call::workers() + tid_x();
+    let step = nctaid_x() * Call::workers();
+    let units = tensor::units(call.own.halves);
+    let mut pass = call.first_pass(units);
+    for number in 0..p.passes {
+        let mut i = worker;
+        while i < pass.units {
+            send::<W, K>(&call, &pass, group(i, step, pass.units));
+            i += step * K as u32;
+        }
+        if number == 0 {
+            Call::number_is_read();
+        }
+        let mut i = worker;
+        while i < pass.units {
+            let indices = group(i, step, pass.units);
+            let sums = sum::<E, W, K>(&mut call, &pass, indices);
+            for k in 0..K {
+                if indices[k] != NONE && !call.watch.over {
+                    tensor::store(call.own.data, pass.first + indices[k], call.own.halves, sums[k]);
+                }
+            }
+            i += step * K as u32;
+        }
+        if number + 1 < p.passes {
+            // Peers that hear of the next pass find empty what this thread has cleared.
+            fence();
+            pass = call.pass_after(&pass, units);
+        }
+    }
+}
+
+/// `K` indices from `first` on, `step` apart; [`NONE`] from `end` on.
+#[inline(always)]
+pub(super) fn group<const K: usize>(first: u32, step: u32, end: u32) -> [u32; K] {
+    core::array::from_fn(|k| {
+        let index = first + k as u32 * step;
+        if index < end { index } else { NONE }
+    })
+}
+
+/// Sends units of a pass to all peers, into the slot that is this rank's there.
+#[inline(always)]
+pub(super) unsafe fn send<W: Wire, const K: usize>(call: &Call, pass: &Pass, indices: [u32; K]) {
+    let mut units = [[0; 4]; K];
+    for k in 0..K {
+        if indices[k] != NONE {
+            units[k] = call.own.unit(pass.first + indices[k]);
+        }
+    }
+    if call.watch.over {
+        return;
+    }
+    // Each rank begins with its successor, so that no rank is everybody's first.
+    let mut peer = call.rank;
+    for _ in 1..call.world {
+        peer = if peer + 1 == call.world { 0 } else { peer + 1 };
+        let slot = call.slot(pass, peer, call.rank);
+        for k in 0..K {
+            if indices[k] != NONE {
+                W::send(slot + W::offset(indices[k]), units[k], pass.flag());
+            }
+        }
+    }
+}
+
+/// Receives units from all peers and sums them with the own ones, in rank order, in fp32, rounded once.
+#[inline(always)]
+pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
+    call: &mut Call,
+    pass: &Pass,
+    indices: [u32; K],
+) -> [[u32; 4]; K] {
+    let mut sums = [[0; 4]; K];
+    if call.world == 2 {
+        let from = Source { peer: 1 - call.rank, phase: PHASE_REDUCE, step: 0 };
+        let slot = call.slot(pass, call.rank, from.peer);
+        let place = |index: u32| if index == NONE { 0 } else { slot + W::offset(index) };
+        let theirs = call.receive::<W, K>(pass, indices.map(place), |_| from);
+        for k in 0..K {
+            if indices[k] != NONE {
+                // Of two, either order gives the same bits.
+                let own = E::widen(call.own.unit(pass.first + indices[k]));
+                sums[k] = E::narrow(E::add(own, E::widen(theirs[k])));
+            }
+        }
+        return sums;
+    }
+    for k in 0..K {
+        if indices[k] != NONE {
+            sums[k] = sum_of_many::<E, W, K>(call, pass, indices[k]);
+        }
+    }
+    sums
+}
+
+/// One unit, from `K` ranks at a time.
+#[inline(always)]
+unsafe fn sum_of_many<E: Element, W: Wire, const K: usize>(
+    call: &mut Call,
+    pass: &Pass,
+    index: u32,
+) -> [u32; 4] {
+    let own = call.own.unit(pass.first + index);
+    let mut sum = E::widen(own);
+    let mut first = 0;
+    while first < call.world {
+        let mut places = [0; K];
+        for k in 0..K {
+            let rank = first + k as u32;
+            if rank < call.world && rank != call.rank {
+                places[k] = call.slot(pass, call.rank, rank) + W::offset(index);
+            }
+        }
+        let from = |k| Source { peer: first + k as u32, phase: PHASE_REDUCE, step: 0 };
+        let units = call.receive::<W, K>(pass, places, from);
+        for k in 0..K {
+            let rank = first + k as u32;
+            if rank < call.world {
+                let unit = E::widen(if rank == call.rank { own } else { units[k] });
+                sum = if rank == 0 { unit } else { E::add(sum, unit) };
+            }
+        }
+        first += K as u32;
+    }
+    E::narrow(sum)
+}
+
+macro_rules! one_shot {
+    ($($name:ident: $element:ident over $wire:ident, $together:literal at once;)*) => {$(kernel! {
+        /// One-shot all-reduce.
+        ///
+        /// # Shape and layout
+        /// `data[..numel]` becomes the sum over all ranks of `data + addend`; one node.
+        ///
+        /// # Thread mapping
+        /// Any grid in x, a rank per block in y; whole warps, the last of each block its clerk. Units are
+        /// dealt to the other threads in turn; on all ranks alike where there are several passes.
+        ///
+        /// # Memory order
+        /// See [`crate::nvrar`].
+        ///
+        /// # Safety
+        /// All blocks are resident at once; rows, regions and tensors exist as [`Collective`] says; all ranks
+        /// make the same calls in the same order.
+        #[launch_bounds(544, 1)]
+        pub fn $name(p: Collective) {
+            all_reduce::<$element, $wire, $together>(&p);
+        }
+    })*};
+}
+
+one_shot! {
+    allreduce_bf16_oneshot_cells: Bf16 over Cells, 1 at once;
+    allreduce_bf16_oneshot_words: Bf16 over Words, 2 at once;
+    allreduce_f16_oneshot_cells: F16 over Cells, 1 at once;
+    allreduce_f16_oneshot_words: F16 over Words, 2 at once;
+    allreduce_f32_oneshot_cells: F32 over Cells, 1 at once;
+    allreduce_f32_oneshot_words: F32 over Words, 2 at once;
+}

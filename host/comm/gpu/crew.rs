@@ -1,0 +1,237 @@
+//! The ranks of a group that live on one GPU and share its launches: usually one.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::choose::Call;
+use super::failure::{Alarms, Meta};
+use super::layout::Layout;
+use super::options::{GroupOptions, PeerMemory};
+use crate::comm::{Collective, CommError, DType, Shape, sequence};
+use crate::driver::{Device, DeviceBuffer, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream};
+use crate::kernels::nvrar::{self, ElementType, Execution, Format, NormAfter, Ranks};
+use crate::kernels::{AddRmsNorm, Addr, Launch, params};
+
+/// bf16 in a unit of 16 bytes.
+const BF16_PER_UNIT: u32 = 8;
+/// Buffers are readable up to a multiple of it.
+const DATA_ALIGN: usize = 256;
+
+/// Some ranks of a group, consecutive ones, on one GPU.
+#[derive(Debug, Clone)]
+pub(super) struct Crew {
+    pub(super) kernels: Arc<KernelLibrary>,
+    pub(super) alarms: Arc<Alarms>,
+    /// Place of the first rank among the alarms.
+    pub(super) first_alarm: usize,
+    /// The first rank.
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// The group's shape and number.
+    pub(super) shape: Shape,
+    pub(super) group: u32,
+}
+
+/// What peers write into: one rank's region of one buffer.
+#[derive(Debug)]
+pub(super) enum Region {
+    Device(DeviceBuffer<u8>),
+    Pinned(PinnedBuffer<u8>),
+}
+
+/// A buffer as a crew has it.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// The tensors, `stride` bytes apart.
+    pub(super) data: DeviceBuffer<u8>,
+    pub(super) stride: usize,
+    rows: DeviceBuffer<u8>,
+    layout: Layout,
+    /// All ranks' regions: none is freed while one rank's kernels may write into it.
+    _regions: Arc<[Arc<Region>]>,
+}
+
+/// A sum to be enqueued; addresses are the first rank's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sum {
+    pub(super) numel: usize,
+    pub(super) dtype: DType,
+    pub(super) addend: Addr<bf16>,
+    pub(super) norm: Option<NormAfter>,
+    /// Elements from one rank's slices to the next one's.
+    pub(super) slice_stride: usize,
+}
+
+impl Region {
+    /// A region in which nothing has arrived.
+    pub(super) fn new(
+        device: &Device,
+        layout: &Layout,
+        memory: PeerMemory,
+        stream: &Stream,
+    ) -> Result<Self, GpuError> {
+        let words = layout.area(Format::Words);
+        if memory == PeerMemory::HostStaged {
+            let mut region = device.allocate_pinned::<u8>(layout.bytes)?;
+            region[words.offset..][..2 * words.bytes].fill(u8::MAX);
+            return Ok(Self::Pinned(region));
+        }
+        let region = device.allocate_zeroed::<u8>(layout.bytes, stream)?;
+        let (at, bytes) = (region.ptr_at(words.offset), 2 * words.bytes);
+        // SAFETY: within the region, which nobody else has yet; dropping it waits.
+        unsafe { device.gpu().fill(stream.id(), at, Pattern::U8(u8::MAX), bytes)? };
+        stream.synchronize()?;
+        Ok(Self::Device(region))
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            Self::Device(region) => region.ptr().0,
+            Self::Pinned(region) => region.ptr().0,
+        }
+    }
+}
+
+impl Crew {
+    pub(super) fn device(&self) -> &Device {
+        self.kernels.device()
+    }
+
+    /// The regions of this crew for a buffer of `bytes`.
+    pub(super) fn regions(&self, layout: &Layout, memory: PeerMemory) -> Result<Vec<Arc<Region>>, GpuError> {
+        let stream = self.device().stream()?;
+        (0..self.count).map(|_| Ok(Arc::new(Region::new(self.device(), layout, memory, &stream)?))).collect()
+    }
+
+    /// Its part of a buffer of `bytes` whose regions are known.
+    pub(super) fn part(
+        &self,
+        bytes: usize,
+        layout: Layout,
+        regions: Arc<[Arc<Region>]>,
+        options: &GroupOptions,
+    ) -> Result<Part, GpuError> {
+        let stream = self.device().stream()?;
+        let stride = bytes.next_multiple_of(DATA_ALIGN);
+        let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
+        for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
+            let mut put = |at: u64, value: u64| {
+                row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
+            };
+            put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
+            put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
+            for (at, region) in (params::ROW_REGIONS..).step_by(8).zip(&*regions) {
+                put(at, region.address());
+            }
+        }
+        let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
+        let rows = self.device().upload(&rows, &stream)?;
+        Ok(Part { data, stride, rows, layout, _regions: regions })
+    }
+
+    fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
+        Ranks {
+            rows: part.rows.addr(),
+            failed: self.alarms.failed(self.first_alarm),
+            first: self.first as u32,
+            count: self.count as u32,
+            nodes: self.shape.nodes as u32,
+            gpus_per_node: self.shape.gpus_per_node as u32,
+            group: self.group,
+            limit_ns: u64::try_from(options.time_limit.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Most blocks of a rank: one per multiprocessor, so that all are resident, and those of a second collective
+    /// beside them.
+    fn max_blocks(&self) -> u32 {
+        (self.device().properties().multiprocessors / self.count as u32).max(1)
+    }
+
+    /// Enqueues a sum, and what follows it, in one launch where that is offered, else in two.
+    pub(super) fn all_reduce(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        sum: Sum,
+    ) -> Result<(), CommError> {
+        let bytes = sum.numel * sum.dtype.size_bytes();
+        let call = |row_units| Call { bytes, row_units, shape: self.shape, max_blocks: self.max_blocks() };
+        let tuning = options.tuning.unwrap_or_default();
+        let fused = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
+        let fused = fused.and_then(|norm| {
+            Some((norm, call(Some(norm.hidden / BF16_PER_UNIT)).execution(&part.layout, tuning)?))
+        });
+        if let Some((norm, execution)) = fused {
+            return self.launch(stream, &self.sum_launch(part, options, &sum, execution, Some(norm)));
+        }
+        let what = "a tensor of more than 2³² units";
+        let execution = call(None).execution(&part.layout, tuning).ok_or(CommError::Unsupported { what })?;
+        self.launch(stream, &self.sum_launch(part, options, &sum, execution, None))?;
+        let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
+        for rank in 0..self.count {
+            let at = |slice: Addr<bf16>| slice.at(rank * sum.slice_stride);
+            let launch = AddRmsNorm {
+                x: Addr::new(part.data.ptr_at(rank * part.stride).0),
+                residual: at(norm.residual),
+                weight: norm.gain,
+                out: at(norm.out),
+                n_tokens: sum.numel as u32 / norm.hidden,
+                hidden: norm.hidden,
+                eps: norm.eps,
+            };
+            self.launch(stream, &launch.launch())?;
+        }
+        Ok(())
+    }
+
+    fn sum_launch(
+        &self,
+        part: &Part,
+        options: &GroupOptions,
+        sum: &Sum,
+        execution: Execution,
+        norm: Option<NormAfter>,
+    ) -> Launch {
+        let threads = u64::from(execution.blocks) * u64::from(execution.workers);
+        let mut alike = vec![
+            execution.algorithm as u64,
+            execution.format as u64,
+            execution.passes.into(),
+            execution.pass_units.into(),
+        ];
+        if execution.passes > 1 {
+            alike.extend([threads, norm.map_or(0, |norm| norm.hidden.into())]);
+        }
+        let meta = Meta::new(Collective::AllReduce, sum.dtype, &alike);
+        let launch = nvrar::AllReduce {
+            ranks: self.ranks(part, options),
+            execution,
+            element: element(sum.dtype),
+            data: part.data.addr(),
+            data_stride: part.stride as u64,
+            addend: sum.addend,
+            slice_stride: (sum.slice_stride * size_of::<bf16>()) as u64,
+            numel: sum.numel as u32,
+            meta: meta.bits(),
+            norm,
+        };
+        launch.launch()
+    }
+
+    pub(super) fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CommError> {
+        // SAFETY: the launches of this module touch only registered buffers and slices whose lengths were checked;
+        // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
+        Ok(unsafe { self.kernels.launch(stream, launch) }?)
+    }
+}
+
+fn element(dtype: DType) -> ElementType {
+    match dtype {
+        DType::Bf16 => ElementType::Bf16,
+        DType::F16 => ElementType::F16,
+        DType::F32 => ElementType::F32,
+    }
+}
