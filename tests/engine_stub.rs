@@ -67,6 +67,13 @@ fn gpus_that_will_not_do_are_refused_in_one_sentence() {
     assert!(error.contains("has compute capability 7.5, but 8.0 (Ampere) or newer is needed"), "{error}");
     let error = refusal(&[], &["--tp", "3"]);
     assert!(error.contains("--tp 3 needs 3 GPUs, but this machine has 1: use --tp 1 or less"), "{error}");
+    // Of the stub's GPUs only 0 and 1, 2 and 3 reach each other.
+    let error = refusal(&[("STUB_DEVICES", "4")], &["--tp", "3"]);
+    assert!(
+        error.contains("(Stub GPU) cannot address the memory of cuda:2")
+            && error.contains("--peer-memory host-staged"),
+        "{error}"
+    );
     let error = refusal(&[], &["--page-size", "48"]);
     assert!(error.contains("page size of 48: it has to be a power of two"), "{error}");
     // The stub has 1 GiB.

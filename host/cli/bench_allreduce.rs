@@ -80,9 +80,9 @@ struct ForcedArgs {
     /// Force the number of blocks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     blocks: Option<u32>,
-    /// Force the threads of a block
+    /// Force the threads of a block that move data
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=1024))]
-    threads: Option<u32>,
+    workers: Option<u32>,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +142,7 @@ enum FormatChoice {
 
 impl ForcedArgs {
     fn tuning(&self) -> Option<Tuning> {
-        let &Self { algorithm, format, blocks, threads } = self;
+        let &Self { algorithm, format, blocks, workers } = self;
         let algorithm = algorithm.map(|algorithm| match algorithm {
             AlgorithmChoice::OneShot => Algorithm::OneShot,
             AlgorithmChoice::TwoShot => Algorithm::TwoShot,
@@ -151,7 +151,7 @@ impl ForcedArgs {
             FormatChoice::Cells => Format::Cells,
             FormatChoice::Words => Format::Words,
         });
-        let tuning = Tuning { algorithm, format, blocks, threads };
+        let tuning = Tuning { algorithm, format, blocks, workers };
         (tuning != Tuning::default()).then_some(tuning)
     }
 }
@@ -207,13 +207,13 @@ impl Args {
     /// What our results are called: what was chosen or forced, and which memory.
     fn variant(&self, options: &GroupOptions) -> String {
         let mut parts = Vec::new();
-        if let Some(Tuning { algorithm, format, blocks, threads }) = options.tuning {
+        if let Some(Tuning { algorithm, format, blocks, workers }) = options.tuning {
             parts.extend(
                 algorithm.map(|a| if a == Algorithm::OneShot { "one-shot" } else { "two-shot" }.into()),
             );
             parts.extend(format.map(|f| if f == Format::Cells { "cells" } else { "words" }.into()));
             parts.extend(blocks.map(|n| format!("{n} blocks")));
-            parts.extend(threads.map(|n| format!("{n} threads")));
+            parts.extend(workers.map(|n| format!("{n} workers")));
         }
         if parts.is_empty() {
             parts.push(AUTOMATIC.to_owned());
@@ -389,7 +389,7 @@ mod tests {
         assert_eq!(name(&[]), "auto");
         assert_eq!(name(&["--peer-memory", "host-staged"]), "auto host-staged");
         assert_eq!(name(&["--algorithm", "two-shot", "--blocks", "16"]), "two-shot 16 blocks");
-        assert_eq!(name(&["--format", "cells", "--threads", "512"]), "cells 512 threads");
+        assert_eq!(name(&["--format", "cells", "--workers", "512"]), "cells 512 workers");
     }
 
     #[test]

@@ -109,7 +109,10 @@ mod tests {
     fn gpus_without_a_path_get_the_way_out() {
         let refused = GpuError::NoPeerAccess { device: "cuda:0 (A)".into(), peer: "cuda:1 (A)".into() };
         let error = EngineError::of_group(&CommError::Gpu(refused)).unwrap().to_string();
-        assert!(error.starts_with("cuda:0 (A) cannot address the memory of cuda:1 (A): use --peer-memory"), "{error}");
+        assert!(
+            error.starts_with("cuda:0 (A) cannot address the memory of cuda:1 (A): use --peer-memory"),
+            "{error}"
+        );
         assert_eq!(EngineError::of_group(&CommError::ForeignBuffer), None);
     }
 
