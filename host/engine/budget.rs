@@ -16,7 +16,7 @@ pub(crate) const LANES: usize = 128;
 const DEFAULT_CONTEXTS: usize = 16;
 /// The shortest KV cache that is worth starting with, in tokens.
 const LEAST_KV_TOKENS: usize = 1024;
-/// What the driver, kernels' code and captured graphs take beside our allocations.
+/// What the driver, kernels' code, captured graphs and the communicator's slots take beside our allocations.
 const RESERVE_BYTES: u64 = 512 << 20;
 /// Share of the free memory that a KV cache of default size leaves to others: 1/16.
 const SPARE_SHIFT: u32 = 4;

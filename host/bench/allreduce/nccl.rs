@@ -48,7 +48,7 @@ struct Api {
 ///
 /// # Errors
 /// Why there is none.
-pub fn version() -> Result<String, Error> {
+pub(super) fn version() -> Result<String, Error> {
     Ok(Api::open()?.version.clone())
 }
 
