@@ -1,8 +1,12 @@
 //! What every back end offers: feed tokens, get logits. The CLI, SPD and the benchmarks know only this.
 
 pub(crate) mod chunk;
+pub mod profile;
+
+use profile::StepProfile;
 
 use crate::comm::CommError;
+use crate::driver::Device;
 use crate::engine::EngineError;
 use crate::generate::Sampler;
 use crate::model::{Config, ModelError};
@@ -217,4 +221,17 @@ pub trait Runner {
 
     /// Collectives since the runner was made.
     fn sync_counts(&self) -> SyncCounts;
+
+    /// The GPUs that it runs on; none on the CPU.
+    fn gpus(&self) -> Vec<Device> {
+        Vec::new()
+    }
+
+    /// Times the kernels of a decode step by class, behind what the sequences hold. They are left as they were;
+    /// each must have room for [`profile::STEPS_AHEAD`] tokens.
+    ///
+    /// Provided: nothing, which is what a back end without kernels can tell apart.
+    fn profile_step(&mut self, _tokens: &[u32]) -> Result<Option<StepProfile>, RunError> {
+        Ok(None)
+    }
 }

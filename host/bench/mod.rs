@@ -1,6 +1,7 @@
 //! What `fewsync bench` measures, and how results are kept.
 
 pub mod allreduce;
+pub mod breakdown;
 pub mod decode;
 pub mod kernels;
 pub mod library;

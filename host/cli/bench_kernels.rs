@@ -5,9 +5,9 @@ use super::results::ResultFiles;
 use super::selftest::GpuArgs;
 use super::session::at_least;
 use crate::bench::kernels::figure::figure;
-use crate::bench::kernels::{self, Ceiling, Kind, Measurement, Sweep};
+use crate::bench::kernels::{self, CublasLtError, Kind, Measurement, Results, Sweep};
 use crate::bench::machine::Machine;
-use crate::bench::report::Report;
+use crate::bench::report::{Report, cell};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -45,9 +45,9 @@ pub(super) fn run(bench: &'static str, kind: Kind, args: &Args, json: bool) -> a
     if !json {
         output::write(&format!("{}\n{HEADING}", machine.line()))?;
     }
-    let (ceiling, measurements) = kernels::run(&device, &sweep, done)?;
+    let Results { ceiling, cublaslt, measurements } = kernels::run(&device, &sweep, done)?;
     lost_reader.map_or(Ok(()), Err)?;
-    let report = Report::new(bench, machine, vec![ceiling_line(&ceiling)], measurements);
+    let report = Report::new(bench, machine, vec![ceiling.line(), cublaslt_line(&cublaslt)], measurements);
     args.files.write(&report, || figure(&report))?;
     if json {
         let mut object = serde_json::to_value(&report)?;
@@ -68,22 +68,28 @@ fn defaults(kind: Kind) -> (&'static [usize], &'static [usize]) {
 }
 
 const HEADING: &str = "model          tp op                 kernel                        m      n      k context  \
-                       median us      p10      p90     GB/s  TFLOP/s  % of ceiling\n";
+                       median us      p10      p90     GB/s  TFLOP/s  % of ceiling  cuBLASLt us  ratio\n";
 
 fn line(measurement: &Measurement) -> String {
     let Measurement { model, tp, op, kernel, m, n, k, context, us, .. } = measurement;
-    let Measurement { gb_per_s, tflop_per_s, percent_of_ceiling, .. } = measurement;
+    let Measurement { gb_per_s, tflop_per_s, percent_of_ceiling, bound, .. } = measurement;
+    let (theirs, ratio) = (cell(measurement.cublaslt_us.map(|us| us.median), 2), cell(measurement.ratio, 2));
     format!(
         "{model:<14} {tp:>2} {op:<18} {kernel:<24} {m:>6} {n:>6} {k:>6} {context:>7} {:>10.2} {:>8.2} {:>8.2} \
-         {gb_per_s:>8.0} {tflop_per_s:>8.1} {percent_of_ceiling:>13.1}\n",
-        us.median, us.p10, us.p90
+         {gb_per_s:>8.0} {tflop_per_s:>8.1} {percent_of_ceiling:>5.1} {:<7} {theirs:>12} {ratio:>6}\n",
+        us.median,
+        us.p10,
+        us.p90,
+        bound.name(),
     )
 }
 
-fn ceiling_line(ceiling: &Ceiling) -> String {
-    let Ceiling { read_gb_per_s, copy_gb_per_s, gb_per_s } = ceiling;
-    format!(
-        "ceiling {gb_per_s:.0} GB/s: the larger of a streaming read of 1 GiB ({read_gb_per_s:.0}) and a copy of \
-         1 GiB, read and written ({copy_gb_per_s:.0})"
-    )
+fn cublaslt_line(cublaslt: &Result<String, CublasLtError>) -> String {
+    match cublaslt {
+        Ok(version) => format!(
+            "cuBLASLt {version}: the first kernel of its heuristic with 32 MiB of workspace; beside SwiGLU it stores \
+             the bare product; a ratio above 1 says that ours is faster"
+        ),
+        Err(reason) => format!("no times of cuBLASLt: {reason}"),
+    }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_allreduce;
+mod bench_decode;
 mod bench_kernels;
 mod demo;
 mod doctor;

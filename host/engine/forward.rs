@@ -4,6 +4,7 @@
 
 use half::bf16;
 
+use super::profile::class_of;
 use super::rank::Rank;
 use super::weights::Matrix;
 use crate::comm::gpu::DeviceSlice;
@@ -13,6 +14,7 @@ use crate::kernels::{
     RopeKvWrite, Rows,
 };
 use crate::runner::RunError;
+use crate::runner::profile::KernelClass;
 
 /// The tokens of a pass and where their arrays lie.
 pub(super) struct Pass {
@@ -53,6 +55,9 @@ enum Onto {
 
 impl Rank {
     pub(super) fn launch(&self, launch: &Launch) -> Result<(), RunError> {
+        if !self.enqueues(class_of(launch.entry)) {
+            return Ok(());
+        }
         // SAFETY: every launch of the engine is built from buffers of this rank that are large enough by their
         // allocation: activations for MAX_ROWS tokens, lanes for LANES sequences, pages by `Pages`. They are
         // used on this stream alone (weights and tables were uploaded and waited for), and live as long as the
@@ -204,6 +209,7 @@ impl Rank {
         let product = if onto == Onto::Nothing { Product::Store(partial) } else { Product::Add(partial) };
         self.project(input, weights, product, n)?;
         let numel = n * self.shape.hidden;
+        let sync_class = self.sync_class();
         // SAFETY: buffers of this rank, at least as long, alive as long as its stream and graphs.
         let slice = |at, len| unsafe { DeviceSlice::new(at, len) };
         let (mut residual, mut out) = (slice(self.work.x.addr(), numel), slice(self.work.h.addr(), numel));
@@ -215,8 +221,15 @@ impl Rank {
             out: &mut out,
         };
         let op = AllReduce { buf: &mut self.partial, numel, dtype: DType::Bf16, addend: None, epilogue };
-        self.comm.enqueue(&self.stream, op)?;
+        if self.enqueued.contains(sync_class) {
+            self.comm.enqueue(&self.stream, op)?;
+        }
         Ok(Input { rows: self.dense(self.work.h.addr()), norm: None })
+    }
+
+    /// Alone, a rank has nothing to wait for: what remains of a sync point is the residual and the norm.
+    fn sync_class(&self) -> KernelClass {
+        if self.comm.topology().world() == 1 { KernelClass::Pointwise } else { KernelClass::Sync }
     }
 
     /// Projections, rotary embedding, cache write and attention of this rank's heads, into `attended`.
@@ -299,7 +312,9 @@ impl Rank {
         self.project(input, weights, Product::StoreF32(out), count)?;
         let before = self.comm.counts().all_gathers;
         let op = AllGather { buf: &mut self.logits, offsets: &offsets, dtype: DType::F32 };
-        self.comm.enqueue_gather(&self.stream, op)?;
+        if self.enqueued.contains(KernelClass::Sync) {
+            self.comm.enqueue_gather(&self.stream, op)?;
+        }
         self.syncs.sync_points += self.comm.counts().all_gathers - before;
         Ok(())
     }

@@ -14,6 +14,7 @@ mod error;
 mod forward;
 mod logits;
 mod pages;
+mod profile;
 mod rank;
 mod ranks;
 mod step;
@@ -36,6 +37,7 @@ use crate::kernels::PageSize;
 use crate::model::sharding::Sharding;
 use crate::model::{Config, TensorSource};
 use crate::runner::chunk::Chunk;
+use crate::runner::profile::StepProfile;
 use crate::runner::{Batch, Output, RunError, Runner, SyncCounts, check_agreement};
 use crate::spd::{Plan, PlanError};
 
@@ -78,7 +80,7 @@ impl Default for EngineOptions {
 /// A model on one GPU or split over several.
 pub struct Engine {
     config: Config,
-    label: String,
+    devices: Vec<Device>,
     ranks: Ranks<Rank>,
 }
 
@@ -125,7 +127,7 @@ impl Engine {
             loaded_bytes: Arc::clone(loaded_bytes),
         };
         let ranks = Ranks::make(seeds, move |seed| Rank::load(seed, &blueprint))?;
-        Ok(Self { config: config.clone(), label: label(devices), ranks })
+        Ok(Self { config: config.clone(), devices: devices.to_vec(), ranks })
     }
 
     /// Bytes of weights that a model takes on all GPUs together.
@@ -221,7 +223,7 @@ impl Runner for Engine {
     }
 
     fn device(&self) -> String {
-        self.label.clone()
+        label(&self.devices)
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Output, RunError> {
@@ -272,6 +274,19 @@ impl Runner for Engine {
 
     fn sync_counts(&self) -> SyncCounts {
         self.ranks.first().sync_counts()
+    }
+
+    fn gpus(&self) -> Vec<Device> {
+        self.devices.clone()
+    }
+
+    fn profile_step(&mut self, tokens: &[u32]) -> Result<Option<StepProfile>, RunError> {
+        Batch::decode(tokens).check(&self.config, &self.ranks.first().lengths())?;
+        let n = tokens.len();
+        self.ranks.all(move |rank| rank.prepare_profile(n))?;
+        let fed: Vec<_> = tokens.iter().copied().enumerate().collect();
+        let by_rank = self.ranks.all(move |rank| rank.profile(&fed))?;
+        Ok(StepProfile::slowest(by_rank))
     }
 }
 

@@ -12,6 +12,7 @@ use super::buffers::{Activations, KvCache, Lanes, OrderedLogits, Packed};
 use super::forward::{Attention, Input, Pass};
 use super::logits::LogitLayout;
 use super::pages::Pages;
+use super::profile::{Classes, ProfileGraphs};
 use super::step::{CapturedStep, Choice};
 use super::weights::{BlockWeights, GlobalWeights, Shard, Uploader};
 use crate::comm::Communicator;
@@ -52,6 +53,9 @@ pub(super) struct Rank {
     packed: DeviceBuffer<u32>,
     pub(super) graphs: HashMap<(usize, Choice), CapturedStep>,
     pub(super) syncs: SyncCounts,
+    /// All, unless a part of a step is being captured.
+    pub(super) enqueued: Classes,
+    pub(super) profile_graphs: Option<ProfileGraphs>,
 }
 
 /// What one rank is made from.
@@ -104,6 +108,8 @@ impl Rank {
             packed: device.allocate(0)?,
             graphs: HashMap::new(),
             syncs: SyncCounts::default(),
+            enqueued: Classes::ALL,
+            profile_graphs: None,
             config: config.clone(),
             source: Arc::clone(source),
             options: options.clone(),
@@ -144,6 +150,7 @@ impl Rank {
         self.stream.synchronize()?;
         self.pages.clear();
         self.graphs.clear();
+        self.profile_graphs = None;
         let rank = self.comm.topology().rank;
         let mut uploader = None;
         for (layer, new) in plan.blocks().iter().enumerate() {

@@ -13,6 +13,7 @@ use crate::comm::Communicator;
 use crate::driver::Graph;
 use crate::generate::Sampling;
 use crate::kernels::{Addr, AdvancePositions, Argmax, Rows, Sample};
+use crate::runner::profile::KernelClass;
 use crate::runner::{RunError, SyncCounts};
 
 /// What becomes of a step's logits.
@@ -28,7 +29,7 @@ pub(super) enum Choice {
 
 /// A step as a graph, and the collectives that each replay runs.
 pub(super) struct CapturedStep {
-    graph: Graph,
+    pub(super) graph: Graph,
     syncs: SyncCounts,
 }
 
@@ -121,7 +122,7 @@ impl Rank {
         Ok(())
     }
 
-    fn capture(&mut self, n: usize, choice: Choice) -> Result<CapturedStep, RunError> {
+    pub(super) fn capture(&mut self, n: usize, choice: Choice) -> Result<CapturedStep, RunError> {
         let stream = Arc::clone(&self.stream);
         let before = std::mem::take(&mut self.syncs);
         let graph = stream.capture(|| self.enqueue_step(n, choice));
@@ -147,7 +148,7 @@ impl Rank {
         self.choose(n, choice)?;
         let (positions, kv_lens) = (self.lanes.positions.addr(), self.lanes.kv_lens.addr());
         self.launch(&AdvancePositions { positions, kv_lens, n_sequences: n as u32 }.launch())?;
-        if choice != Choice::Logits {
+        if choice != Choice::Logits && self.enqueues(KernelClass::Head) {
             // SAFETY: the host reads `next` only after it has waited for the stream, before the next step.
             unsafe { self.lanes.tokens.device().download_async(&mut self.lanes.next, &self.stream)? };
         }

@@ -90,6 +90,7 @@ pub(super) fn decode<'a>(
         flops: 4.0 * m as f64 * context as f64 * width as f64,
         copy_bytes,
         shared_bytes: 2 * m * width,
+        product: None,
         launch: Box::new(move |offset| {
             AttnDecode {
                 head_dim,
@@ -135,6 +136,7 @@ pub(super) fn prefill<'a>(
         flops: 2.0 * context as f64 * (context as f64 + 1.0) * width as f64,
         copy_bytes,
         shared_bytes: 2 * context * width,
+        product: None,
         launch: Box::new(move |offset| {
             AttnPrefill {
                 head_dim,

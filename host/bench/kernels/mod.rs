@@ -2,6 +2,7 @@
 
 mod attention;
 mod ceiling;
+mod cublaslt;
 #[cfg(feature = "cli")]
 pub mod figure;
 mod operands;
@@ -20,7 +21,9 @@ use crate::model::Config;
 use crate::model::shapes;
 use crate::model::sharding::{Sharding, ShardingError};
 
-pub use ceiling::Ceiling;
+pub use ceiling::{Bound, Ceiling};
+use cublaslt::CublasLt;
+pub use cublaslt::CublasLtError;
 use operands::Operands;
 use timing::Timer;
 
@@ -79,8 +82,25 @@ pub struct Measurement {
     pub gb_per_s: f64,
     /// Multiplications and additions, over the median.
     pub tflop_per_s: f64,
-    /// `gb_per_s` in percent of the ceiling of the same run.
+    /// The least time by the ceilings of the same run, in percent of the median.
     pub percent_of_ceiling: f64,
+    /// Which ceiling gives the least time.
+    pub bound: Bound,
+    /// The same product by cuBLASLt, in µs; none for what is no product, or without the library.
+    pub cublaslt_us: Option<Percentiles>,
+    /// cuBLASLt's median over ours: above 1 ours is faster.
+    pub ratio: Option<f64>,
+}
+
+/// The results of a sweep.
+#[derive(Debug)]
+pub struct Results {
+    /// What the machine gives at best.
+    pub ceiling: Ceiling,
+    /// The version of cuBLASLt, or why there is none.
+    pub cublaslt: Result<String, CublasLtError>,
+    /// In the order of the sweep.
+    pub measurements: Vec<Measurement>,
 }
 
 /// Why nothing was measured.
@@ -89,6 +109,9 @@ pub enum BenchError {
     /// The device or its driver.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// cuBLASLt, which was there.
+    #[error("cuBLASLt: {0}")]
+    CublasLt(#[from] CublasLtError),
     /// A model that is none of [`shapes::NAMES`].
     #[error("there is no shape '{name}': the known ones are {}", shapes::NAMES.join(", "))]
     UnknownShape {
@@ -187,6 +210,8 @@ struct Work<'a> {
     copy_bytes: usize,
     /// How far it reads what all copies share, and how far it writes.
     shared_bytes: usize,
+    /// What the launch multiplies, if it is a product.
+    product: Option<products::Shape>,
     /// The launch on copy `i` at this byte offset of the arena.
     launch: Box<dyn Fn(usize) -> Launch + 'a>,
 }
@@ -199,7 +224,7 @@ pub fn run(
     device: &Device,
     sweep: &Sweep,
     mut done: impl FnMut(&Measurement),
-) -> Result<(Ceiling, Vec<Measurement>), BenchError> {
+) -> Result<Results, BenchError> {
     let ranks = sweep
         .models
         .iter()
@@ -208,16 +233,19 @@ pub fn run(
     let library = KernelLibrary::load(device)?;
     let operands = Operands::new(device)?;
     let timer = Timer::new(device, &library, &operands)?;
-    let ceiling = Ceiling::measure(&timer, &operands)?;
+    let cublaslt = CublasLt::open(&operands)?;
+    let ceiling = Ceiling::measure(&timer, &operands, cublaslt.as_ref().ok())?;
+    let bench = Bench { timer, ceiling, cublaslt };
     let mut measurements = Vec::new();
     for rank in &ranks {
         for work in works(sweep, rank, &operands)? {
-            let measurement = measure(&timer, rank, &ceiling, &work)?;
+            let measurement = bench.measure(rank, &work)?;
             done(&measurement);
             measurements.push(measurement);
         }
     }
-    Ok((ceiling, measurements))
+    let Bench { ceiling, cublaslt, .. } = bench;
+    Ok(Results { ceiling, cublaslt: cublaslt.map(|lt| lt.version()), measurements })
 }
 
 fn works<'a>(sweep: &Sweep, rank: &Rank, operands: &'a Operands) -> Result<Vec<Work<'a>>, BenchError> {
@@ -240,28 +268,42 @@ fn works<'a>(sweep: &Sweep, rank: &Rank, operands: &'a Operands) -> Result<Vec<W
     })
 }
 
-fn measure(
-    timer: &Timer<'_>,
-    rank: &Rank,
-    ceiling: &Ceiling,
-    work: &Work<'_>,
-) -> Result<Measurement, BenchError> {
-    let us = timer.time(work)?;
-    let gb_per_s = work.moved_bytes / us.median / 1e3;
-    Ok(Measurement {
-        model: rank.model.clone(),
-        tp: rank.tp,
-        op: work.op,
-        kernel: (work.launch)(0).entry,
-        m: work.m,
-        n: work.n,
-        k: work.k,
-        context: work.context,
-        us,
-        gb_per_s,
-        tflop_per_s: work.flops / us.median / 1e6,
-        percent_of_ceiling: 100.0 * gb_per_s / ceiling.gb_per_s,
-    })
+/// What measures, and what it is measured against.
+struct Bench<'a> {
+    timer: Timer<'a>,
+    ceiling: Ceiling,
+    cublaslt: Result<CublasLt, CublasLtError>,
+}
+
+impl Bench<'_> {
+    fn measure(&self, rank: &Rank, work: &Work<'_>) -> Result<Measurement, BenchError> {
+        let us = self.timer.time(work)?;
+        let cublaslt_us = self.measure_cublaslt(work)?;
+        let (floor_us, bound) = self.ceiling.floor_us(work.moved_bytes, work.flops);
+        Ok(Measurement {
+            model: rank.model.clone(),
+            tp: rank.tp,
+            op: work.op,
+            kernel: (work.launch)(0).entry,
+            m: work.m,
+            n: work.n,
+            k: work.k,
+            context: work.context,
+            us,
+            gb_per_s: work.moved_bytes / us.median / 1e3,
+            tflop_per_s: work.flops / us.median / 1e6,
+            percent_of_ceiling: 100.0 * floor_us / us.median,
+            bound,
+            cublaslt_us,
+            ratio: cublaslt_us.map(|theirs| theirs.median / us.median),
+        })
+    }
+
+    fn measure_cublaslt(&self, work: &Work<'_>) -> Result<Option<Percentiles>, BenchError> {
+        let (Ok(cublaslt), Some(shape)) = (&self.cublaslt, &work.product) else { return Ok(None) };
+        let product = cublaslt.product(shape)?;
+        product.map(|product| self.timer.time_cublaslt(work, &product)).transpose()
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub(super) fn all<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<V
         copy_bytes,
         // The residual and, for its norm, as much behind it.
         shared_bytes: 2 * row_bytes,
+        product: None,
         launch,
     };
     type Launcher<'a> = Box<dyn Fn(usize) -> Launch + 'a>;
@@ -75,6 +76,7 @@ fn rope<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<Work<'a>, B
         flops: 0.0,
         copy_bytes: 1,
         shared_bytes: 2 * (qkv_len + 2 * cache_len),
+        product: None,
         launch: Box::new(move |_| {
             let qkv: Addr<half::bf16> = operands.out();
             let (k, v) = (qkv.at(qkv_len), qkv.at(qkv_len + cache_len));
@@ -110,6 +112,7 @@ fn choices<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<[Work<'a
         flops: 0.0,
         copy_bytes: bytes,
         shared_bytes: 4 * m,
+        product: None,
         launch: Box::new(move |offset| {
             let (logits, indices) = (Rows::new(operands.at(offset), vocab as u32), operands.out());
             let (best, counters, len) = (best.addr(), counters.addr(), vocab as u32);
@@ -129,6 +132,7 @@ fn choices<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<[Work<'a
         flops: 0.0,
         copy_bytes: bytes,
         shared_bytes: 4 * m,
+        product: None,
         launch: Box::new(move |offset| {
             let (logits, tokens) = (Rows::new(operands.at(offset), vocab as u32), operands.out());
             Sample {

@@ -4,12 +4,22 @@ use super::operands::Operands;
 use super::{Rank, Work};
 use crate::kernels::{Launch, MatMul, Product, Rows};
 
-#[derive(Clone, Copy, PartialEq)]
-enum Epilogue {
+/// What becomes of a product: see [`Product`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Epilogue {
     Store,
     F32,
     Add,
     SwiGlu,
+}
+
+/// `a[m, k] · w[n, k]ᵀ`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Shape {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) epilogue: Epilogue,
 }
 
 struct Layer {
@@ -44,11 +54,12 @@ pub(super) fn prefill<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Vec<
 /// Shares of a high degree may be empty.
 fn works(layers: impl IntoIterator<Item = Layer>, m: usize, operands: &Operands) -> Vec<Work<'_>> {
     let layers = layers.into_iter().filter(|layer| layer.n > 0 && layer.k > 0);
-    layers.map(|layer| work(layer, m, operands)).collect()
+    layers.map(|Layer { op, n, k, epilogue }| work(op, Shape { m, n, k, epilogue }, operands)).collect()
 }
 
-fn work(layer: Layer, m: usize, operands: &Operands) -> Work<'_> {
-    let Layer { op, n, k, epilogue, .. } = layer;
+/// One product, by the kernel that the library chooses.
+pub(super) fn work<'a>(op: &'static str, shape: Shape, operands: &'a Operands) -> Work<'a> {
+    let Shape { m, n, k, epilogue } = shape;
     let out_bytes = m * match epilogue {
         Epilogue::Store => 2 * n,
         Epilogue::F32 => 4 * n,
@@ -66,14 +77,15 @@ fn work(layer: Layer, m: usize, operands: &Operands) -> Work<'_> {
         moved_bytes: (weight_bytes + 2 * m * k + out_bytes) as f64,
         flops: 2.0 * m as f64 * n as f64 * k as f64,
         copy_bytes: weight_bytes,
-        shared_bytes: (2 * m * k).max(out_bytes),
-        launch: Box::new(move |offset| launch(&layer, m, offset, operands)),
+        // cuBLASLt stores both halves of a SwiGLU.
+        shared_bytes: (2 * m * k).max(out_bytes).max(2 * m * n),
+        product: Some(shape),
+        launch: Box::new(move |offset| launch(&shape, offset, operands)),
     }
 }
 
 /// The kernel that the library chooses, as in the engine.
-fn launch(layer: &Layer, m: usize, offset: usize, operands: &Operands) -> Launch {
-    let &Layer { n, k, epilogue, .. } = layer;
+fn launch(&Shape { m, n, k, epilogue }: &Shape, offset: usize, operands: &Operands) -> Launch {
     let sm_count = operands.device.properties().multiprocessors;
     let (a, w) = (Rows::new(operands.at(0), k as u32), operands.at(offset));
     let out = match epilogue {

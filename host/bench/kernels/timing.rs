@@ -1,7 +1,7 @@
 //! The time of one launch among many in a CUDA graph.
 
 use super::operands::Operands;
-use super::{BenchError, Work};
+use super::{BenchError, Work, cublaslt};
 use crate::bench::stats::Percentiles;
 use crate::driver::{Device, DeviceBuffer, Event, KernelLibrary, Stream};
 use crate::kernels::{Argmax, Launch, Rows};
@@ -53,15 +53,31 @@ impl<'a> Timer<'a> {
     /// Time per launch, over replays. The launches of a replay follow each other as in a decode step, with
     /// programmatic dependent launch where the PTX has it; the cache is scrubbed before each replay.
     pub(super) fn time(&self, work: &Work<'_>) -> Result<Percentiles, BenchError> {
+        self.time_as(work, |offset| {
+            // SAFETY: the works' launches read the arena and write the output area within their bounds.
+            Ok(unsafe { self.library.launch(&self.stream, &(work.launch)(offset)) }?)
+        })
+    }
+
+    /// The same of cuBLASLt's product in the place of ours.
+    pub(super) fn time_cublaslt(
+        &self,
+        work: &Work<'_>,
+        product: &cublaslt::Product<'_>,
+    ) -> Result<Percentiles, BenchError> {
+        self.time_as(work, |offset| Ok(product.enqueue(&self.stream, self.operands, offset)?))
+    }
+
+    /// `enqueue` takes the offset of the copy that it works on.
+    fn time_as(
+        &self,
+        work: &Work<'_>,
+        enqueue: impl Fn(usize) -> Result<(), BenchError>,
+    ) -> Result<Percentiles, BenchError> {
         self.operands.check_shared(work.op, work.shared_bytes)?;
         let n = self.operands.copies(work.op, work.copy_bytes)?;
         let stride = Operands::stride(work.copy_bytes);
-        let graph = self.stream.capture(|| {
-            (0..n).try_for_each(|i| {
-                // SAFETY: the works' launches read the arena and write the output area within their bounds.
-                unsafe { self.library.launch(&self.stream, &(work.launch)(i * stride)) }
-            })
-        })?;
+        let graph = self.stream.capture(|| (0..n).try_for_each(|i| enqueue(i * stride)))?;
         for _ in 0..WARM_UPS.div_ceil(n) {
             // SAFETY: arena, outputs and module outlive this call, and nobody else uses the outputs.
             unsafe { graph.launch(&self.stream)? };
