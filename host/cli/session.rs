@@ -161,6 +161,14 @@ impl Session {
         let runner = load(&model, &plan, shape, &args.layout)?;
         Ok(Self { model, plan, shape, runner })
     }
+
+    /// Goes on with other dropped blocks, and forgets all sequences.
+    pub(super) fn switch(&mut self, spd: &SpdSpec) -> anyhow::Result<()> {
+        let plan = spd.resolve(&self.model.config, &*self.model.source, self.shape.world())?;
+        self.runner.set_plan(&plan)?;
+        self.plan = plan;
+        Ok(())
+    }
 }
 
 /// Tells the progress bar that loading has ended, however it did.
