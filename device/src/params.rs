@@ -40,9 +40,10 @@ pub struct Add {
 pub struct RmsNorm {
     /// `[n_tokens, hidden]` bf16.
     pub x: u64,
-    /// `[n_tokens, hidden]` bf16. `add_rmsnorm_bf16` adds `x` into it and normalises the sum;
-    /// `rmsnorm_bf16` leaves it alone.
+    /// `add_rmsnorm_bf16`: `[n_tokens, hidden]` bf16, added to `x`; the sum is what is normalised.
     pub residual: u64,
+    /// `add_rmsnorm_bf16`: `[n_tokens, hidden]` bf16, written: the sum; may be `residual`.
+    pub sum: u64,
     /// `[hidden]` bf16.
     pub weight: u64,
     /// `[n_tokens, hidden]` bf16, written; may be `x`.
@@ -250,10 +251,14 @@ pub const ROW_SEQUENCE: u64 = 0;
 pub const ROW_ARRIVED: u64 = 8;
 /// `row`: address of the rank's [`FailureRecord`] in memory that the host sees.
 pub const ROW_RECORD: u64 = 16;
+/// `row`: address of `[blocks]` letters: what blocks that share a row tell each other.
+pub const ROW_MAIL: u64 = 24;
 /// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer.
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
 pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;
+/// Bytes of a letter from one block to another.
+pub const LETTER_BYTES: u64 = 16;
 /// Bytes of a greeting: the header of a call from one rank, two cells of {data, flag}: elements, then [`Collective::meta`].
 pub const GREETING_BYTES: u64 = 16;
 /// A region begins with the greetings, `[2 parities, MAX_RANKS]`.
@@ -300,7 +305,7 @@ pub struct Collective {
     pub slot_stride: u64,
     /// Elements of the tensor.
     pub numel: u32,
-    /// Units of a pass; the tensor is summed pass by pass, each a call of its own number.
+    /// Units of a pass, of the tensor (one-shot) or of each shard (two-shot); passes have numbers of their own.
     pub pass_units: u32,
     /// Passes, at least 1.
     pub passes: u32,
@@ -320,6 +325,22 @@ pub struct Collective {
     pub hidden: u32,
     /// `_norm`: added to the mean square.
     pub eps: f32,
+    /// `_norm`: blocks that share a row; more than 1 only if every block has one row at most.
+    pub row_blocks: u32,
+}
+
+/// `allgather_*`: every rank gets every rank's piece, in place.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Gather {
+    /// Ranks, regions, tensor; `numel` is the end of the last piece, `passes` is 1.
+    pub collective: Collective,
+    /// `[ranks + 1]` elements: rank r's piece is `offsets[r]..offsets[r + 1]`.
+    pub offsets: [u32; MAX_RANKS + 1],
+    /// Unit of each piece that this launch begins with; it takes `pass_units` from there on.
+    pub first_unit: u32,
+    /// Halves (2 bytes) of an element: 1 or 2.
+    pub element_halves: u32,
     /// Zero; keeps the struct free of padding.
     pub reserved: u32,
 }

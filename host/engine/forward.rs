@@ -182,6 +182,7 @@ impl Rank {
         let sum = AddRmsNorm {
             x: self.partial.addr(),
             residual: self.work.m.addr(),
+            sum: self.work.m.addr(),
             weight,
             out: self.work.h.addr(),
             n_tokens: n as u32,

@@ -10,18 +10,27 @@ use super::{Addr, Launch, params};
 /// Threads of a block that keep the books, beside its workers.
 pub const CLERKS: u32 = params::CLERKS;
 
+/// By element type and format.
 const ONE_SHOT: [[&str; 2]; 3] = [
     ["allreduce_bf16_oneshot_cells", "allreduce_bf16_oneshot_words"],
     ["allreduce_f16_oneshot_cells", "allreduce_f16_oneshot_words"],
     ["allreduce_f32_oneshot_cells", "allreduce_f32_oneshot_words"],
 ];
+const TWO_SHOT: [[&str; 2]; 3] = [
+    ["allreduce_bf16_twoshot_cells", "allreduce_bf16_twoshot_words"],
+    ["allreduce_f16_twoshot_cells", "allreduce_f16_twoshot_words"],
+    ["allreduce_f32_twoshot_cells", "allreduce_f32_twoshot_words"],
+];
 const NORM: [&str; 2] = ["allreduce_bf16_oneshot_cells_norm", "allreduce_bf16_oneshot_words_norm"];
+const GATHER: [&str; 2] = ["allgather_cells", "allgather_words"];
 
-/// Every kernel of this module.
-pub(super) const NAMES: [&str; 8] = {
-    let [[a, b], [c, d], [e, f]] = ONE_SHOT;
-    [a, b, c, d, e, f, NORM[0], NORM[1]]
+/// The all-reduce kernels.
+pub(super) const ALL_REDUCE: [[&str; 2]; 7] = {
+    let ([a, b, c], [d, e, f]) = (ONE_SHOT, TWO_SHOT);
+    [a, b, c, d, e, f, NORM]
 };
+/// The all-gather kernels.
+pub(super) const ALL_GATHER: &[&str] = &GATHER;
 
 /// Element types of a collective.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,7 +105,7 @@ pub struct Execution {
     pub parity_stride: u64,
     /// Bytes from one slot to the next.
     pub slot_stride: u64,
-    /// Units of 16 bytes in a pass.
+    /// Units of 16 bytes in a pass: of the tensor, of each shard (two-shot) or of each piece (all-gather).
     pub pass_units: u32,
     /// Passes, at least 1.
     pub passes: u32,
@@ -104,6 +113,8 @@ pub struct Execution {
     pub blocks: u32,
     /// Threads of a block that move data, whole warps.
     pub workers: u32,
+    /// Blocks that share a row to be normalised; more than 1 only where no block has two rows.
+    pub row_blocks: u32,
 }
 
 /// Residual and RMSNorm behind a sum.
@@ -142,6 +153,8 @@ pub struct AllReduce {
     pub numel: u32,
     /// What ranks compare beside `numel`.
     pub meta: u32,
+    /// [`params::PHASE_REDUCE`] and so on: all of them, or with [`Algorithm::TwoShot`] one alone.
+    pub phases: u32,
     /// What follows the sum; bf16 tensors and one-shot only.
     pub norm: Option<NormAfter>,
 }
@@ -150,45 +163,110 @@ impl AllReduce {
     /// A block's workers and its clerk, `blocks` × ranks of them.
     pub fn launch(&self) -> Launch {
         let Execution { format, blocks, workers, .. } = self.execution;
-        let entry = match self.norm {
-            Some(_) => NORM[format as usize],
-            None => ONE_SHOT[self.element as usize][format as usize],
+        let entry = match (self.norm, self.execution.algorithm) {
+            (Some(_), _) => NORM[format as usize],
+            (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
+            (None, Algorithm::TwoShot) => TWO_SHOT[self.element as usize][format as usize],
         };
         let grid = [blocks, self.ranks.count, 1];
         Launch::new(entry, grid, workers + CLERKS, 0, &self.params())
     }
 
     fn params(&self) -> params::Collective {
-        let &Self { ranks, execution, data, data_stride, addend, slice_stride, numel, meta, norm, .. } = self;
-        let nothing =
-            NormAfter { residual: Addr::NULL, gain: Addr::NULL, out: Addr::NULL, hidden: 0, eps: 0.0 };
-        let norm = norm.unwrap_or(nothing);
-        params::Collective {
-            rows: ranks.rows.raw(),
-            failed: ranks.failed.raw(),
-            data: data.raw(),
+        let &Self { ranks, execution, data, data_stride, addend, slice_stride, numel, .. } = self;
+        let slices = params::Collective {
             addend: addend.raw(),
+            slice_stride,
+            ..collective(&ranks, &execution, data, data_stride, numel, self.meta)
+        };
+        let Some(norm) = self.norm else { return params::Collective { phases: self.phases, ..slices } };
+        params::Collective {
+            phases: self.phases,
             residual: norm.residual.raw(),
             gain: norm.gain.raw(),
             out: norm.out.raw(),
-            data_stride,
-            slice_stride,
-            limit_ns: ranks.limit_ns,
-            slots: execution.slots,
-            parity_stride: execution.parity_stride,
-            slot_stride: execution.slot_stride,
-            numel,
-            pass_units: execution.pass_units,
-            passes: execution.passes,
-            phases: params::PHASE_REDUCE | params::PHASE_PUT | params::PHASE_BROADCAST,
-            nodes: ranks.nodes,
-            gpus_per_node: ranks.gpus_per_node,
-            first_rank: ranks.first,
-            meta,
-            group: ranks.group,
             hidden: norm.hidden,
             eps: norm.eps,
-            reserved: 0,
+            ..slices
         }
+    }
+}
+
+/// Every rank gets every rank's piece, in place; one launch takes `pass_units` of each piece.
+#[derive(Debug, Clone, Copy)]
+pub struct AllGather<'a> {
+    /// Who takes part in this launch.
+    pub ranks: Ranks,
+    /// How; `passes` is not looked at.
+    pub execution: Execution,
+    /// The tensor of all pieces.
+    pub data: Addr<u8>,
+    /// Bytes from one rank's `data` to the next one's.
+    pub data_stride: u64,
+    /// Bytes of an element: 2 or 4.
+    pub element_bytes: u32,
+    /// Elements: rank r's piece is `offsets[r]..offsets[r + 1]`; at most [`params::MAX_RANKS`] pieces.
+    pub offsets: &'a [u32],
+    /// Unit of each piece that the launch begins with.
+    pub first_unit: u32,
+    /// What ranks compare beside the number of elements.
+    pub meta: u32,
+}
+
+impl AllGather<'_> {
+    /// A block's workers and its clerk, `blocks` × ranks of them.
+    pub fn launch(&self) -> Launch {
+        let &Self { ranks, execution, data, data_stride, .. } = self;
+        let end = self.offsets.last().copied().unwrap_or_default();
+        let mut offsets = [end; params::MAX_RANKS + 1];
+        offsets[..self.offsets.len()].copy_from_slice(self.offsets);
+        let execution = Execution { passes: 1, ..execution };
+        let params = params::Gather {
+            collective: collective(&ranks, &execution, data, data_stride, end, self.meta),
+            offsets,
+            first_unit: self.first_unit,
+            element_halves: self.element_bytes / 2,
+            reserved: 0,
+        };
+        let grid = [execution.blocks, ranks.count, 1];
+        Launch::new(GATHER[execution.format as usize], grid, execution.workers + CLERKS, 0, &params)
+    }
+}
+
+/// What all collectives take, without slices.
+fn collective(
+    ranks: &Ranks,
+    execution: &Execution,
+    data: Addr<u8>,
+    data_stride: u64,
+    numel: u32,
+    meta: u32,
+) -> params::Collective {
+    params::Collective {
+        rows: ranks.rows.raw(),
+        failed: ranks.failed.raw(),
+        data: data.raw(),
+        addend: 0,
+        residual: 0,
+        gain: 0,
+        out: 0,
+        data_stride,
+        slice_stride: 0,
+        limit_ns: ranks.limit_ns,
+        slots: execution.slots,
+        parity_stride: execution.parity_stride,
+        slot_stride: execution.slot_stride,
+        numel,
+        pass_units: execution.pass_units,
+        passes: execution.passes,
+        phases: 0,
+        nodes: ranks.nodes,
+        gpus_per_node: ranks.gpus_per_node,
+        first_rank: ranks.first,
+        meta,
+        group: ranks.group,
+        hidden: 0,
+        eps: 0.0,
+        row_blocks: execution.row_blocks,
     }
 }

@@ -87,17 +87,19 @@ impl RmsNorm {
     /// One block a token.
     pub fn launch(&self) -> Launch {
         let &Self { x, weight, out, n_tokens, hidden, eps } = self;
-        norm(RMSNORM[0], n_tokens, (x, Addr::NULL, weight, out), hidden, eps)
+        norm(RMSNORM[0], n_tokens, (x, Addr::NULL, Addr::NULL, weight, out), hidden, eps)
     }
 }
 
-/// `residual += x`, then `out = residual / rms(residual) · weight`.
+/// `sum = residual + x`, then `out = sum / rms(sum) · weight`.
 #[derive(Debug, Clone, Copy)]
 pub struct AddRmsNorm {
     /// `[n_tokens, hidden]`.
     pub x: Addr<bf16>,
-    /// `[n_tokens, hidden]`, added to.
+    /// `[n_tokens, hidden]`.
     pub residual: Addr<bf16>,
+    /// `[n_tokens, hidden]`, written; may be `residual`.
+    pub sum: Addr<bf16>,
     /// `[hidden]`.
     pub weight: Addr<bf16>,
     /// `[n_tokens, hidden]`, written; may be `x`.
@@ -113,22 +115,22 @@ pub struct AddRmsNorm {
 impl AddRmsNorm {
     /// One block a token.
     pub fn launch(&self) -> Launch {
-        let &Self { x, residual, weight, out, n_tokens, hidden, eps } = self;
-        norm(RMSNORM[1], n_tokens, (x, residual, weight, out), hidden, eps)
+        let &Self { x, residual, sum, weight, out, n_tokens, hidden, eps } = self;
+        norm(RMSNORM[1], n_tokens, (x, residual, sum, weight, out), hidden, eps)
     }
 }
 
-type NormOperands = (Addr<bf16>, Addr<bf16>, Addr<bf16>, Addr<bf16>);
+type NormOperands = (Addr<bf16>, Addr<bf16>, Addr<bf16>, Addr<bf16>, Addr<bf16>);
 
 fn norm(
     entry: &'static str,
     n_tokens: u32,
-    (x, residual, weight, out): NormOperands,
+    (x, residual, sum, weight, out): NormOperands,
     hidden: u32,
     eps: f32,
 ) -> Launch {
-    let (x, residual, weight, out) = (x.raw(), residual.raw(), weight.raw(), out.raw());
-    let params = params::RmsNorm { x, residual, weight, out, hidden, eps };
+    let (x, residual, sum, weight, out) = (x.raw(), residual.raw(), sum.raw(), weight.raw(), out.raw());
+    let params = params::RmsNorm { x, residual, sum, weight, out, hidden, eps };
     Launch::new(entry, [n_tokens, 1, 1], row_threads(hidden), 0, &params)
 }
 
@@ -146,16 +148,17 @@ mod tests {
         let launch = AddRmsNorm {
             x: Addr::new(1),
             residual: Addr::new(2),
-            weight: Addr::new(3),
-            out: Addr::new(4),
-            n_tokens: 5,
-            hidden: 6,
-            eps: 7.0,
+            sum: Addr::new(3),
+            weight: Addr::new(4),
+            out: Addr::new(5),
+            n_tokens: 6,
+            hidden: 7,
+            eps: 8.0,
         }
         .launch();
         let words: Vec<u64> =
             launch.params().chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap())).collect();
-        assert_eq!(words, [1, 2, 3, 4, u64::from(7f32.to_bits()) << 32 | 6]);
-        assert_eq!((launch.entry, launch.grid, launch.threads), ("add_rmsnorm_bf16", [5, 1, 1], 32));
+        assert_eq!(words, [1, 2, 3, 4, 5, u64::from(8f32.to_bits()) << 32 | 7]);
+        assert_eq!((launch.entry, launch.grid, launch.threads), ("add_rmsnorm_bf16", [6, 1, 1], 32));
     }
 }

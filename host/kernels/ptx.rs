@@ -83,7 +83,7 @@ macro_rules! families {
 families! {
     Embedding: 3 addresses + 2 words => &pointwise::EMBEDDING,
     Add: 2 addresses + 2 words => &pointwise::ADD,
-    RmsNorm: 4 addresses + 2 words => &pointwise::RMSNORM,
+    RmsNorm: 5 addresses + 2 words => &pointwise::RMSNORM,
     RopeKvWrite: 7 addresses + 6 words => &attention::ROPE_KV_WRITE,
     Argmax: 5 addresses + 2 words => &sampling::ARGMAX,
     Sample: 7 addresses + 2 words => &sampling::SAMPLE,
@@ -91,7 +91,8 @@ families! {
     Gemm: 4 addresses + 6 words => gemm::NAMES.as_flattened(),
     AttnDecode: 11 addresses + 8 words => &attention::DECODE,
     AttnPrefill: 8 addresses + 8 words => &attention::PREFILL,
-    Collective: 13 addresses + 12 words => &nvrar::NAMES,
+    Collective: 13 addresses + 12 words => nvrar::ALL_REDUCE.as_flattened(),
+    Gather: 13 addresses + 48 words => nvrar::ALL_GATHER,
 }
 
 /// Bytes of the struct behind the typed launch of a kernel, 0 if there is none.

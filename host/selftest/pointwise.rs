@@ -87,6 +87,7 @@ pub(super) fn add_rmsnorm(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
         let launch = AddRmsNorm {
             x: d_x.addr(),
             residual: d_residual.addr(),
+            sum: d_residual.addr(),
             weight: d_weight.addr(),
             out: out.addr(),
             n_tokens: n_tokens as u32,

@@ -15,7 +15,7 @@ use crate::ptx::atomic::{increment_acq_rel_gpu, load_u64_gpu, store_u64_gpu};
 use crate::ptx::barrier::{arrive, sync_some};
 use crate::ptx::global::ld_b64;
 use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, ntid_x, tid_x};
-use crate::ptx::system::{ld_v2_b64, st_v2_b64};
+use crate::ptx::system::{fence, ld_v2_b64, st_v2_b64};
 use crate::ptx::{Global, pdl};
 
 /// The barrier at which a block's clerk learns that all its threads have read the number.
@@ -29,7 +29,8 @@ pub struct Call<'a> {
     pub rank: u32,
     /// Ranks of the group.
     pub world: u32,
-    row: Global,
+    /// Its row.
+    pub row: Global,
     /// The number of the first pass.
     pub sequence: u64,
     /// What this rank brings.
@@ -43,10 +44,8 @@ pub struct Call<'a> {
 pub struct Pass {
     /// Its number.
     pub sequence: u64,
-    /// Its first unit.
+    /// Its first unit, of the tensor or of each shard.
     pub first: u32,
-    /// Its units.
-    pub units: u32,
     /// The slots of its number's parity, relative to a region.
     slots: u64,
 }
@@ -103,22 +102,34 @@ impl<'a> Call<'a> {
         tid_x() >= Self::workers()
     }
 
-    /// The first pass over a tensor of `units`.
+    /// The first pass.
     #[inline(always)]
-    pub fn first_pass(&self, units: u32) -> Pass {
-        self.pass(self.sequence, 0, units)
+    pub fn first_pass(&self) -> Pass {
+        self.pass(self.sequence, 0)
     }
 
-    /// The pass after another.
+    /// The pass after another. What this thread cleared in that one is empty before any peer hears of the next.
     #[inline(always)]
-    pub fn pass_after(&self, pass: &Pass, units: u32) -> Pass {
-        self.pass(next(pass.sequence), pass.first + pass.units, units)
+    pub fn pass_after(&self, pass: &Pass) -> Pass {
+        fence();
+        self.pass(next(pass.sequence), pass.first + self.p.pass_units)
     }
 
     #[inline(always)]
-    fn pass(&self, sequence: u64, first: u32, units: u32) -> Pass {
-        let slots = self.p.slots + (sequence & 1) * self.p.parity_stride;
-        Pass { sequence, first, units: self.p.pass_units.min(units - first), slots }
+    fn pass(&self, sequence: u64, first: u32) -> Pass {
+        Pass { sequence, first, slots: self.p.slots + (sequence & 1) * self.p.parity_stride }
+    }
+
+    /// How many of `units` from a pass's first one on belong to it.
+    #[inline(always)]
+    pub fn units_of(&self, pass: &Pass, units: u32) -> u32 {
+        units.saturating_sub(pass.first).min(self.p.pass_units)
+    }
+
+    /// This thread among all that move data for its rank, and their number.
+    #[inline(always)]
+    pub fn worker() -> (u32, u32) {
+        (ctaid_x() * Self::workers() + tid_x(), nctaid_x() * Self::workers())
     }
 
     /// The region of a rank.
@@ -177,6 +188,13 @@ impl<'a> Call<'a> {
             }
         }
         units
+    }
+
+    /// Takes the unit of a pass at one place.
+    #[inline(always)]
+    pub unsafe fn receive_one<W: Wire>(&mut self, pass: &Pass, place: Global, from: Source) -> [u32; 4] {
+        let [unit] = self.receive::<W, 1>(pass, [place], |_| from);
+        unit
     }
 
     /// The clerk's work: greets, sets the next number, awaits the greetings.

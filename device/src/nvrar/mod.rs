@@ -12,10 +12,16 @@
 //! call seen from one thread), [`schedule`] (who with whom), the phases [`reduce`], [`put`] and
 //! [`broadcast`], and the kernels [`one_shot`], [`fused`] and [`gather`].
 
+pub mod broadcast;
 pub mod call;
 pub mod element;
+pub mod fused;
+pub mod gather;
 pub mod norm;
 pub mod one_shot;
+pub mod put;
+pub mod reduce;
+pub mod schedule;
 pub mod tensor;
 pub mod watch;
 pub mod wire;

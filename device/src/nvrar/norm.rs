@@ -4,18 +4,21 @@ use super::call::{Call, Pass};
 use super::element::{Bf16, Element};
 use super::one_shot::{NONE, group, send, sum};
 use super::tensor;
+use super::watch::Source;
 use super::wire::{Cells, Wire, Words};
-use crate::params::Collective;
+use crate::params::{Collective, LETTER_BYTES, PHASE_REDUCE, ROW_MAIL, UNIT_BYTES};
 use crate::ptx::Global;
-use crate::ptx::global::{ld_v4, st_v4};
+use crate::ptx::global::{ld_b64, ld_v4, st_v4};
 use crate::ptx::math::{fma, rsqrt};
-use crate::ptx::special::{ctaid_x, ctaid_y, nctaid_x, tid_x};
-use crate::ptx::system::fence;
+use crate::ptx::special::{self, ctaid_x, ctaid_y, nctaid_x, tid_x};
+use crate::ptx::system::{ld_v2_b64, st_v2_b64};
 use crate::tile::bf16::{pack8, unpack8};
-use crate::tile::reduce::block_sum_of;
+use crate::tile::reduce::{block_sum_of, warp_sum};
 
 /// Units of a row that a thread keeps in registers.
-const HELD: usize = 3;
+const HELD: usize = 2;
+/// Rows that a block sends before it receives the first.
+const AHEAD: u32 = 2;
 /// The barrier of the threads that move data.
 const WORKERS_MEET: u32 = 2;
 /// bf16 in a unit.
@@ -29,13 +32,40 @@ struct Operands {
     out: Global,
 }
 
+/// A thread's share of a row, whose units are dealt to the workers of `blocks` blocks.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// The block's number among those of its row.
+    part: u32,
+    blocks: u32,
+    row_units: u32,
+}
+
+impl Lane {
+    #[inline(always)]
+    fn first(&self) -> u32 {
+        self.part * Call::workers() + tid_x()
+    }
+
+    #[inline(always)]
+    fn stride(&self) -> u32 {
+        self.blocks * Call::workers()
+    }
+
+    /// `K` units from the lane's `first` on, in the row that begins at unit `row` of the pass.
+    #[inline(always)]
+    fn group<const K: usize>(&self, row: u32, first: u32) -> [u32; K] {
+        group(first, self.stride(), self.row_units).map(|i| if i == NONE { NONE } else { row + i })
+    }
+}
+
 /// A unit of an array.
 #[inline(always)]
 fn at(array: Global, unit: u32) -> Global {
-    array + u64::from(unit) * 16
+    array + u64::from(unit) * UNIT_BYTES
 }
 
-/// Sums a tensor of rows, a block per row.
+/// Sums a tensor of rows.
 #[inline(always)]
 unsafe fn all_reduce<W: Wire, const K: usize>(p: &Collective) {
     let mut call = Call::begin(p, p.numel);
@@ -44,39 +74,43 @@ unsafe fn all_reduce<W: Wire, const K: usize>(p: &Collective) {
     }
     let slice = u64::from(ctaid_y()) * p.slice_stride;
     let operands = Operands { residual: p.residual + slice, gain: p.gain, out: p.out + slice };
-    let row_units = p.hidden / PER_UNIT;
-    let units = tensor::units(call.own.halves);
-    let mut pass = call.first_pass(units);
+    let lane = Lane { part: ctaid_x() % p.row_blocks, blocks: p.row_blocks, row_units: p.hidden / PER_UNIT };
+    let first_row = ctaid_x() / p.row_blocks * lane.row_units;
+    let stride = nctaid_x() / p.row_blocks * lane.row_units;
+    let mut pass = call.first_pass();
     for number in 0..p.passes {
-        let mut row = ctaid_x() * row_units;
-        while row < pass.units {
-            let mut i = tid_x();
-            while i < row_units {
-                send::<W, K>(&call, &pass, in_row(row, i, row_units));
-                i += Call::workers() * K as u32;
+        if number > 0 {
+            pass = call.pass_after(&pass);
+        }
+        let units = call.units_of(&pass, tensor::units(call.own.halves));
+        let (mut sent, mut received) = (first_row, first_row);
+        loop {
+            if sent < units {
+                send_row::<W, K>(&call, &pass, lane, sent);
             }
-            row += nctaid_x() * row_units;
-        }
-        if number == 0 {
-            Call::number_is_read();
-        }
-        let mut row = ctaid_x() * row_units;
-        while row < pass.units {
-            finish_row::<W, K>(&mut call, &pass, row, row_units, operands);
-            row += nctaid_x() * row_units;
-        }
-        if number + 1 < p.passes {
-            // Peers that hear of the next pass find empty what this thread has cleared.
-            fence();
-            pass = call.pass_after(&pass, units);
+            if number == 0 && sent == first_row {
+                Call::number_is_read();
+            }
+            sent += stride;
+            if sent < units && sent - received < AHEAD * stride {
+                continue;
+            }
+            if received >= units {
+                break;
+            }
+            finish_row::<W, K>(&mut call, &pass, lane, received, operands);
+            received += stride;
         }
     }
 }
 
-/// This thread's next units of the row that begins at unit `row` of the pass.
 #[inline(always)]
-fn in_row<const K: usize>(row: u32, first: u32, row_units: u32) -> [u32; K] {
-    group(first, Call::workers(), row_units).map(|i| if i == NONE { NONE } else { row + i })
+unsafe fn send_row<W: Wire, const K: usize>(call: &Call, pass: &Pass, lane: Lane, row: u32) {
+    let mut i = lane.first();
+    while i < lane.row_units {
+        send::<W, K>(call, pass, lane.group(row, i));
+        i += lane.stride() * K as u32;
+    }
 }
 
 /// Receives and sums a row, adds it to the residual, normalises the residual.
@@ -84,12 +118,12 @@ fn in_row<const K: usize>(row: u32, first: u32, row_units: u32) -> [u32; K] {
 unsafe fn finish_row<W: Wire, const K: usize>(
     call: &mut Call,
     pass: &Pass,
+    lane: Lane,
     row: u32,
-    row_units: u32,
     operands: Operands,
 ) {
     let Operands { residual, gain, out } = operands;
-    let indices: [u32; HELD] = in_row(row, tid_x(), row_units);
+    let indices: [u32; HELD] = lane.group(row, lane.first());
     let (mut held, mut gains) = ([[0; 4]; HELD], [[0; 4]; HELD]);
     for k in 0..HELD {
         if indices[k] != NONE {
@@ -113,18 +147,17 @@ unsafe fn finish_row<W: Wire, const K: usize>(
     for k in 0..HELD {
         squares = sum_of_squares(squares, held[k]);
     }
-    let beyond = tid_x() + Call::workers() * HELD as u32;
+    let beyond = lane.first() + lane.stride() * HELD as u32;
     let mut i = beyond;
-    while i < row_units {
-        let index = row + i;
-        let before = ld_v4(at(residual, pass.first + index));
-        let [after] = add::<W, _>(call, pass, [index], [before], residual);
+    while i < lane.row_units {
+        let before = ld_v4(at(residual, pass.first + row + i));
+        let [after] = add::<W, 1>(call, pass, [row + i], [before], residual);
         squares = sum_of_squares(squares, after);
-        i += Call::workers();
+        i += lane.stride();
     }
 
-    let mean = block_sum_of::<WORKERS_MEET>(squares, Call::workers()) / call.p.hidden as f32;
-    let inverse_rms = rsqrt(mean + call.p.eps);
+    let squares = row_sum(call, pass, lane, block_sum_of::<WORKERS_MEET>(squares, Call::workers()));
+    let inverse_rms = rsqrt(squares / call.p.hidden as f32 + call.p.eps);
     if call.watch.over {
         return;
     }
@@ -135,11 +168,47 @@ unsafe fn finish_row<W: Wire, const K: usize>(
     }
     // Each thread reads back only what it wrote itself.
     let mut i = beyond;
-    while i < row_units {
+    while i < lane.row_units {
         let unit = pass.first + row + i;
         st_v4(at(out, unit), scale(ld_v4(at(residual, unit)), ld_v4(at(gain, i)), inverse_rms));
-        i += Call::workers();
+        i += lane.stride();
     }
+}
+
+/// Sum over the blocks of a row, in their order; each has one row at most in such a launch.
+///
+/// A letter is two cells of {value, half of the call's number}. Both halves are looked at, so no letter of an
+/// earlier call is ever taken for one of this, and none has to be cleared.
+#[inline(always)]
+unsafe fn row_sum(call: &mut Call, pass: &Pass, lane: Lane, value: f32) -> f32 {
+    if lane.blocks == 1 {
+        return value;
+    }
+    let letter = |value: f32| {
+        let number = [pass.sequence << 32, pass.sequence >> 32 << 32];
+        number.map(|half| half | u64::from(value.to_bits()))
+    };
+    let mail = ld_b64(call.row + ROW_MAIL) + u64::from(ctaid_x() - lane.part) * LETTER_BYTES;
+    if tid_x() == 0 {
+        st_v2_b64(mail + u64::from(lane.part) * LETTER_BYTES, letter(value));
+    }
+    // Lane i of each warp reads the letter of block i.
+    let mut sum = 0.0;
+    if special::lane() < lane.blocks {
+        let place = mail + u64::from(special::lane()) * LETTER_BYTES;
+        while !call.watch.over {
+            let found = ld_v2_b64(place);
+            sum = f32::from_bits(found[0] as u32);
+            if found == letter(sum) {
+                break;
+            }
+            if call.watch.is_first_to_give_up() {
+                let from = Source { peer: call.rank, phase: PHASE_REDUCE, step: 0 };
+                call.watch.report_timeout(call.p, call.rank, from, pass.sequence, 0);
+            }
+        }
+    }
+    warp_sum(sum)
 }
 
 /// Leaves the sums in the tensor, and their sums with the residual there.
@@ -185,7 +254,8 @@ macro_rules! norm {
         /// `hidden`, a multiple of 8; a pass is whole rows.
         ///
         /// # Thread mapping
-        /// A row per block in turn. A thread keeps three units of it in registers and reads the others again.
+        /// A row per `row_blocks` blocks in turn. A thread keeps two units of it in registers and reads the
+        /// others again.
         ///
         /// # Memory order, safety
         /// As there; `residual` and `out` overlap nothing.
@@ -198,5 +268,5 @@ macro_rules! norm {
 
 norm! {
     allreduce_bf16_oneshot_cells_norm: Cells, 1 at once;
-    allreduce_bf16_oneshot_words_norm: Words, 3 at once;
+    allreduce_bf16_oneshot_words_norm: Words, 2 at once;
 }

@@ -9,47 +9,52 @@ use super::tensor;
 use super::watch::Source;
 use super::wire::{Cells, Wire, Words};
 use crate::params::{Collective, PHASE_REDUCE};
-use crate::ptx::special::{ctaid_x, nctaid_x, tid_x};
-use crate::ptx::system::fence;
 
 /// No unit.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Sums a tensor, units dealt to all workers of the grid in turn. A thread looks at `K` messages in one go.
+/// Groups of units that a thread sends before it receives the first: enough to fill the wire, few enough that
+/// a long message is received while it is sent.
+const AHEAD: u32 = 2;
+
+/// Sums a tensor, units dealt to all workers of the grid in turn, `K` together.
 #[inline(always)]
 unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
     let mut call = Call::begin(p, p.numel * E::HALVES);
     if Call::is_clerk() {
         return call.keep_books();
     }
-    let worker = ctaid_x() * Call::workers() + tid_x();
-    let step = nctaid_x() * Call::workers();
-    let units = tensor::units(call.own.halves);
-    let mut pass = call.first_pass(units);
+    let (worker, workers) = Call::worker();
+    let stride = workers * K as u32;
+    let mut pass = call.first_pass();
     for number in 0..p.passes {
-        let mut i = worker;
-        while i < pass.units {
-            send::<W, K>(&call, &pass, group(i, step, pass.units));
-            i += step * K as u32;
+        if number > 0 {
+            pass = call.pass_after(&pass);
         }
-        if number == 0 {
-            Call::number_is_read();
-        }
-        let mut i = worker;
-        while i < pass.units {
-            let indices = group(i, step, pass.units);
+        let units = call.units_of(&pass, tensor::units(call.own.halves));
+        let (mut sent, mut received) = (worker, worker);
+        loop {
+            if sent < units {
+                send::<W, K>(&call, &pass, group(sent, workers, units));
+            }
+            if number == 0 && sent == worker {
+                Call::number_is_read();
+            }
+            sent += stride;
+            if sent < units && sent - received < AHEAD * stride {
+                continue;
+            }
+            if received >= units {
+                break;
+            }
+            let indices = group(received, workers, units);
             let sums = sum::<E, W, K>(&mut call, &pass, indices);
             for k in 0..K {
                 if indices[k] != NONE && !call.watch.over {
                     tensor::store(call.own.data, pass.first + indices[k], call.own.halves, sums[k]);
                 }
             }
-            i += step * K as u32;
-        }
-        if number + 1 < p.passes {
-            // Peers that hear of the next pass find empty what this thread has cleared.
-            fence();
-            pass = call.pass_after(&pass, units);
+            received += stride;
         }
     }
 }

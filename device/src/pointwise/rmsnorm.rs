@@ -26,13 +26,13 @@ kernel! {
 }
 
 kernel! {
-    /// `residual += x`, then `out = rmsnorm(residual) · weight`. The sum is rounded to bf16 before it
-    /// is normalised, so that `out` belongs to the residual that is kept.
+    /// `sum = residual + x`, then `out = rmsnorm(sum) · weight`. The sum is rounded to bf16 before it is
+    /// normalised, so that `out` belongs to the sum that is kept.
     ///
     /// Shape and layout, thread mapping: as [`rmsnorm_bf16`].
     ///
     /// # Safety
-    /// As [`rmsnorm_bf16`]; `residual` overlaps nothing.
+    /// As [`rmsnorm_bf16`]; `sum` is `residual` or overlaps nothing, and `residual` overlaps nothing else.
     #[launch_bounds(1024, 1)]
     pub fn add_rmsnorm_bf16(p: RmsNorm) {
         rmsnorm::<true>(&p);
@@ -61,7 +61,7 @@ unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
     let inverse_rms = rsqrt(block_sum(squares) / p.hidden as f32 + p.eps);
 
     // Scale. Each thread reads back only what it wrote itself.
-    let source = if ADD { p.residual } else { p.x } + row;
+    let source = if ADD { p.sum } else { p.x } + row;
     scale(p, row, first, head, first_weight, inverse_rms, aligned);
     let mut i = first + step;
     while i < p.hidden {
@@ -81,7 +81,7 @@ unsafe fn input<const ADD: bool>(p: &RmsNorm, row: Global, i: u32, aligned: bool
     }
     let (a, b) = (unpack8(x), unpack8(load8_or_zero(p.residual + row, i, p.hidden, aligned)));
     let sum = pack8(core::array::from_fn(|j| a[j] + b[j]));
-    store8(p.residual + row, i, p.hidden, sum, aligned);
+    store8(p.sum + row, i, p.hidden, sum, aligned);
     sum
 }
 

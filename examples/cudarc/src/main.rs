@@ -45,6 +45,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         let launch = AddRmsNorm {
             x: Addr::new(x),
             residual: Addr::new(residual),
+            sum: Addr::new(residual),
             weight: Addr::new(weight),
             out: Addr::new(out),
             n_tokens: n_tokens as u32,

@@ -41,7 +41,8 @@ pub(super) fn all<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<V
     let add_rmsnorm: Launcher<'a> = Box::new(move |offset| {
         let (x, weight, residual) = (operands.at(offset), operands.at(0), operands.out::<half::bf16>());
         let out = residual.at(m * hidden);
-        AddRmsNorm { x, residual, weight, out, n_tokens: tokens, hidden: width, eps: EPS }.launch()
+        AddRmsNorm { x, residual, sum: residual, weight, out, n_tokens: tokens, hidden: width, eps: EPS }
+            .launch()
     });
     let mut works = vec![
         work("embedding", hidden, 2 * row_bytes, row_bytes, embedding),

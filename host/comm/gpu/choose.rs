@@ -1,15 +1,15 @@
-//! How a call is executed: algorithm, format, passes, grid. Pure functions of size, dtype, topology and tuning, so
-//! that all ranks come to the same result by themselves.
+//! How a call is executed: algorithm, format, passes, grid. Pure functions of size, topology and tuning, so that
+//! all ranks come to the same result by themselves.
 
 use super::layout::Layout;
-use crate::comm::Shape;
+use crate::comm::{Shape, schedule};
 use crate::kernels::nvrar::{Algorithm, Execution, Format};
 use crate::kernels::params::{GRANULE_UNITS, UNIT_BYTES};
 
 /// Overrides parts of the measured choice; equal on all ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tuning {
-    /// How ranks of one node share the work.
+    /// How ranks of one node share the work; several nodes always do it in two shots.
     pub algorithm: Option<Algorithm>,
     /// How messages travel.
     pub format: Option<Format>,
@@ -17,15 +17,24 @@ pub struct Tuning {
     pub blocks: Option<u32>,
     /// Threads of a block that move data, whole warps.
     pub workers: Option<u32>,
+    /// Blocks that share a row to be normalised.
+    pub row_blocks: Option<u32>,
 }
 
-/// What is to be summed.
+/// What is to be done.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call {
-    /// Its size.
-    pub(super) bytes: usize,
-    /// Units of 16 bytes in a row, where rows are normalised.
-    pub(super) row_units: Option<u32>,
+pub(super) enum Task {
+    /// A sum of so many units; with rows of so many where they are normalised.
+    Sum { units: u32, row_units: Option<u32> },
+    /// One phase of a sum of so many units.
+    Phase { units: u32 },
+    /// A gather whose longest piece has so many units.
+    Gather { units: u32 },
+}
+
+/// Where it is to be done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Site {
     /// The group.
     pub(super) shape: Shape,
     /// Most blocks per rank.
@@ -33,41 +42,65 @@ pub(super) struct Call {
 }
 
 const WARP: u32 = 32;
-/// Most workers of a block; the clerk comes to them.
+/// Most workers of a block; its clerk comes to them.
 const MAX_WORKERS: u32 = 512;
 const MAX_WORKERS_NORM: u32 = 384;
-/// Largest message that travels in cells.
-const CELLS_BYTES: usize = 32 << 10;
+/// Fewest workers of a block of a sum: more blocks send faster than larger ones.
+const MIN_WORKERS: u32 = 128;
+/// Blocks at which blocks are made larger instead.
+const MANY_BLOCKS: u32 = 128;
+/// Units of a row for one block.
+const ROW_UNITS: u32 = 256;
+/// Largest message that travels in cells, in units: words have caught up there, and cells carry the call's number.
+const CELLS_UNITS: u32 = 64;
+/// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
+const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
+/// Cells lie in groups of so many units.
+const CELL_GROUP_UNITS: u32 = 32;
 
-impl Call {
-    /// The choice. None if a row does not fit a pass.
-    pub(super) fn execution(&self, layout: &Layout, tuning: Tuning) -> Option<Execution> {
-        let algorithm = Algorithm::OneShot;
-        let format = tuning.format.unwrap_or(match self.bytes {
-            0..=CELLS_BYTES => Format::Cells,
-            _ => Format::Words,
-        });
+/// The units that hold `bytes`, if they can be counted.
+pub(super) fn units(bytes: usize) -> Option<u32> {
+    // Halves are counted in 32 bits, too.
+    u32::try_from(bytes / 2).ok()?;
+    u32::try_from(bytes.div_ceil(UNIT_BYTES as usize)).ok()
+}
+
+impl Site {
+    /// The choice; none if a row does not fit a pass.
+    pub(super) fn execution(&self, task: Task, layout: &Layout, tuning: Tuning) -> Option<Execution> {
+        let algorithm = self.algorithm(task, tuning);
+        let longest = match task {
+            Task::Sum { units, .. } | Task::Phase { units } if algorithm == Algorithm::TwoShot => {
+                self.shard(units, 0)
+            }
+            Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
+        };
+        let cells = if longest <= CELLS_UNITS { Format::Cells } else { Format::Words };
+        let format = tuning.format.unwrap_or(cells);
         let area = layout.area(format);
-        let slots = self.shape.world();
-        // Cells lie in groups of 32 units.
-        let slot_units =
-            (area.bytes / slots / format.unit_bytes()) as u32 / GRANULE_UNITS / 4 * GRANULE_UNITS * 4;
-        let units = u32::try_from(self.bytes.div_ceil(UNIT_BYTES as usize)).ok()?;
-        let step = self.row_units.unwrap_or(GRANULE_UNITS);
+        let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
+        let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
+        let row_units = match task {
+            Task::Sum { row_units, .. } => row_units,
+            _ => None,
+        };
+        let step = row_units.unwrap_or(GRANULE_UNITS);
         let most = slot_units / step * step;
         if most == 0 {
             return None;
         }
         // Passes of nearly equal size, so that every thread has work in the last one, too.
-        let pass_units = units.div_ceil(units.div_ceil(most).max(1)).next_multiple_of(step).clamp(step, most);
-        let passes = units.div_ceil(pass_units).max(1);
-        let (blocks, workers) = self.grid(units.min(pass_units), tuning);
-        let last = units - (passes - 1) * pass_units;
-        let blocks = match self.row_units {
-            _ if passes == 1 => blocks,
-            None => blocks.min(last / workers),
-            Some(row) => blocks.min(last / row),
+        let even = longest.div_ceil(longest.div_ceil(most).max(1));
+        let pass_units = even.next_multiple_of(step).clamp(step, most);
+        let passes = longest.div_ceil(pass_units).max(1);
+        let (mut blocks, workers, row_blocks) = match row_units {
+            Some(row) => self.rows_grid(longest.min(pass_units), row, passes, tuning),
+            None => self.grid(longest.min(pass_units), tuning),
         };
+        if passes > 1 && !matches!(task, Task::Gather { .. }) {
+            blocks = blocks
+                .min(self.last_pass(task, algorithm, pass_units, passes) / row_units.unwrap_or(workers));
+        }
         (blocks > 0).then_some(Execution {
             algorithm,
             format,
@@ -78,19 +111,150 @@ impl Call {
             passes,
             blocks,
             workers,
+            row_blocks,
         })
     }
 
-    fn grid(&self, pass_units: u32, tuning: Tuning) -> (u32, u32) {
-        if let Some(row) = self.row_units {
-            let workers = tuning.workers.unwrap_or(MAX_WORKERS_NORM).min(MAX_WORKERS_NORM);
-            let workers = workers.min(row.next_multiple_of(WARP));
-            let rows = pass_units.div_ceil(row).max(1);
-            return (tuning.blocks.unwrap_or(rows).clamp(1, rows.min(self.max_blocks)), workers);
+    /// One shot as long as what it sends more takes less time than a second hop.
+    fn algorithm(&self, task: Task, tuning: Tuning) -> Algorithm {
+        let Task::Sum { units, .. } = task else { return Algorithm::TwoShot };
+        if self.shape.nodes > 1 {
+            return Algorithm::TwoShot;
         }
-        let workers = tuning.workers.unwrap_or(256).clamp(WARP, MAX_WORKERS) / WARP * WARP;
-        let workers = workers.min(pass_units.max(1).next_multiple_of(WARP));
-        let blocks = pass_units.div_ceil(workers).max(1);
-        (tuning.blocks.unwrap_or(blocks).clamp(1, blocks.min(self.max_blocks)), workers)
+        let world = self.shape.world() as u64;
+        let more = u64::from(units) * (world - 1) * world.saturating_sub(2) / world;
+        let measured = if more <= HOP_UNITS { Algorithm::OneShot } else { Algorithm::TwoShot };
+        tuning.algorithm.unwrap_or(measured)
+    }
+
+    /// Slots of one parity.
+    fn slots(&self, task: Task, algorithm: Algorithm) -> usize {
+        let Shape { nodes, gpus_per_node } = self.shape;
+        match (task, algorithm) {
+            (Task::Gather { .. }, _) => nodes + self.shape.world(),
+            (_, Algorithm::OneShot) => self.shape.world(),
+            (_, Algorithm::TwoShot) => {
+                2 * gpus_per_node + if nodes == 1 { 0 } else { nodes.ilog2() as usize + 2 }
+            }
+        }
+    }
+
+    /// Units of the shard of a local rank; the first one's is the longest, the last one's the shortest.
+    fn shard(&self, units: u32, local: usize) -> u32 {
+        let parts = self.shape.gpus_per_node;
+        schedule::shard(units as usize, GRANULE_UNITS as usize, parts, local).len() as u32
+    }
+
+    /// Units of the shortest last pass of any shard.
+    fn last_pass(&self, task: Task, algorithm: Algorithm, pass_units: u32, passes: u32) -> u32 {
+        let shortest = match task {
+            Task::Sum { units, .. } | Task::Phase { units } if algorithm == Algorithm::TwoShot => {
+                self.shard(units, self.shape.gpus_per_node - 1)
+            }
+            Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
+        };
+        shortest.saturating_sub((passes - 1) * pass_units)
+    }
+
+    /// Blocks and workers for so many units.
+    fn grid(&self, units: u32, tuning: Tuning) -> (u32, u32, u32) {
+        let measured =
+            units.div_ceil(MANY_BLOCKS.min(self.max_blocks)).next_multiple_of(WARP).max(MIN_WORKERS);
+        let workers = tuning.workers.unwrap_or(measured).clamp(WARP, MAX_WORKERS) / WARP * WARP;
+        let workers = workers.min(units.max(1).next_multiple_of(WARP));
+        let blocks = units.div_ceil(workers).max(1);
+        (tuning.blocks.unwrap_or(blocks).clamp(1, blocks.min(self.max_blocks)), workers, 1)
+    }
+
+    /// Blocks, workers and blocks of a row for rows of `row` units.
+    fn rows_grid(&self, units: u32, row: u32, passes: u32, tuning: Tuning) -> (u32, u32, u32) {
+        let rows = units.div_ceil(row).max(1);
+        let room = if passes == 1 { (self.max_blocks / rows).clamp(1, WARP) } else { 1 };
+        let row_blocks = tuning.row_blocks.unwrap_or(row.div_ceil(ROW_UNITS)).clamp(1, room);
+        let share = row.div_ceil(row_blocks).next_multiple_of(WARP);
+        let workers = tuning.workers.unwrap_or(share).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
+        if row_blocks > 1 {
+            return (rows * row_blocks, workers, row_blocks);
+        }
+        (tuning.blocks.unwrap_or(rows).clamp(1, rows.min(self.max_blocks)), workers, 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn site(nodes: usize, gpus_per_node: usize, max_blocks: u32) -> Site {
+        Site { shape: Shape { nodes, gpus_per_node }, max_blocks }
+    }
+
+    #[test]
+    fn two_ranks_never_need_a_second_hop_and_many_do_above_a_size() {
+        let algorithm = |world, kib: u32| {
+            let task = Task::Sum { units: kib * 64, row_units: None };
+            site(1, world, 132).algorithm(task, Tuning::default())
+        };
+        assert!([1, 64, 1 << 16].iter().all(|&kib| algorithm(2, kib) == Algorithm::OneShot));
+        assert_eq!([128, 256, 512].map(|kib| algorithm(4, kib)), {
+            use Algorithm::{OneShot, TwoShot};
+            [OneShot, OneShot, TwoShot]
+        });
+        assert_eq!(algorithm(8, 64), Algorithm::OneShot);
+        assert_eq!(algorithm(8, 128), Algorithm::TwoShot);
+        let task = Task::Sum { units: 1, row_units: None };
+        let forced = Tuning { algorithm: Some(Algorithm::OneShot), ..Tuning::default() };
+        assert_eq!(site(2, 2, 132).algorithm(task, forced), Algorithm::TwoShot);
+    }
+
+    proptest! {
+        /// What the protocol asks for: messages fit their slots, slots their area, passes cover the tensor, and in
+        /// a call of several passes every thread has work in the last one.
+        #[test]
+        fn an_execution_keeps_the_protocols_terms(
+            nodes in 1usize..5,
+            gpus in 1usize..9,
+            units in prop_oneof![0u32..2000, 0u32..20_000_000],
+            registered in 0u32..20_000_000,
+            row in prop_oneof![Just(None), (1u32..4096).prop_map(Some)],
+            kind in 0..3,
+            max_blocks in 4u32..133,
+            forced in prop_oneof![Just(None), Just(Some(Format::Cells)), Just(Some(Format::Words))],
+        ) {
+            let site = site(nodes, gpus, max_blocks);
+            let row = row.filter(|_| nodes == 1 && kind == 0);
+            let units = row.map_or(units, |row| units / row * row);
+            let layout = Layout::new(site.shape, registered.max(units) as usize * 16);
+            let task = match kind {
+                0 => Task::Sum { units, row_units: row },
+                1 => Task::Phase { units },
+                _ => Task::Gather { units },
+            };
+            let algorithm = row.map(|_| Algorithm::OneShot);
+            let tuning = Tuning { format: forced, algorithm, ..Tuning::default() };
+            let found = site.execution(task, &layout, tuning);
+            prop_assert!(found.is_some() || row.is_some());
+            let Some(e) = found else { return Ok(()) };
+            let unit = e.format.unit_bytes() as u64;
+            prop_assert!(u64::from(e.pass_units.next_multiple_of(CELL_GROUP_UNITS)) * unit <= e.slot_stride);
+            prop_assert!(e.slot_stride * site.slots(task, e.algorithm) as u64 <= e.parity_stride);
+            prop_assert!(e.slots + 2 * e.parity_stride <= layout.bytes as u64);
+            prop_assert!(e.slots % 1024 == 0 && e.parity_stride % 1024 == 0 && e.slot_stride % 512 == 0);
+            prop_assert!((1..=max_blocks).contains(&e.blocks) && e.workers.is_multiple_of(WARP));
+            prop_assert!((1..=MAX_WORKERS).contains(&e.workers) && e.blocks.is_multiple_of(e.row_blocks));
+            let longest = match task {
+                Task::Sum { units, .. } | Task::Phase { units } if e.algorithm == Algorithm::TwoShot => site.shard(units, 0),
+                Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
+            };
+            prop_assert!(u64::from(e.pass_units) * u64::from(e.passes) >= u64::from(longest));
+            if e.passes > 1 && kind < 2 {
+                let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
+                prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
+            }
+            if e.row_blocks > 1 {
+                prop_assert!(e.passes == 1 && e.blocks / e.row_blocks * row.expect("rows") >= units);
+            }
+        }
     }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::choose::Call;
+use super::choose::{self, Site, Task};
 use super::failure::{Alarms, Meta};
 use super::layout::Layout;
 use super::options::{GroupOptions, PeerMemory};
-use crate::comm::{Collective, CommError, DType, Shape, sequence};
+use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
 use crate::driver::{Device, DeviceBuffer, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream};
-use crate::kernels::nvrar::{self, ElementType, Execution, Format, NormAfter, Ranks};
+use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Format, NormAfter, Ranks};
 use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 
 /// bf16 in a unit of 16 bytes.
@@ -47,6 +47,8 @@ pub(super) struct Part {
     pub(super) data: DeviceBuffer<u8>,
     pub(super) stride: usize,
     rows: DeviceBuffer<u8>,
+    /// What blocks that share a row tell each other.
+    _mail: DeviceBuffer<u8>,
     layout: Layout,
     /// All ranks' regions: none is freed while one rank's kernels may write into it.
     _regions: Arc<[Arc<Region>]>,
@@ -61,6 +63,13 @@ pub(super) struct Sum {
     pub(super) norm: Option<NormAfter>,
     /// Elements from one rank's slices to the next one's.
     pub(super) slice_stride: usize,
+}
+
+impl Part {
+    /// Ranks that it belongs to.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len() / params::ROW_BYTES as usize
+    }
 }
 
 impl Region {
@@ -98,7 +107,7 @@ impl Crew {
         self.kernels.device()
     }
 
-    /// The regions of this crew for a buffer of `bytes`.
+    /// Empty regions of this crew's ranks.
     pub(super) fn regions(&self, layout: &Layout, memory: PeerMemory) -> Result<Vec<Arc<Region>>, GpuError> {
         let stream = self.device().stream()?;
         (0..self.count).map(|_| Ok(Arc::new(Region::new(self.device(), layout, memory, &stream)?))).collect()
@@ -114,12 +123,15 @@ impl Crew {
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
         let stride = bytes.next_multiple_of(DATA_ALIGN);
+        let letters = self.max_blocks() as usize * params::LETTER_BYTES as usize;
+        let mail = self.device().allocate_zeroed::<u8>(self.count * letters, &stream)?;
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
         for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
             let mut put = |at: u64, value: u64| {
                 row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
             };
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
+            put(params::ROW_MAIL, mail.ptr_at(index * letters).0);
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
             for (at, region) in (params::ROW_REGIONS..).step_by(8).zip(&*regions) {
                 put(at, region.address());
@@ -127,7 +139,7 @@ impl Crew {
         }
         let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
         let rows = self.device().upload(&rows, &stream)?;
-        Ok(Part { data, stride, rows, layout, _regions: regions })
+        Ok(Part { data, stride, rows, _mail: mail, layout, _regions: regions })
     }
 
     fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
@@ -149,7 +161,12 @@ impl Crew {
         (self.device().properties().multiprocessors / self.count as u32).max(1)
     }
 
-    /// Enqueues a sum, and what follows it, in one launch where that is offered, else in two.
+    fn site(&self) -> Site {
+        Site { shape: self.shape, max_blocks: self.max_blocks() }
+    }
+
+    /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
+    /// one-shot form, else in two.
     pub(super) fn all_reduce(
         &self,
         stream: &Stream,
@@ -157,30 +174,74 @@ impl Crew {
         options: &GroupOptions,
         sum: Sum,
     ) -> Result<(), CommError> {
-        let bytes = sum.numel * sum.dtype.size_bytes();
-        let call = |row_units| Call { bytes, row_units, shape: self.shape, max_blocks: self.max_blocks() };
+        let units = units(sum.numel, sum.dtype)?;
         let tuning = options.tuning.unwrap_or_default();
-        let fused = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
-        let fused = fused.and_then(|norm| {
-            Some((norm, call(Some(norm.hidden / BF16_PER_UNIT)).execution(&part.layout, tuning)?))
-        });
-        if let Some((norm, execution)) = fused {
-            return self.launch(stream, &self.sum_launch(part, options, &sum, execution, Some(norm)));
+        let execution =
+            |row_units| self.site().execution(Task::Sum { units, row_units }, &part.layout, tuning);
+        let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
+        let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
+        if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
+            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, Some(norm));
+            return self.launch(stream, &launch);
         }
-        let what = "a tensor of more than 2³² units";
-        let execution = call(None).execution(&part.layout, tuning).ok_or(CommError::Unsupported { what })?;
-        self.launch(stream, &self.sum_launch(part, options, &sum, execution, None))?;
+        let execution = execution(None).ok_or(NO_PASS)?;
+        let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
+        self.launch(stream, &launch)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
         for rank in 0..self.count {
             let at = |slice: Addr<bf16>| slice.at(rank * sum.slice_stride);
-            let launch = AddRmsNorm {
-                x: Addr::new(part.data.ptr_at(rank * part.stride).0),
-                residual: at(norm.residual),
-                weight: norm.gain,
-                out: at(norm.out),
-                n_tokens: sum.numel as u32 / norm.hidden,
-                hidden: norm.hidden,
-                eps: norm.eps,
+            let data = Addr::new(part.data.ptr_at(rank * part.stride).0);
+            let norm = NormAfter { residual: at(norm.residual), out: at(norm.out), ..norm };
+            self.launch(stream, &add_norm(data, sum.numel, &norm).launch())?;
+        }
+        Ok(())
+    }
+
+    /// Enqueues one phase of a sum.
+    pub(super) fn phase(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        phase: Phase,
+        (numel, dtype): (usize, DType),
+    ) -> Result<(), CommError> {
+        let task = Task::Phase { units: units(numel, dtype)? };
+        let tuning = options.tuning.unwrap_or_default();
+        let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
+        let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
+        self.launch(stream, &self.sum_launch(part, options, &sum, execution, Collective::Stage(phase), None))
+    }
+
+    /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
+    pub(super) fn all_gather(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        offsets: &[usize],
+        dtype: DType,
+    ) -> Result<(), CommError> {
+        let end = offsets.last().copied().unwrap_or_default();
+        units(end, dtype)?;
+        let longest = offsets.windows(2).map(|piece| piece[1] - piece[0]).max().unwrap_or_default();
+        let task = Task::Gather { units: units(longest, dtype)? };
+        let tuning = options.tuning.unwrap_or_default();
+        let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
+        let mut alike: Vec<u64> = offsets.iter().map(|&offset| offset as u64).collect();
+        alike.extend([execution.format as u64, execution.pass_units.into()]);
+        let offsets: Vec<u32> = offsets.iter().map(|&offset| offset as u32).collect();
+        for pass in 0..execution.passes {
+            alike.push(pass.into());
+            let launch = nvrar::AllGather {
+                ranks: self.ranks(part, options),
+                execution,
+                data: part.data.addr(),
+                data_stride: part.stride as u64,
+                element_bytes: dtype.size_bytes() as u32,
+                offsets: &offsets,
+                first_unit: pass * execution.pass_units,
+                meta: Meta::new(Collective::AllGather, dtype, &alike).bits(),
             };
             self.launch(stream, &launch.launch())?;
         }
@@ -193,9 +254,9 @@ impl Crew {
         options: &GroupOptions,
         sum: &Sum,
         execution: Execution,
+        collective: Collective,
         norm: Option<NormAfter>,
     ) -> Launch {
-        let threads = u64::from(execution.blocks) * u64::from(execution.workers);
         let mut alike = vec![
             execution.algorithm as u64,
             execution.format as u64,
@@ -203,9 +264,10 @@ impl Crew {
             execution.pass_units.into(),
         ];
         if execution.passes > 1 {
-            alike.extend([threads, norm.map_or(0, |norm| norm.hidden.into())]);
+            let hidden = norm.map_or(0, |norm| norm.hidden);
+            alike.extend([execution.blocks, execution.workers, hidden].map(u64::from));
         }
-        let meta = Meta::new(Collective::AllReduce, sum.dtype, &alike);
+        let meta = Meta::new(collective, sum.dtype, &alike);
         let launch = nvrar::AllReduce {
             ranks: self.ranks(part, options),
             execution,
@@ -216,6 +278,7 @@ impl Crew {
             slice_stride: (sum.slice_stride * size_of::<bf16>()) as u64,
             numel: sum.numel as u32,
             meta: meta.bits(),
+            phases: phases(collective),
             norm,
         };
         launch.launch()
@@ -225,6 +288,33 @@ impl Crew {
         // SAFETY: the launches of this module touch only registered buffers and slices whose lengths were checked;
         // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
         Ok(unsafe { self.kernels.launch(stream, launch) }?)
+    }
+}
+
+/// Residual and norm by a launch of their own.
+pub(super) fn add_norm(data: Addr<bf16>, numel: usize, norm: &NormAfter) -> AddRmsNorm {
+    let &NormAfter { residual, gain, out, hidden, eps } = norm;
+    let n_tokens = (numel / hidden as usize) as u32;
+    AddRmsNorm { x: data, residual, sum: residual, weight: gain, out, n_tokens, hidden, eps }
+}
+
+const NO_PASS: CommError =
+    CommError::Unsupported { what: "a tensor whose smallest part does not fit the slots" };
+
+fn units(numel: usize, dtype: DType) -> Result<u32, CommError> {
+    let what = "a tensor of 8 GiB or more; sum it in parts";
+    choose::units(numel * dtype.size_bytes()).ok_or(CommError::Unsupported { what })
+}
+
+/// The phases of a collective, as its kernels have them.
+fn phases(collective: Collective) -> u32 {
+    match collective {
+        Collective::Stage(Phase::Reduce) => params::PHASE_REDUCE,
+        Collective::Stage(Phase::Put) => params::PHASE_PUT,
+        Collective::Stage(Phase::Broadcast) => params::PHASE_BROADCAST,
+        Collective::AllReduce | Collective::AllGather => {
+            params::PHASE_REDUCE | params::PHASE_PUT | params::PHASE_BROADCAST
+        }
     }
 }
 

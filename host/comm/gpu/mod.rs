@@ -14,6 +14,7 @@ mod crew;
 mod failure;
 mod group;
 mod layout;
+mod loopback;
 mod meeting;
 mod options;
 mod solo;
@@ -28,6 +29,7 @@ use self::crew::{Crew, Part, Sum};
 use self::failure::Alarms;
 use self::group::{Group, Item, World};
 use self::layout::Layout;
+pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
@@ -189,9 +191,13 @@ fn check_devices(kernels: &[Arc<KernelLibrary>], shape: Shape) -> Result<(), Com
     if kernels.len() > MAX_RANKS {
         return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
     }
-    let again =
-        |(i, a): (usize, &Arc<KernelLibrary>)| kernels[..i].iter().any(|b| b.device().same_as(a.device()));
-    if kernels.iter().enumerate().any(again) {
+    check_distinct(kernels)
+}
+
+/// Refuses a GPU that is there twice.
+fn check_distinct(kernels: &[Arc<KernelLibrary>]) -> Result<(), CommError> {
+    let same = |a: &KernelLibrary, b: &KernelLibrary| a.device().same_as(b.device());
+    if (0..kernels.len()).any(|i| kernels[..i].iter().any(|other| same(other, &kernels[i]))) {
         let what = "two ranks on one GPU, each with launches of its own; they share launches in a Loopback";
         return Err(CommError::Unsupported { what });
     }
@@ -282,15 +288,18 @@ impl Communicator for GpuComm {
         Ok(())
     }
 
-    fn enqueue_stage(&self, _stream: &Stream, op: Stage<'_, Self>) -> Result<(), CommError> {
-        self.check_tensor(op.buf, op.numel, op.dtype)?;
+    fn enqueue_stage(&self, stream: &Stream, op: Stage<'_, Self>) -> Result<(), CommError> {
+        let Stage { phase, buf, numel, dtype } = op;
+        self.check_tensor(buf, numel, dtype)?;
         if self.topology.world() > 1 {
-            return Err(CommError::Unsupported { what: "a phase alone" });
+            self.crew.phase(stream, &buf.part, self.options(), phase, (numel, dtype))?;
+            self.count(|counts| counts.stages += 1);
         }
         Ok(())
     }
 
-    fn enqueue_gather(&self, _stream: &Stream, op: AllGather<'_, Self>) -> Result<(), CommError> {
+    /// A word of 4 bytes with all bits set, which is a NaN (or two), arrives as a neighbouring one.
+    fn enqueue_gather(&self, stream: &Stream, op: AllGather<'_, Self>) -> Result<(), CommError> {
         let world = self.topology.world();
         let numel = match op.offsets.last() {
             Some(&end) if op.offsets.len() == world + 1 && op.offsets.is_sorted() => end,
@@ -298,7 +307,8 @@ impl Communicator for GpuComm {
         };
         self.check_tensor(op.buf, numel, op.dtype)?;
         if world > 1 {
-            return Err(CommError::Unsupported { what: "an all-gather" });
+            self.crew.all_gather(stream, &op.buf.part, self.options(), op.offsets, op.dtype)?;
+            self.count(|counts| counts.all_gathers += 1);
         }
         Ok(())
     }

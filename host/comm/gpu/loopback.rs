@@ -1,0 +1,217 @@
+//! Many ranks on one GPU, or dealt to a few: the whole protocol on real hardware without many GPUs.
+//!
+//! The ranks of one GPU share each launch, since separate ones could wait for each other's multiprocessors for
+//! ever. Kernels, regions, numbers and failures are those of [`super::GpuComm`]; only the host's side of a rank is
+//! missing. For tests and measurement.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::crew::{Crew, Part, Sum};
+use super::failure::Alarms;
+use super::group::{Group, World};
+use super::layout::Layout;
+use super::{GroupOptions, MAX_RANKS, PeerMemory, open_paths};
+use crate::comm::{CommError, DType, Phase, Shape};
+use crate::driver::{KernelLibrary, Stream};
+use crate::kernels::Addr;
+use crate::kernels::nvrar::NormAfter;
+
+/// All ranks of a group, on the GPUs of this process.
+#[derive(Debug)]
+pub struct Loopback {
+    crews: Vec<Crew>,
+    group: Arc<Group>,
+}
+
+/// Symmetric memory of all ranks.
+#[derive(Debug)]
+pub struct LoopbackBuffer {
+    parts: Vec<Part>,
+    bytes: usize,
+}
+
+/// What the ranks of one GPU bring to a sum beside the buffer; addresses are the first rank's.
+#[derive(Debug, Clone, Copy)]
+pub struct LoopbackSlices {
+    /// `[ranks, stride]` of which `numel` are added to each rank's contribution, or null.
+    pub addend: Addr<bf16>,
+    /// Residuals and outputs `[ranks, stride]`, one gain.
+    pub norm: Option<NormAfter>,
+    /// Elements from one rank's slices to the next one's.
+    pub stride: usize,
+}
+
+impl LoopbackSlices {
+    /// Nothing.
+    pub const NONE: Self = Self { addend: Addr::NULL, norm: None, stride: 0 };
+}
+
+impl Loopback {
+    /// The ranks of `shape`, dealt to the GPUs of `kernels` in equal runs.
+    ///
+    /// # Errors
+    /// Ranks that cannot be dealt equally, a GPU twice, GPUs without a path to each other, and what the driver
+    /// refuses.
+    pub fn new(
+        kernels: &[Arc<KernelLibrary>],
+        shape: Shape,
+        options: GroupOptions,
+    ) -> Result<Self, CommError> {
+        let (world, gpus) = (shape.world(), kernels.len());
+        if gpus == 0 || !world.is_multiple_of(gpus) {
+            return Err(CommError::WrongDevices { shape, devices: gpus });
+        }
+        if world > MAX_RANKS {
+            return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
+        }
+        super::check_distinct(kernels)?;
+        if options.memory == PeerMemory::Direct {
+            open_paths(kernels)?;
+        }
+        let count = world / gpus;
+        let alarms = kernels.iter().map(|kernels| {
+            let stream = kernels.device().stream()?;
+            let alarms = Alarms::new(kernels.device(), count, &stream)?;
+            stream.synchronize()?;
+            Ok(Arc::new(alarms))
+        });
+        let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
+        let of_rank = (0..world).map(|rank| (Arc::clone(&alarms[rank / count]), rank % count)).collect();
+        let group = Group::new(&World::new(options, of_rank), shape, (0..world).collect());
+        let crew = |(gpu, (kernels, alarms)): (usize, (&Arc<KernelLibrary>, Arc<Alarms>))| Crew {
+            kernels: Arc::clone(kernels),
+            alarms,
+            first_alarm: 0,
+            first: gpu * count,
+            count,
+            shape,
+            group: group.number,
+        };
+        let crews = kernels.iter().zip(alarms).enumerate().map(crew).collect();
+        Ok(Self { crews, group })
+    }
+
+    fn options(&self) -> &GroupOptions {
+        &self.group.world.options
+    }
+
+    /// Ranks on one GPU; rank r is on GPU `r / ranks_per_gpu`.
+    pub fn ranks_per_gpu(&self) -> usize {
+        self.crews[0].count
+    }
+
+    /// `bytes` of zeroed symmetric memory for every rank.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn register(&self, bytes: usize) -> Result<LoopbackBuffer, CommError> {
+        let layout = Layout::new(self.group.shape, bytes);
+        let mut regions = Vec::new();
+        for crew in &self.crews {
+            regions.extend(crew.regions(&layout, self.options().memory)?);
+        }
+        let regions: Arc<[_]> = regions.into();
+        let part = |crew: &Crew| crew.part(bytes, layout, Arc::clone(&regions), self.options());
+        let parts = self.crews.iter().map(part).collect::<Result<_, _>>()?;
+        Ok(LoopbackBuffer { parts, bytes })
+    }
+
+    /// Enqueues the part of a sum that GPU `gpu` has; all GPUs' parts are to be enqueued before any is waited for.
+    ///
+    /// # Errors
+    /// Wrong arguments, an earlier failure, and what the driver refuses.
+    ///
+    /// # Safety
+    /// `slices` name device memory of that GPU, as long as they say, that stays until the stream has run this.
+    pub unsafe fn all_reduce(
+        &self,
+        gpu: usize,
+        stream: &Stream,
+        buf: &mut LoopbackBuffer,
+        (numel, dtype): (usize, DType),
+        slices: LoopbackSlices,
+    ) -> Result<(), CommError> {
+        self.check_tensor(buf, numel, dtype)?;
+        let LoopbackSlices { addend, norm, stride: slice_stride } = slices;
+        let sum = Sum { numel, dtype, addend, norm, slice_stride };
+        self.crews[gpu].all_reduce(stream, &buf.parts[gpu], self.options(), sum)
+    }
+
+    /// Enqueues the part of one phase of a sum that GPU `gpu` has.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn phase(
+        &self,
+        gpu: usize,
+        stream: &Stream,
+        buf: &mut LoopbackBuffer,
+        phase: Phase,
+        (numel, dtype): (usize, DType),
+    ) -> Result<(), CommError> {
+        self.check_tensor(buf, numel, dtype)?;
+        self.crews[gpu].phase(stream, &buf.parts[gpu], self.options(), phase, (numel, dtype))
+    }
+
+    /// Enqueues the part of a gather that GPU `gpu` has; rank r's piece is `offsets[r]..offsets[r + 1]`.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce), and offsets that are not `world + 1` ascending numbers.
+    pub fn all_gather(
+        &self,
+        gpu: usize,
+        stream: &Stream,
+        buf: &mut LoopbackBuffer,
+        offsets: &[usize],
+        dtype: DType,
+    ) -> Result<(), CommError> {
+        let world = self.group.shape.world();
+        let end = match offsets.last() {
+            Some(&end) if offsets.len() == world + 1 && offsets.is_sorted() => end,
+            _ => return Err(CommError::Offsets { offsets: offsets.to_vec(), world }),
+        };
+        self.check_tensor(buf, end, dtype)?;
+        self.crews[gpu].all_gather(stream, &buf.parts[gpu], self.options(), offsets, dtype)
+    }
+
+    /// The first failure of any rank.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn check(&self) -> Result<(), CommError> {
+        (0..self.group.shape.world()).try_for_each(|rank| self.group.world.check(rank))
+    }
+
+    fn check_tensor(&self, buf: &LoopbackBuffer, numel: usize, dtype: DType) -> Result<(), CommError> {
+        self.check()?;
+        if numel.checked_mul(dtype.size_bytes()).is_none_or(|needed| needed > buf.bytes) {
+            return Err(CommError::TooLarge { numel, dtype, bytes: buf.bytes });
+        }
+        Ok(())
+    }
+}
+
+impl LoopbackBuffer {
+    /// Copies `bytes` to the begin of a rank's memory; returns when they are there.
+    ///
+    /// # Errors
+    /// More bytes than there are, and what the driver refuses.
+    pub fn write(&mut self, rank: usize, bytes: &[u8], stream: &Stream) -> Result<(), CommError> {
+        let count = self.parts[0].count();
+        let part = &mut self.parts[rank / count];
+        let at = rank % count * part.stride;
+        Ok(part.data.upload_at(at, bytes, stream)?)
+    }
+
+    /// Copies the begin of a rank's memory, after all earlier work of the stream.
+    ///
+    /// # Errors
+    /// More bytes than there are, and what the driver refuses.
+    pub fn read(&self, rank: usize, bytes: &mut [u8], stream: &Stream) -> Result<(), CommError> {
+        let count = self.parts[0].count();
+        let part = &self.parts[rank / count];
+        Ok(part.data.download_at(rank % count * part.stride, bytes, stream)?)
+    }
+}
