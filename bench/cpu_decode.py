@@ -24,6 +24,10 @@ def run(command: list[str]) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def median(value: float | dict) -> float:
+    return value["median"] if isinstance(value, dict) else value
+
+
 def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -45,7 +49,7 @@ def main() -> None:
     workload = ["--prompt", str(PROMPT), "--decode", str(DECODE)]
     runs = {
         f"fewsync reference f32 --tp {tp}": [
-            args.fewsync, "bench", "decode", "--device", "cpu", "--model", model, "--tp", str(tp), "--json", *workload
+            args.fewsync, "bench", "decode", "--device", "cpu", "--model", model, "--tp", str(tp), "--json", "--runs", "1", *workload
         ]
         for tp in (1, 2, 3)
     }
@@ -61,9 +65,8 @@ def main() -> None:
     for round_ in range(args.rounds):
         for name, command in runs.items():
             result = run(command)
-            times = result.get("times", result)
-            step = times["step_ms"]["median"] if isinstance(times["step_ms"], dict) else times["step_ms"]
-            row = [result["tokens_per_s"], step, times["time_to_first_token_ms"]]
+            times = result["measurements"][0]["times"] if "measurements" in result else result
+            row = [times["tokens_per_s"], median(times["step_ms"]), median(times["time_to_first_token_ms"])]
             out.writerow([round_, name, *(f"{value:.2f}" for value in row)])
             sys.stdout.flush()
 

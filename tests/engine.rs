@@ -287,6 +287,41 @@ fn graphs_replay_what_was_captured() {
     assert_eq!(device.memory_info().unwrap(), before);
 }
 
+/// A step taken apart leaves tokens, positions and pages as they were.
+#[test]
+fn a_profile_changes_nothing() {
+    let Some((_guard, device)) = gpu("profile") else { return };
+    let model = Model::open("random:smollm2,layers=3").unwrap();
+    let mut engine = engine(&model, &device, &options());
+    let prompts = [tokens(63, 1, model.config.vocab), tokens(20, 2, model.config.vocab)];
+    let mut decoded = |profiled: bool| {
+        let mut next = Vec::new();
+        for (sequence, prompt) in prompts.iter().enumerate() {
+            engine.truncate(sequence, 0).unwrap();
+            next.push(argmax(
+                prefill(&mut engine, sequence, prompt).chunks(model.config.vocab).last().unwrap(),
+            ));
+        }
+        let mut samplers = vec![Sampler::new(Sampling::GREEDY), Sampler::new(Sampling::GREEDY)];
+        let mut all = Vec::new();
+        for step in 0..6 {
+            if profiled && step == 3 {
+                let profile = engine.profile_step(&next).unwrap().expect("a GPU has kernels");
+                let kernels: Vec<usize> = profile.classes.iter().map(|class| class.kernels).collect();
+                // Per block 4 products, an attention, RoPE and 2 norms; embedding and first norm; no sync alone;
+                // the head, its choice, the next positions, the copy to the host.
+                assert_eq!(kernels, [12, 3, 11, 0, 4]);
+                assert!(profile.whole_us.iter().all(|&us| us > 0.0), "{profile:?}");
+            }
+            next = engine.decode_sampled(&next, &mut samplers).unwrap();
+            all.extend_from_slice(&next);
+        }
+        all
+    };
+    let plain = decoded(false);
+    assert_eq!(decoded(true), plain);
+}
+
 #[test]
 fn tokens_are_drawn_on_the_device() {
     let Some((_guard, device)) = gpu("sampling") else { return };

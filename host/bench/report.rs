@@ -3,8 +3,8 @@
 //! A CSV file begins with the names of its columns. Above the lines of each run stand comments (`#`): the
 //! machine, the command, and what is to be known of the numbers. Runs of one benchmark append to one file.
 
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -39,7 +39,7 @@ pub struct Report<R> {
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// The file cannot be read or written.
-    #[error("{}: cannot write: {source}", path.display())]
+    #[error("{}: cannot read or write: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -54,6 +54,33 @@ pub enum ReportError {
         /// What was to be appended.
         bench: &'static str,
     },
+}
+
+/// Refuses a file with other columns than this benchmark's; one that is not there yet will do.
+///
+/// # Errors
+/// Other columns, or a file that cannot be read.
+pub fn check_columns<R: Record>(bench: &'static str, path: &Path) -> Result<(), ReportError> {
+    match File::open(path) {
+        Ok(file) => starts_with_columns::<R>(bench, path, file).map(drop),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(ReportError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Whether the file has any lines; its first is the names of the columns.
+fn starts_with_columns<R: Record>(
+    bench: &'static str,
+    path: &Path,
+    file: impl Read,
+) -> Result<bool, ReportError> {
+    let mut first = String::new();
+    let read = BufReader::new(file).read_line(&mut first);
+    read.map_err(|source| ReportError::Io { path: path.to_owned(), source })?;
+    if !first.is_empty() && first != Report::<R>::csv_heading() {
+        return Err(ReportError::OtherColumns { path: path.to_owned(), bench });
+    }
+    Ok(!first.is_empty())
 }
 
 impl<R: Record> Report<R> {
@@ -87,12 +114,8 @@ impl<R: Record> Report<R> {
     pub fn append_csv(&self, path: &Path) -> Result<(), ReportError> {
         let io = |source| ReportError::Io { path: path.to_owned(), source };
         let mut file = OpenOptions::new().create(true).append(true).read(true).open(path).map_err(io)?;
-        let (heading, mut first) = (Self::csv_heading(), String::new());
-        BufReader::new(&file).read_line(&mut first).map_err(io)?;
-        if !first.is_empty() && first != heading {
-            return Err(ReportError::OtherColumns { path: path.to_owned(), bench: self.bench });
-        }
-        let heading = if first.is_empty() { heading } else { String::new() };
+        let has_heading = starts_with_columns::<R>(self.bench, path, &file)?;
+        let heading = if has_heading { String::new() } else { Self::csv_heading() };
         file.write_all((heading + &self.csv_body()).as_bytes()).map_err(io)
     }
 }
@@ -161,13 +184,15 @@ mod tests {
         std::fs::write(&path, "bench,other\n").unwrap();
         let refusal = report().append_csv(&path).unwrap_err().to_string();
         assert!(refusal.ends_with("its columns are not those of 'copy': name a new file"), "{refusal}");
+        assert_eq!(check_columns::<Line>("copy", &path).unwrap_err().to_string(), refusal);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "bench,other\n");
+        assert!(check_columns::<Line>("copy", &dir.path().join("new.csv")).is_ok());
     }
 
     #[test]
     fn a_file_that_cannot_be_is_named() {
         let refusal = report().append_csv(Path::new("/nowhere/r.csv")).unwrap_err().to_string();
-        assert!(refusal.starts_with("/nowhere/r.csv: cannot write: "), "{refusal}");
+        assert!(refusal.starts_with("/nowhere/r.csv: cannot read or write: "), "{refusal}");
     }
 
     #[test]

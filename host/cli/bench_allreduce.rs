@@ -83,6 +83,9 @@ struct ForcedArgs {
     /// Force the threads of a block that move data
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=1024))]
     workers: Option<u32>,
+    /// Force the number of blocks that share a row of a fused call
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    row_blocks: Option<u32>,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +145,7 @@ enum FormatChoice {
 
 impl ForcedArgs {
     fn tuning(&self) -> Option<Tuning> {
-        let &Self { algorithm, format, blocks, workers } = self;
+        let &Self { algorithm, format, blocks, workers, row_blocks } = self;
         let algorithm = algorithm.map(|algorithm| match algorithm {
             AlgorithmChoice::OneShot => Algorithm::OneShot,
             AlgorithmChoice::TwoShot => Algorithm::TwoShot,
@@ -151,7 +154,7 @@ impl ForcedArgs {
             FormatChoice::Cells => Format::Cells,
             FormatChoice::Words => Format::Words,
         });
-        let tuning = Tuning { algorithm, format, blocks, workers };
+        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks };
         (tuning != Tuning::default()).then_some(tuning)
     }
 }
@@ -207,13 +210,14 @@ impl Args {
     /// What our results are called: what was chosen or forced, and which memory.
     fn variant(&self, options: &GroupOptions) -> String {
         let mut parts = Vec::new();
-        if let Some(Tuning { algorithm, format, blocks, workers }) = options.tuning {
+        if let Some(Tuning { algorithm, format, blocks, workers, row_blocks }) = options.tuning {
             parts.extend(
                 algorithm.map(|a| if a == Algorithm::OneShot { "one-shot" } else { "two-shot" }.into()),
             );
             parts.extend(format.map(|f| if f == Format::Cells { "cells" } else { "words" }.into()));
             parts.extend(blocks.map(|n| format!("{n} blocks")));
             parts.extend(workers.map(|n| format!("{n} workers")));
+            parts.extend(row_blocks.map(|n| format!("{n} row blocks")));
         }
         if parts.is_empty() {
             parts.push(AUTOMATIC.to_owned());
@@ -247,6 +251,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     for path in &args.join {
         peers.extend(join::read(path)?);
     }
+    args.files.check::<Measurement>("allreduce")?;
     let devices = cuda_devices(shape.world())?;
     let machine = Machine::of(&devices);
     if let Some(variant) = &args.nccl_child {

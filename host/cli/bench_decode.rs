@@ -48,6 +48,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         !args.breakdown || decode >= STEPS_AHEAD,
         "--breakdown replays a step {STEPS_AHEAD} times: give --decode {STEPS_AHEAD} or more"
     );
+    args.files.check::<Measurement>("decode")?;
     let (first, others) = args.spd.split_first().expect("--spd has a default");
     let mut session = Session::open(&args.model, first)?;
     let (needed, context) = (prompt.saturating_add(decode), session.model.config.context);

@@ -34,6 +34,8 @@ pub(super) fn run(bench: &'static str, kind: Kind, args: &Args, json: bool) -> a
     let or = |given: &[usize], default: &[usize]| if given.is_empty() { default } else { given }.to_vec();
     let (models, tp) = (args.shapes.clone(), args.tp.clone());
     let sweep = Sweep { kind, models, tp, m: or(&args.m, m), contexts: or(&args.context, contexts) };
+    sweep.check()?;
+    args.files.check::<Measurement>(bench)?;
     let device = args.gpu.open()?;
     let machine = Machine::of(std::slice::from_ref(&device));
     let mut lost_reader = None;

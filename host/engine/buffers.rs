@@ -199,7 +199,7 @@ pub(crate) struct Lanes {
     pub(crate) positions: Mirror<u32>,
     /// Cached tokens, the fed one included.
     pub(crate) kv_lens: Mirror<u32>,
-    /// `[MAX_ROWS]`, 0, 1, 2, …: lane i uses row i of the block table.
+    /// `[LANES]`, 0, 1, 2, …: lane i uses row i of the block table.
     pub(crate) numbers: DeviceBuffer<u32>,
     /// `[LANES, max_pages]`.
     pub(crate) block_table: Mirror<u32>,
@@ -221,7 +221,7 @@ impl Lanes {
             tokens: words(LANES)?,
             positions: words(LANES)?,
             kv_lens: words(LANES)?,
-            numbers: device.upload(&(0..MAX_ROWS as u32).collect::<Vec<_>>(), stream)?,
+            numbers: device.upload(&(0..LANES as u32).collect::<Vec<_>>(), stream)?,
             block_table: words(LANES * max_pages)?,
             temperatures: Mirror::zeroed(LANES, device, stream)?,
             top_ks: words(LANES)?,

@@ -169,19 +169,10 @@ impl Rank {
     ) -> Result<Input, RunError> {
         self.project(attended, o, Product::Store(self.dense(self.partial.addr())), n)?;
         let hidden = self.shape.hidden;
-        // A kernel, so that programmatic dependent launch goes on: a copy node would end it.
-        let copy = Embedding {
-            table: self.work.x.addr(),
-            rows: n as u32,
-            width: hidden as u32,
-            ids: self.lanes.numbers.addr(),
-            out: self.work.m.addr(),
-            n_tokens: n as u32,
-        };
-        self.launch(&copy.launch())?;
+        // X stays as it is: the sum behind the MLP is added to it.
         let sum = AddRmsNorm {
             x: self.partial.addr(),
-            residual: self.work.m.addr(),
+            residual: self.work.x.addr(),
             sum: self.work.m.addr(),
             weight,
             out: self.work.h.addr(),

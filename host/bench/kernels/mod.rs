@@ -1,5 +1,6 @@
 //! Single kernels at the shapes of real models: random data, cold L2, CUDA graphs.
 
+mod agreement;
 mod attention;
 mod ceiling;
 mod cublaslt;
@@ -15,7 +16,7 @@ mod timing;
 use serde::Serialize;
 
 use crate::bench::stats::Percentiles;
-use crate::driver::{Device, GpuError, KernelLibrary};
+use crate::driver::{Device, GpuError, KernelLibrary, Stream};
 use crate::kernels::{HeadDim, Launch, UnsupportedShape};
 use crate::model::Config;
 use crate::model::shapes;
@@ -112,6 +113,16 @@ pub enum BenchError {
     /// cuBLASLt, which was there.
     #[error("cuBLASLt: {0}")]
     CublasLt(#[from] CublasLtError),
+    /// The two compute different things, so their times cannot be compared.
+    #[error("{op}: {kernel} and cuBLASLt differ by {error:.1e} of the largest value: please report this")]
+    Disagree {
+        /// The layer's part.
+        op: &'static str,
+        /// Ours.
+        kernel: &'static str,
+        /// The largest difference over the largest value.
+        error: f64,
+    },
     /// A model that is none of [`shapes::NAMES`].
     #[error("there is no shape '{name}': the known ones are {}", shapes::NAMES.join(", "))]
     UnknownShape {
@@ -216,6 +227,21 @@ struct Work<'a> {
     launch: Box<dyn Fn(usize) -> Launch + 'a>,
 }
 
+impl Sweep {
+    /// Refuses shapes that do not exist or cannot be split, without a device.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn check(&self) -> Result<(), BenchError> {
+        self.ranks().map(drop)
+    }
+
+    fn ranks(&self) -> Result<Vec<Rank>, BenchError> {
+        let ranks = self.models.iter().flat_map(|model| self.tp.iter().map(move |&tp| Rank::new(model, tp)));
+        ranks.collect()
+    }
+}
+
 /// Measures all shapes of a sweep, telling `done` of each.
 ///
 /// # Errors
@@ -225,11 +251,7 @@ pub fn run(
     sweep: &Sweep,
     mut done: impl FnMut(&Measurement),
 ) -> Result<Results, BenchError> {
-    let ranks = sweep
-        .models
-        .iter()
-        .flat_map(|model| sweep.tp.iter().map(move |&tp| Rank::new(model, tp)))
-        .collect::<Result<Vec<_>, _>>()?;
+    let ranks = sweep.ranks()?;
     let library = KernelLibrary::load(device)?;
     let operands = Operands::new(device)?;
     let timer = Timer::new(device, &library, &operands)?;
@@ -301,8 +323,11 @@ impl Bench<'_> {
 
     fn measure_cublaslt(&self, work: &Work<'_>) -> Result<Option<Percentiles>, BenchError> {
         let (Ok(cublaslt), Some(shape)) = (&self.cublaslt, &work.product) else { return Ok(None) };
-        let product = cublaslt.product(shape)?;
-        product.map(|product| self.timer.time_cublaslt(work, &product)).transpose()
+        let Some(product) = cublaslt.product(shape)? else { return Ok(None) };
+        let &Timer { library, operands, .. } = &self.timer;
+        let theirs = |stream: &Stream, offset| Ok(product.enqueue(stream, operands, offset)?);
+        agreement::check(work, shape, library, operands, theirs)?;
+        self.timer.time_cublaslt(work, &product).map(Some)
     }
 }
 

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::BenchError;
-use crate::driver::{Device, DeviceBuffer, Stream};
+use crate::driver::{Device, DeviceBuffer, Pattern, Stream};
 use crate::kernels::Addr;
 
 /// Distinct random data; the arena repeats it.
@@ -77,6 +77,14 @@ impl Operands {
     /// Where results go.
     pub(super) fn out<T>(&self) -> Addr<T> {
         Addr::new(self.out.ptr().0)
+    }
+
+    /// Clears the output area.
+    pub(super) fn zero_out(&self) -> Result<(), BenchError> {
+        let (out, gpu) = (&self.out, self.device.gpu());
+        // SAFETY: the area is ours, and what writes it on other streams has been waited for.
+        unsafe { gpu.fill(self.stream.id(), out.ptr(), Pattern::U8(0), out.len())? };
+        Ok(())
     }
 
     pub(super) fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Result<DeviceBuffer<T>, BenchError> {

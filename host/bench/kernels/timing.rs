@@ -13,8 +13,8 @@ const REPLAYS: usize = 30;
 
 /// Replays graphs of launches, each on cold data of its own, and times the replays.
 pub(super) struct Timer<'a> {
-    library: &'a KernelLibrary,
-    operands: &'a Operands,
+    pub(super) library: &'a KernelLibrary,
+    pub(super) operands: &'a Operands,
     stream: Stream,
     start: Event,
     end: Event,

@@ -82,6 +82,11 @@ fn ticks(scale: Scale, places: &Range<f64>) -> Vec<f64> {
         Scale::Linear => even(places, 8.0),
         // Every power of two, or every second, fourth … where that is too dense.
         Scale::Log2 => every((places.end - places.start) / 9.0, places),
+        // Within a decade round numbers, closer together the higher they are.
+        Scale::Log10 if places.end - places.start < 1.0 => {
+            let values = scale.value(places.start)..scale.value(places.end);
+            even(&values, 6.0).into_iter().map(f64::log10).collect()
+        }
         // 1, 2, 5 in each decade; over many decades only their ends.
         Scale::Log10 if places.end - places.start <= 3.0 => {
             let decades = places.start.floor() as i32..=places.end.ceil() as i32;
@@ -129,6 +134,7 @@ mod tests {
         assert_eq!(labels(Scale::Log2, &[1.0, 64.0]), ["1", "2", "4", "8", "16", "32", "64"]);
         assert_eq!(labels(Scale::Log2, &[1024.0, (64 << 20) as f64])[..2], ["1Ki", "4Ki"]);
         assert_eq!(labels(Scale::Log2, &[1024.0, (64 << 20) as f64]).last().unwrap(), "64Mi");
+        assert_eq!(labels(Scale::Log10, &[11_400.0, 15_700.0]), ["12000", "13000", "14000", "15000"]);
         assert_eq!(labels(Scale::Log10, &[0.9, 30.0]), ["1", "2", "5", "10", "20"]);
         assert_eq!(labels(Scale::Log10, &[1e-3, 1e3]).len(), 7);
     }

@@ -14,6 +14,8 @@ use super::axis::{Axis, Scale};
 use super::{Content, Figure, Panel, PlotError, Point, Series};
 
 const PANEL_PIXELS: (u32, u32) = (470, 330);
+/// Room for the caption below a single panel.
+const LEAST_WIDTH: u32 = 760;
 const TITLE_PIXELS: u32 = 34;
 const CAPTION_PIXELS: u32 = 22;
 const MOST_COLUMNS: usize = 3;
@@ -42,7 +44,7 @@ pub(super) fn figure(figure: &Figure) -> Result<String, PlotError> {
     let plans = figure.panels.iter().map(Plan::new).collect::<Result<Vec<_>, _>>()?;
     let columns = plans.len().min(MOST_COLUMNS);
     let rows = plans.len().div_ceil(columns);
-    let width = PANEL_PIXELS.0 * columns as u32;
+    let width = (PANEL_PIXELS.0 * columns as u32).max(LEAST_WIDTH);
     let height = TITLE_PIXELS + PANEL_PIXELS.1 * rows as u32 + CAPTION_PIXELS;
     let mut svg = String::new();
     {
