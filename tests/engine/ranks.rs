@@ -32,7 +32,7 @@ fn plan(config: &Config, n_dropped: usize) -> Plan {
 fn two_ranks_match_the_reference() {
     let Some((_guard, devices)) = gpus("two ranks", 2) else { return };
     for (spec, n_prompt) in [
-        ("random:smollm2,layers=6", 150),
+        ("random:smollm2,layers=4", 150),
         ("random:llama3.2-1b,layers=2", 40),
         ("random:llama3-8b,layers=2", 40),
     ] {
