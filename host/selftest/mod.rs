@@ -7,6 +7,7 @@
 
 mod attention;
 pub mod bounds;
+mod collective;
 mod matrix;
 mod paging;
 mod pointwise;
@@ -15,6 +16,8 @@ mod rig;
 mod rope;
 mod sampling;
 mod tally;
+
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -62,6 +65,7 @@ pub struct Outcome {
 pub fn case_of(entry: &str) -> Option<Case> {
     use HeadDim::{D64, D128};
     let case = match entry {
+        "add_bf16" => Case::new(0.0, collective::add),
         "embedding_bf16" => Case::new(0.0, pointwise::embedding),
         "rmsnorm_bf16" => Case::new(bounds::ROUNDED, pointwise::rmsnorm),
         "add_rmsnorm_bf16" => Case::new(bounds::ROUNDED, pointwise::add_rmsnorm),
@@ -74,10 +78,13 @@ pub fn case_of(entry: &str) -> Option<Case> {
         "argmax_f32" => Case::new(0.0, sampling::argmax),
         "sample_f32" => Case::new(bounds::DRAW, sampling::sample),
         "advance_positions_u32" => Case::new(0.0, sampling::advance_positions),
-        _ => {
-            let kernel = matrix::Kernel::named(entry)?;
-            Case::new(kernel.bound(), move |rig, tally| kernel.run(rig, tally))
-        }
+        _ => match collective::Kernel::named(entry) {
+            Some(kernel) => Case::new(kernel.bound(), move |rig, tally| kernel.run(rig, tally)),
+            None => {
+                let kernel = matrix::Kernel::named(entry)?;
+                Case::new(kernel.bound(), move |rig, tally| kernel.run(rig, tally))
+            }
+        },
     };
     Some(case)
 }
@@ -94,7 +101,7 @@ pub fn run(
     quick: bool,
     mut done: impl FnMut(&Outcome),
 ) -> Result<Vec<Outcome>> {
-    let library = KernelLibrary::load_file(device, ptx)?;
+    let library = Arc::new(KernelLibrary::load_file(device, ptx)?);
     let rig = Rig::new(device, &library, quick)?;
     let mut outcomes = Vec::new();
     for entry in ptx.entries.iter().filter(|entry| entry.name.starts_with(prefix)) {
@@ -127,7 +134,13 @@ mod tests {
         for (ptx, entry) in PTX.iter().flat_map(|ptx| ptx.entries.iter().map(move |entry| (ptx, entry))) {
             assert!(case_of(entry.name).is_some(), "{}.ptx: {} has no case", ptx.arch, entry.name);
         }
-        for unknown in ["gemm_bf16_16x32", "gemm_bf16_32x32_add", "gemv_bf16_m1_relu", "argmax"] {
+        for unknown in [
+            "gemm_bf16_16x32",
+            "gemm_bf16_32x32_add",
+            "gemv_bf16_m1_relu",
+            "argmax",
+            "allreduce_bf16_oneshot",
+        ] {
             assert!(case_of(unknown).is_none(), "{unknown}");
         }
     }

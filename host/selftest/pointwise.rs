@@ -112,7 +112,7 @@ fn shapes() -> impl Iterator<Item = (usize, usize)> {
     WIDTHS.into_iter().flat_map(|width| TOKENS.into_iter().map(move |n_tokens| (width, n_tokens)))
 }
 
-fn norm_rows(x: &[f64], weight: &[bf16], hidden: usize) -> Vec<f64> {
+pub(super) fn norm_rows(x: &[f64], weight: &[bf16], hidden: usize) -> Vec<f64> {
     let weight = widen(weight);
     x.chunks(hidden).flat_map(|row| rms_norm(row, &weight, EPS)).collect()
 }

@@ -3,6 +3,8 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::comm::{Element, Shape};
+
 /// bf16 values as f64, exactly.
 pub fn widen(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
@@ -30,6 +32,32 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
 pub fn matmul(a: &[f64], w: &[f64], (m, n, k): (usize, usize, usize)) -> Vec<f64> {
     let element = |i: usize| dot(&a[i / n * k..][..k], &w[i % n * k..][..k]);
     (0..m * n).into_par_iter().map(element).collect()
+}
+
+/// What an all-reduce over `shape` leaves on every rank, to the bit: in each node the fp32 sum in rank order,
+/// rounded; between nodes recursive doubling, each addition rounded. Nodes beyond the largest power of two are
+/// added to the first ones before.
+pub fn sum_of_ranks<T: Element>(shape: Shape, of_rank: &[Vec<T>]) -> Vec<T> {
+    let power = 1 << shape.nodes.ilog2();
+    let add = |a: T, b: T| T::from_f32(a.to_f32() + b.to_f32());
+    let element = |i: usize| {
+        let sum = |node: &[Vec<T>]| {
+            let rest = node[1..].iter().map(|of_rank| of_rank[i].to_f32());
+            T::from_f32(rest.fold(node[0][i].to_f32(), |sum, x| sum + x))
+        };
+        let mut nodes: Vec<T> = of_rank.chunks(shape.gpus_per_node).map(sum).collect();
+        for folded in power..nodes.len() {
+            nodes[folded - power] = add(nodes[folded - power], nodes[folded]);
+        }
+        let mut distance = 1;
+        while distance < power {
+            nodes = (0..power).map(|node| add(nodes[node], nodes[node ^ distance])).collect();
+            distance *= 2;
+        }
+        nodes[0]
+    };
+    let numel = of_rank.first().map_or(0, Vec::len);
+    (0..numel).into_par_iter().map(element).collect()
 }
 
 /// x / (1 + e^−x).

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use half::bf16;
@@ -20,20 +21,28 @@ const QUICK_WORK: usize = 1 << 21;
 /// What cases run on.
 pub(super) struct Rig<'a> {
     device: &'a Device,
-    library: &'a KernelLibrary,
+    library: &'a Arc<KernelLibrary>,
     stream: Stream,
     quick: bool,
     seed: Cell<u64>,
 }
 
 impl<'a> Rig<'a> {
-    pub(super) fn new(device: &'a Device, library: &'a KernelLibrary, quick: bool) -> Result<Self> {
+    pub(super) fn new(device: &'a Device, library: &'a Arc<KernelLibrary>, quick: bool) -> Result<Self> {
         Ok(Self { device, library, stream: device.stream()?, quick, seed: Cell::new(0) })
     }
 
     /// Begins the random numbers anew, so that a kernel's inputs do not depend on what ran before it.
     pub(super) fn restart_inputs(&self) {
         self.seed.set(0);
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        self.device
+    }
+
+    pub(super) fn library(&self) -> &Arc<KernelLibrary> {
+        self.library
     }
 
     /// Whether a shape of this many multiply-adds is to be run.

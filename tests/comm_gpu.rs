@@ -1,0 +1,493 @@
+//! Collectives between GPUs, to the bit. Without a GPU every test says so and passes; those of two GPUs skip with one.
+//!
+//! Run alone on a machine without cargo: `comm_gpu --nocapture`. `FEWSYNC_REQUIRE_GPU=1` turns a missing GPU into
+//! a failure, `FEWSYNC_SOAK=N` sets how many calls follow each other in the longest test.
+
+mod gpu;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use fewsync::comm::gpu::{
+    DeviceSlice, Format, GpuBuffer, GpuComm, GroupOptions, Loopback, LoopbackSlices, PeerMemory, Tuning,
+};
+use fewsync::comm::{
+    AllGather, AllReduce, CommError, Communicator, DType, Element, Epilogue, Phase, Shape, Stage,
+};
+use fewsync::driver::{Device, DevicePtr, KernelLibrary, Stream};
+use fewsync::kernels::{Add, Addr};
+use fewsync::selftest::reference::sum_of_ranks;
+use gpu::gpu;
+use half::bf16;
+
+type Result<T = ()> = std::result::Result<T, CommError>;
+
+/// One rank before 2³², so that every test wraps.
+const FIRST_SEQUENCE: u64 = (1 << 32) - 100;
+
+/// The kernels on the first two GPUs (or the one there is), loaded once for all tests.
+fn libraries() -> &'static [Arc<KernelLibrary>] {
+    static LIBRARIES: OnceLock<Vec<Arc<KernelLibrary>>> = OnceLock::new();
+    LIBRARIES.get_or_init(|| {
+        let count = Device::cuda_count().expect("a driver").min(2);
+        let load =
+            |ordinal| Arc::new(KernelLibrary::load(&Device::cuda(ordinal).expect("a GPU")).expect("kernels"));
+        (0..count).map(load).collect()
+    })
+}
+
+/// Two GPUs, or none with a reason.
+fn pair(test: &str) -> Option<&'static [Arc<KernelLibrary>]> {
+    let both = Some(libraries()).filter(|libraries| libraries.len() == 2);
+    if both.is_none() {
+        println!("{test}: skipped, one GPU");
+    }
+    both
+}
+
+fn options() -> GroupOptions {
+    GroupOptions {
+        time_limit: Duration::from_secs(5),
+        first_sequence: FIRST_SEQUENCE,
+        ..GroupOptions::default()
+    }
+}
+
+/// Element `i` of a rank's contribution to call `call`.
+fn value(rank: usize, i: usize, call: usize) -> f32 {
+    let mut x = (i as u64) << 20 ^ (rank as u64) << 8 ^ (call as u64) << 50 ^ 0x9e37_79b9_7f4a_7c15;
+    for _ in 0..2 {
+        x = (x ^ x >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    }
+    (x >> 40) as f32 / (1 << 22) as f32 - 2.0
+}
+
+fn contribution<T: Element>(rank: usize, numel: usize, call: usize) -> Vec<T> {
+    (0..numel).map(|i| T::from_f32(value(rank, i, call))).collect()
+}
+
+fn assert_bits<T: Element>(found: &[T], expected: &[T], what: &str) {
+    let bits = |x: &T| bytemuck::bytes_of(x).to_vec();
+    let wrong = (0..expected.len()).find(|&i| bits(&found[i]) != bits(&expected[i]));
+    if let Some(i) = wrong {
+        panic!("{what}: element {i} is {} and should be {}", found[i].to_f32(), expected[i].to_f32());
+    }
+}
+
+/// Runs each rank of a group on a thread of its own.
+fn on_ranks<R: Send>(comms: Vec<GpuComm>, rank: impl Fn(GpuComm, Stream) -> R + Sync) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = comms
+            .into_iter()
+            .zip(libraries())
+            .map(|(comm, library)| {
+                let rank = &rank;
+                scope.spawn(move || rank(comm, library.device().stream().expect("a stream")))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
+}
+
+const ONE_NODE: Shape = Shape { nodes: 1, gpus_per_node: 2 };
+
+fn write<T: Element>(buf: &GpuBuffer, elements: &[T], stream: &Stream) -> Result {
+    if !elements.is_empty() {
+        let source = stream.device().upload(elements, stream)?;
+        let to = DevicePtr(buf.addr::<u8>().raw());
+        // SAFETY: the buffer is at least as long, and both live until the stream has been waited for.
+        unsafe { stream.device().gpu().copy_d2d(stream.id(), to, source.ptr(), source.size_bytes())? };
+        stream.synchronize()?;
+    }
+    Ok(())
+}
+
+fn read<T: Element>(comm: &GpuComm, buf: &GpuBuffer, numel: usize, stream: &Stream) -> Result<Vec<T>> {
+    stream.synchronize()?;
+    comm.check()?;
+    let mut elements = vec![T::zeroed(); numel];
+    buf.memory().download_at(0, bytemuck::cast_slice_mut(&mut elements), stream)?;
+    Ok(elements)
+}
+
+fn sum(comm: &GpuComm, buf: &mut GpuBuffer, numel: usize, dtype: DType, stream: &Stream) -> Result {
+    comm.enqueue(stream, AllReduce { buf, numel, dtype, addend: None, epilogue: Epilogue::None })
+}
+
+/// Sizes up and down by orders of magnitude, so that grids, formats and passes alternate.
+const NUMELS: [usize; 14] =
+    [4096, 1, 0, 1 << 20, 7, 65_537, 8, 300_007, 63, 12_000_007, 2, 524_288, 1009, 16];
+
+fn alternate<T: Element>(comm: &GpuComm, shape: Shape, stream: &Stream) -> Result {
+    let rank = comm.topology().rank;
+    let most = NUMELS.into_iter().max().unwrap_or(0) * size_of::<T>();
+    let mut buf = comm.register(most)?;
+    for (call, numel) in NUMELS.into_iter().enumerate() {
+        let of_rank: Vec<Vec<T>> = (0..shape.world()).map(|rank| contribution(rank, numel, call)).collect();
+        write(&buf, &of_rank[rank], stream)?;
+        sum(comm, &mut buf, numel, T::DTYPE, stream)?;
+        let found = read::<T>(comm, &buf, numel, stream)?;
+        assert_bits(&found, &sum_of_ranks(shape, &of_rank), &format!("{numel} {} elements", T::DTYPE));
+    }
+    Ok(())
+}
+
+#[test]
+fn sizes_types_and_topologies_alternate() -> Result {
+    let Some((_guard, _)) = gpu("alternate") else { return Ok(()) };
+    let Some(libraries) = pair("alternate") else { return Ok(()) };
+    for shape in [ONE_NODE, Shape { nodes: 2, gpus_per_node: 1 }] {
+        for memory in [PeerMemory::Direct, PeerMemory::HostStaged] {
+            let comms = GpuComm::group_with(libraries, shape, GroupOptions { memory, ..options() })?;
+            let results = on_ranks(comms, |comm, stream| {
+                alternate::<bf16>(&comm, shape, &stream)?;
+                alternate::<half::f16>(&comm, shape, &stream)?;
+                alternate::<f32>(&comm, shape, &stream)
+            });
+            results.into_iter().collect::<Result>()?;
+        }
+    }
+    Ok(())
+}
+
+/// Sums, phases and gathers of many sizes on one buffer, back to back without waiting, over the wrap.
+#[test]
+fn kinds_alternate_without_waiting() -> Result {
+    let Some((_guard, _)) = gpu("kinds") else { return Ok(()) };
+    let libraries = libraries();
+    for (nodes, gpus_per_node) in [(2, 2), (4, 2), (3, 3), (2, 4), (1, 8), (1, 2)] {
+        let shape = Shape { nodes, gpus_per_node };
+        let gpus = if shape.world().is_multiple_of(libraries.len()) { libraries } else { &libraries[..1] };
+        let ranks = Loopback::new(gpus, shape, options())?;
+        let streams =
+            gpus.iter().map(|library| Ok(library.device().stream()?)).collect::<Result<Vec<_>>>()?;
+        const MOST: usize = 40_000;
+        let mut buf = ranks.register(MOST * 4)?;
+        let of_rank: Vec<Vec<f32>> =
+            (0..shape.world()).map(|rank| (0..MOST).map(|i| ((i + rank) % 3) as f32).collect()).collect();
+        let stream_of = |rank: usize| &streams[rank / ranks.ranks_per_gpu()];
+        for (rank, elements) in of_rank.iter().enumerate() {
+            buf.write(rank, bytemuck::cast_slice(elements), stream_of(rank))?;
+        }
+        // Summing zeros-and-twos again and again stays exact for a few calls; the model follows along.
+        let mut model = of_rank;
+        for call in 0..240 {
+            let numel = [MOST, 1, 9000, 64, 257][call % 5];
+            let offsets: Vec<usize> = (0..=shape.world()).map(|r| numel * r / shape.world()).collect();
+            let kind = call % 4;
+            for (gpu, stream) in streams.iter().enumerate() {
+                let what = (numel, DType::F32);
+                match kind {
+                    // SAFETY: no slices.
+                    0 if call < 24 => unsafe {
+                        ranks.all_reduce(gpu, stream, &mut buf, what, LoopbackSlices::NONE)?
+                    },
+                    1 if call < 24 => {
+                        for phase in [Phase::Reduce, Phase::Put, Phase::Broadcast] {
+                            ranks.phase(gpu, stream, &mut buf, phase, what)?;
+                        }
+                    }
+                    _ => ranks.all_gather(gpu, stream, &mut buf, &offsets, DType::F32)?,
+                }
+            }
+            if kind < 2 && call < 24 {
+                let head: Vec<Vec<f32>> = model.iter().map(|rank| rank[..numel].to_vec()).collect();
+                let sums = sum_of_ranks(shape, &head);
+                model.iter_mut().for_each(|rank| rank[..numel].copy_from_slice(&sums));
+            } else {
+                let pieces: Vec<f32> = (0..shape.world())
+                    .flat_map(|rank| model[rank][offsets[rank]..offsets[rank + 1]].to_vec())
+                    .collect();
+                model.iter_mut().for_each(|rank| rank[..numel].copy_from_slice(&pieces));
+            }
+        }
+        for (rank, expected) in model.iter().enumerate() {
+            let mut found = vec![0.0_f32; MOST];
+            stream_of(rank).synchronize()?;
+            ranks.check()?;
+            buf.read(rank, bytemuck::cast_slice_mut(&mut found), stream_of(rank))?;
+            assert_bits(&found, expected, &format!("{shape}, rank {rank}"));
+        }
+    }
+    Ok(())
+}
+
+/// A chain of dependent launches in a graph: what a kernel writes goes straight into a sum, again and again.
+#[test]
+fn graphs_replay_chains() -> Result {
+    let Some((_guard, _)) = gpu("graphs") else { return Ok(()) };
+    let Some(libraries) = pair("graphs") else { return Ok(()) };
+    const NUMEL: usize = 3 * 4096;
+    const CALLS: usize = 6;
+    for format in [Format::Cells, Format::Words] {
+        let tuning = Some(Tuning { format: Some(format), ..Tuning::default() });
+        let comms = GpuComm::group_with(libraries, ONE_NODE, GroupOptions { tuning, ..options() })?;
+        let results = on_ranks(comms, |comm, stream| -> Result {
+            let rank = comm.topology().rank;
+            let library = &libraries[rank];
+            let mut buf = comm.register(NUMEL * 2)?;
+            let device = library.device();
+            let add = device.upload(&contribution::<bf16>(rank, NUMEL, 0), &stream)?;
+            let residual = device.allocate_zeroed::<bf16>(NUMEL, &stream)?;
+            let out = device.allocate_zeroed::<bf16>(NUMEL, &stream)?;
+            let gain = device.upload(&vec![bf16::ONE; 4096], &stream)?;
+            let step = |buf: &mut GpuBuffer| -> Result {
+                let produce = Add { x: add.addr(), out: buf.addr(), n: NUMEL as u32 }.launch();
+                // SAFETY: both tensors have that many elements and live until the stream has been waited for.
+                unsafe { library.launch(&stream, &produce)? };
+                // SAFETY: as above.
+                let slice = |at: Addr<bf16>, len| unsafe { DeviceSlice::new(at, len) };
+                let (mut residual, mut out) = (slice(residual.addr(), NUMEL), slice(out.addr(), NUMEL));
+                let gain = slice(gain.addr(), 4096);
+                let epilogue = Epilogue::ResidualRmsNorm {
+                    residual: &mut residual,
+                    gain: &gain,
+                    eps: 1e-5,
+                    out: &mut out,
+                };
+                comm.enqueue(
+                    &stream,
+                    AllReduce { buf, numel: NUMEL, dtype: DType::Bf16, addend: None, epilogue },
+                )
+            };
+            let graph = stream.capture(|| (0..CALLS).try_for_each(|_| step(&mut buf)))?;
+            let replays = 3;
+            for _ in 0..replays {
+                // SAFETY: all that the graph refers to is alive until the stream has been waited for.
+                unsafe { graph.launch(&stream)? };
+            }
+            let found = read::<bf16>(&comm, &buf, NUMEL, &stream)?;
+            let added: Vec<Vec<bf16>> = (0..2).map(|rank| contribution(rank, NUMEL, 0)).collect();
+            let plus = |a: bf16, b: bf16| bf16::from_f32(a.to_f32() + b.to_f32());
+            let (mut tensor, mut expected_residual) = (vec![bf16::ZERO; NUMEL], vec![bf16::ZERO; NUMEL]);
+            for _ in 0..replays * CALLS {
+                let brought: Vec<Vec<bf16>> =
+                    added.iter().map(|x| tensor.iter().zip(x).map(|(a, b)| plus(*a, *b)).collect()).collect();
+                tensor = sum_of_ranks(ONE_NODE, &brought);
+                expected_residual.iter_mut().zip(&tensor).for_each(|(r, x)| *r = plus(*r, *x));
+            }
+            assert_bits(&found, &tensor, "the sum");
+            assert_bits(&residual.download(&stream)?, &expected_residual, "the residual");
+            Ok(())
+        });
+        results.into_iter().collect::<Result>()?;
+    }
+    Ok(())
+}
+
+/// Two communicators on two streams and three buffers, all in flight at once; a group split from another.
+#[test]
+fn communicators_and_buffers_do_not_meet() -> Result {
+    let Some((_guard, _)) = gpu("communicators") else { return Ok(()) };
+    let Some(libraries) = pair("communicators") else { return Ok(()) };
+    const NUMEL: usize = 100_000;
+    let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
+    let results = on_ranks(comms, |first, stream| -> Result {
+        let world_rank = first.topology().rank;
+        // Ranks change places in the second group.
+        let second = first.split(7, 1 - world_rank)?;
+        assert_eq!(second.topology().rank, 1 - world_rank);
+        let other_stream = stream.device().stream()?;
+        let mut bufs = [first.register(NUMEL * 4)?, second.register(NUMEL * 4)?, first.register(NUMEL * 4)?];
+        for (i, buf) in bufs.iter().enumerate() {
+            write(buf, &contribution::<f32>(world_rank, NUMEL, i), &stream)?;
+        }
+        let rounds = 5;
+        for _ in 0..rounds {
+            sum(&first, &mut bufs[0], NUMEL, DType::F32, &stream)?;
+            sum(&second, &mut bufs[1], NUMEL, DType::F32, &other_stream)?;
+            sum(&first, &mut bufs[2], NUMEL, DType::F32, &stream)?;
+        }
+        assert!(matches!(sum(&second, &mut bufs[0], 1, DType::F32, &stream), Err(CommError::ForeignBuffer)));
+        other_stream.synchronize()?;
+        for (i, buf) in bufs.iter().enumerate() {
+            let mut of_rank: Vec<Vec<f32>> = (0..2).map(|rank| contribution(rank, NUMEL, i)).collect();
+            for _ in 0..rounds {
+                let sums = sum_of_ranks(ONE_NODE, &of_rank);
+                of_rank = vec![sums.clone(), sums];
+            }
+            assert_bits(&read::<f32>(&first, buf, NUMEL, &stream)?, &of_rank[0], &format!("buffer {i}"));
+        }
+        let alone = first.split(world_rank, 0)?;
+        assert_eq!(alone.topology().world(), 1);
+        Ok(())
+    });
+    results.into_iter().collect()
+}
+
+/// Pieces, phases and every rank's view of a failure, each through the trait.
+#[test]
+fn phases_and_gathers_go_through_the_trait() -> Result {
+    let Some((_guard, _)) = gpu("trait") else { return Ok(()) };
+    let Some(libraries) = pair("trait") else { return Ok(()) };
+    let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
+    let results = on_ranks(comms, |comm, stream| -> Result {
+        let rank = comm.topology().rank;
+        let mut buf = comm.register(400_000)?;
+        let of_rank: Vec<Vec<f32>> = (0..2).map(|rank| contribution(rank, 100_000, 0)).collect();
+        write(&buf, &of_rank[rank], &stream)?;
+        for phase in [Phase::Reduce, Phase::Put, Phase::Broadcast] {
+            comm.enqueue_stage(&stream, Stage { phase, buf: &mut buf, numel: 100_000, dtype: DType::F32 })?;
+        }
+        assert_bits(
+            &read::<f32>(&comm, &buf, 100_000, &stream)?,
+            &sum_of_ranks(ONE_NODE, &of_rank),
+            "phases",
+        );
+        for cut in [0, 1, 49_999, 100_000] {
+            write(&buf, &of_rank[rank], &stream)?;
+            let offsets = [0, cut, 100_000];
+            comm.enqueue_gather(&stream, AllGather { buf: &mut buf, offsets: &offsets, dtype: DType::F32 })?;
+            let expected = [&of_rank[0][..cut], &of_rank[1][cut..]].concat();
+            assert_bits(&read::<f32>(&comm, &buf, 100_000, &stream)?, &expected, &format!("cut at {cut}"));
+        }
+        assert_eq!((comm.counts().stages, comm.counts().all_gathers), (3, 4));
+        Ok(())
+    });
+    results.into_iter().collect()
+}
+
+const SHORT: Duration = Duration::from_millis(200);
+
+/// A rank that does not call: the other one names it within the limit, and both refuse further calls.
+#[test]
+fn a_missing_rank_is_named_in_time() -> Result {
+    let Some((_guard, _)) = gpu("missing rank") else { return Ok(()) };
+    let Some(libraries) = pair("missing rank") else { return Ok(()) };
+    for memory in [PeerMemory::Direct, PeerMemory::HostStaged] {
+        let options = GroupOptions { time_limit: SHORT, memory, ..options() };
+        let comms = GpuComm::group_with(libraries, ONE_NODE, options)?;
+        let errors = on_ranks(comms, |comm, stream| -> Result<String> {
+            let mut buf = comm.register(1 << 20)?;
+            if comm.topology().rank == 1 {
+                // Not a call in sight.
+                let start = Instant::now();
+                while comm.check().is_ok() && start.elapsed() < 20 * SHORT {
+                    std::thread::sleep(SHORT / 20);
+                }
+                return Ok(comm.check().expect_err("the other rank has failed").to_string());
+            }
+            let start = Instant::now();
+            for numel in [64, 200_000] {
+                // A graph's later calls must not wait again.
+                sum(&comm, &mut buf, numel, DType::Bf16, &stream)?;
+            }
+            stream.synchronize()?;
+            assert!(start.elapsed() >= SHORT && start.elapsed() < 2 * SHORT, "{:?}", start.elapsed());
+            let error = comm.check().expect_err("a rank is missing");
+            assert_eq!(
+                sum(&comm, &mut buf, 1, DType::Bf16, &stream),
+                Err(error.clone()),
+                "refused from now on"
+            );
+            Ok(error.to_string())
+        });
+        let [waited, told] =
+            <[_; 2]>::try_from(errors.into_iter().collect::<Result<Vec<_>>>()?).expect("two ranks");
+        println!("missing rank, {memory:?}: {waited}");
+        let expected = format!(
+            "rank 0 waited 200ms for rank 1 in reduce, step 0: expected sequence {FIRST_SEQUENCE}, last seen 0;"
+        );
+        assert!(waited.starts_with(&expected), "{waited}");
+        assert!(told.starts_with("rank 1 cannot go on because rank 0 failed: rank 0 waited"), "{told}");
+    }
+    Ok(())
+}
+
+/// A rank that comes late but in time is no failure.
+#[test]
+fn a_late_rank_is_awaited() -> Result {
+    let Some((_guard, _)) = gpu("late rank") else { return Ok(()) };
+    let Some(libraries) = pair("late rank") else { return Ok(()) };
+    let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
+    let results = on_ranks(comms, |comm, stream| -> Result {
+        let mut buf = comm.register(1 << 20)?;
+        write(&buf, &[bf16::ONE; 5000], &stream)?;
+        if comm.topology().rank == 1 {
+            std::thread::sleep(SHORT);
+        }
+        sum(&comm, &mut buf, 5000, DType::Bf16, &stream)?;
+        assert_bits(&read::<bf16>(&comm, &buf, 5000, &stream)?, &[bf16::from_f32(2.0); 5000], "the sum");
+        Ok(())
+    });
+    results.into_iter().collect()
+}
+
+/// Ranks in different calls: both calls are named, nobody waits for long.
+#[test]
+fn other_sizes_and_types_are_a_mismatch() -> Result {
+    let Some((_guard, _)) = gpu("mismatch") else { return Ok(()) };
+    let Some(libraries) = pair("mismatch") else { return Ok(()) };
+    let cases = [
+        [(64, DType::Bf16), (96, DType::Bf16)],
+        [(64, DType::Bf16), (64, DType::F16)],
+        [(9, DType::F32), (200_000, DType::F32)],
+    ];
+    for case in cases {
+        let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
+        let errors = on_ranks(comms, |comm, stream| -> Result<CommError> {
+            let mut buf = comm.register(1 << 20)?;
+            let (numel, dtype) = case[comm.topology().rank];
+            let start = Instant::now();
+            sum(&comm, &mut buf, numel, dtype, &stream)?;
+            stream.synchronize()?;
+            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+            Ok(comm.check().expect_err("the other rank is in another call"))
+        });
+        for (rank, error) in errors.into_iter().enumerate() {
+            let error = error?;
+            println!("mismatch: {error}");
+            let CommError::Mismatch { rank: noticed, peer, expected, found, .. } = error else {
+                panic!("rank {rank}: {error}");
+            };
+            assert_eq!((noticed, peer), (rank, 1 - rank));
+            assert_eq!((expected.numel, expected.dtype), case[rank]);
+            assert_eq!((found.numel, found.dtype), case[1 - rank]);
+        }
+    }
+    Ok(())
+}
+
+/// Many calls in a row: by default 20,000, enough to lap every slot and number many times.
+#[test]
+fn calls_follow_each_other_for_long() -> Result {
+    let Some((_guard, _)) = gpu("soak") else { return Ok(()) };
+    let Some(libraries) = pair("soak") else { return Ok(()) };
+    let calls: usize = std::env::var("FEWSYNC_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
+    const PER_GRAPH: usize = 100;
+    const NUMEL: usize = 9000;
+    let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
+    let start = Instant::now();
+    let results = on_ranks(comms, |comm, stream| -> Result {
+        let rank = comm.topology().rank;
+        let mut buf = comm.register(NUMEL * 4)?;
+        // 1 and -1 alternate between the ranks: the sum is 0, and the next call must see what was added since.
+        let mine: Vec<f32> = (0..NUMEL).map(|i| value(rank, i, 1)).collect();
+        let of_rank: Vec<Vec<f32>> = (0..2).map(|rank| contribution(rank, NUMEL, 1)).collect();
+        let source = stream.device().upload(&mine, &stream)?;
+        let graph = stream.capture(|| -> Result {
+            for call in 0..PER_GRAPH {
+                let numel = [NUMEL, 8, 2048, 1, 4097][call % 5];
+                let (to, from) = (DevicePtr(buf.addr::<u8>().raw()), source.ptr());
+                // SAFETY: both have that many elements and live until the stream has been waited for.
+                unsafe { stream.device().gpu().copy_d2d(stream.id(), to, from, NUMEL * 4)? };
+                sum(&comm, &mut buf, numel, DType::F32, &stream)?;
+            }
+            sum(&comm, &mut buf, 0, DType::F32, &stream)
+        })?;
+        let expected_head = sum_of_ranks(ONE_NODE, &of_rank);
+        for replay in 0..calls.div_ceil(PER_GRAPH) {
+            // SAFETY: all that the graph refers to is alive until the stream has been waited for.
+            unsafe { graph.launch(&stream)? };
+            if replay % 50 == 0 {
+                let found = read::<f32>(&comm, &buf, NUMEL, &stream)?;
+                assert_bits(&found[..4097], &expected_head[..4097], "the last sum");
+                assert_bits(&found[4097..], &mine[4097..], "behind it");
+            }
+        }
+        stream.synchronize()?;
+        comm.check()
+    });
+    println!("soak: {calls} calls in {:?}", start.elapsed());
+    results.into_iter().collect()
+}
