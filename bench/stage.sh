@@ -23,7 +23,7 @@ gather() {
 }
 
 gather fewsync "$(executable --bin fewsync)"
-for test in gpu_driver engine; do
+for test in gpu_driver comm_gpu engine; do
     [ -f "tests/$test.rs" ] || continue
     gather "$test" "$(executable --test "$test")"
 done

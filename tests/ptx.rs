@@ -75,6 +75,29 @@ fn streaming_kernels_load_weights_by_16_bytes_past_l1() {
 }
 
 #[test]
+fn collectives_exchange_by_relaxed_system_accesses_alone() {
+    each_kernel(|arch, name, text| {
+        if !name.starts_with("allreduce") && !name.starts_with("allgather") {
+            assert!(!text.contains(".sys"), "{arch} {name}");
+            return;
+        }
+        // Greetings are cells in both formats; words come and go by four.
+        for access in ["st.relaxed.sys.global.v2.b64", "ld.relaxed.sys.global.v2.b64"] {
+            assert!(text.contains(access), "{arch} {name}: {access}");
+        }
+        let words =
+            text.contains("st.relaxed.sys.global.v4.b32") && text.contains("ld.relaxed.sys.global.v4.b32");
+        assert_eq!(words, name.contains("words"), "{arch} {name}");
+        // One fence between passes; the failure record is released.
+        assert!(text.matches("fence.acq_rel.sys").count() <= 1, "{arch} {name}");
+        assert!(text.contains("st.release.sys.global.b32"), "{arch} {name}");
+        for word in ["multimem", "ld.volatile", "st.volatile"] {
+            assert!(!text.contains(word), "{arch} {name}: {word}");
+        }
+    });
+}
+
+#[test]
 fn every_kernel_is_bounded_and_joins_dependent_launch_where_there_is_one() {
     each_kernel(|arch, name, text| {
         assert!(text.contains(".maxntid "), "{arch} {name}");
@@ -86,6 +109,7 @@ fn every_kernel_is_bounded_and_joins_dependent_launch_where_there_is_one() {
 #[test]
 fn parameter_blocks_have_the_size_of_their_struct() {
     let size_of_params = |name: &str| match name {
+        "add_bf16" => size_of::<params::Add>(),
         "embedding_bf16" => size_of::<params::Embedding>(),
         "rmsnorm_bf16" | "add_rmsnorm_bf16" => size_of::<params::RmsNorm>(),
         "argmax_f32" => size_of::<params::Argmax>(),
@@ -94,6 +118,8 @@ fn parameter_blocks_have_the_size_of_their_struct() {
         _ if name.starts_with("rope_kv_write") => size_of::<params::RopeKvWrite>(),
         _ if name.starts_with("attn_decode") => size_of::<params::AttnDecode>(),
         _ if name.starts_with("attn_prefill") => size_of::<params::AttnPrefill>(),
+        _ if name.starts_with("allreduce") => size_of::<params::Collective>(),
+        _ if name.starts_with("allgather") => size_of::<params::Gather>(),
         _ if name.starts_with("gem") => size_of::<params::Gemm>(),
         _ => panic!("{name} has no parameter struct here"),
     };

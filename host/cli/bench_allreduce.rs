@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use super::output;
 use super::results::ResultFiles;
-use super::session::{SyncArgs, at_least, cuda_devices};
+use super::session::{SyncArgs, at_least, cuda_devices, progress_bar};
 use crate::bench::allreduce::child::{self, Variant};
 use crate::bench::allreduce::contest::{Sweep, run_nccl, run_ours};
 use crate::bench::allreduce::figure::figure;
@@ -258,7 +258,10 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         return run_child(&devices, &sweep, variant, machine);
     }
     let mut notes = vec![method()];
-    for variant in variants(args.nccl) {
+    let variants = variants(args.nccl);
+    let bar = progress_bar(variants.len() as u64, "NCCL", "{pos}/{len} variants");
+    for variant in variants {
+        bar.tick();
         match nccl(args, &sweep, variant) {
             Ok((lines, note)) => {
                 peers.extend(lines);
@@ -274,7 +277,9 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
                 }
             }
         }
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     if !json {
         output::write(&format!("{}\n{HEADING}", machine.line()))?;
     }

@@ -31,9 +31,10 @@ fn plan(config: &Config, n_dropped: usize) -> Plan {
 #[test]
 fn two_ranks_match_the_reference() {
     let Some((_guard, devices)) = gpus("two ranks", 2) else { return };
+    let mut agreements = Vec::new();
     for (spec, n_prompt) in [
-        ("random:smollm2,layers=4", 150),
-        ("random:llama3.2-1b,layers=2", 40),
+        ("random:smollm2,layers=2", 40),
+        ("random:llama3.2-1b,layers=2", 150),
         ("random:llama3-8b,layers=2", 40),
     ] {
         let model = Model::open(spec).unwrap();
@@ -43,8 +44,10 @@ fn two_ranks_match_the_reference() {
             let plan = plan(&model.config, n_dropped);
             engine.set_plan(&plan).unwrap();
             let mut reference = load_plan(&model, shape(1, 2), &plan);
-            follow(&mut engine, &mut reference, n_prompt, 12)
-                .judge(&format!("{spec}, {n_dropped} of {n_layers} blocks dropped"));
+            let agreement = follow(&mut engine, &mut reference, n_prompt, 12);
+            let what = format!("{spec}, {n_dropped} of {n_layers} blocks dropped");
+            println!("{what}: {:.2e}", agreement.error);
+            agreements.push((what, agreement));
             // A step has as many sync points as the reference's.
             let (seen, expected) = (engine.sync_counts(), reference.sync_counts());
             engine.forward(&Batch::decode(&[1])).unwrap();
@@ -57,6 +60,8 @@ fn two_ranks_match_the_reference() {
             assert_eq!(in_step.0, (2 * n_layers - n_dropped) as u64);
         }
     }
+    // All are seen before one is judged.
+    agreements.iter().for_each(|(what, agreement)| agreement.judge(what));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A plot of measurements: time over bytes, a panel for whole sums, one for the ratio to others, one for phases.
 
-use super::record::{Call, Launching, Measurement, OURS};
+use super::record::{AUTOMATIC, Call, Launching, Measurement, NCCL, OURS};
 use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
 use crate::bench::report::Report;
 
@@ -15,8 +15,10 @@ pub fn figure(report: &Report<Measurement>) -> Figure {
         |m: &Measurement, ratio: Option<f64>| ratio.map(|y| Point { x: m.bytes as f64, y, range: None });
 
     let mut panels = Vec::new();
-    let sums =
-        series(shown().filter(|m| m.call == Call::Plain), |m| format!("{} {}", m.contender, m.variant), us);
+    // What can be forced of NCCL would hide the rest; it is in the table.
+    let forced = |m: &Measurement| m.contender == NCCL && m.variant != AUTOMATIC;
+    let sums = shown().filter(|m| m.call == Call::Plain && !forced(m));
+    let sums = series(sums, |m| format!("{} {}", m.contender, m.variant), us);
     push(&mut panels, "sum", "time per call, µs", Scale::Log10, sums);
     let fused = |m: &Measurement| format!("{} fused, rows of {}", m.variant, m.hidden);
     let fused = series(shown().filter(|m| m.call == Call::Fused), fused, us);

@@ -17,6 +17,8 @@ mod layout;
 mod loopback;
 mod meeting;
 mod options;
+#[cfg(test)]
+mod schedule_tests;
 mod solo;
 
 use std::cell::Cell;
