@@ -1,42 +1,43 @@
-//! A plot of measurements: a panel per part of the layer, time over tokens or context.
+//! A plot of measurements: time over tokens or context.
 
 use super::Measurement;
 use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
 use crate::bench::report::Report;
 use crate::bench::stats::Percentiles;
 
-/// The time of every measurement.
+/// The time of every measurement; a panel for each part of each model's layer.
 pub fn figure(report: &Report<Measurement>) -> Figure {
     let all = &report.measurements;
-    let mut ops = Vec::new();
-    all.iter().for_each(|one| {
-        if !ops.contains(&one.op) {
-            ops.push(one.op)
+    let mut keys: Vec<(&str, &str)> = Vec::new();
+    for one in all {
+        if !keys.contains(&(&one.model, one.op)) {
+            keys.push((&one.model, one.op));
         }
-    });
+    }
     // What was swept lies across; what else varies tells the lines apart.
     let over_context = differ(all, |one| one.context);
     let name = |one: &Measurement| {
-        let tokens = if over_context && differ(all, |one| one.m) && one.m != one.context {
-            format!(", m = {}", one.m)
-        } else {
-            String::new()
-        };
-        let tp = if differ(all, |one| one.tp) { format!(", tp {}", one.tp) } else { String::new() };
-        format!("{}{tp}{tokens}", one.model)
+        let mut name = one.model.clone();
+        if differ(all, |one| one.tp) {
+            name += &format!(", tp {}", one.tp);
+        }
+        if over_context && differ(all, |one| one.m) && one.m != one.context {
+            name += &format!(", m = {}", one.m);
+        }
+        name
     };
-    let panels = ops.into_iter().map(|op| {
+    let several_models = differ(all, |one| one.model.clone());
+    let panels = keys.into_iter().map(|(model, op)| {
         let mut lines = Lines::default();
-        for one in all.iter().filter(|one| one.op == op) {
+        for one in all.iter().filter(|one| one.model == model && one.op == op) {
             let x = if over_context { one.context } else { one.m } as f64;
             lines.add(name(one), x, one.us, one.cublaslt_us);
         }
-        let series = lines.series;
         Panel {
-            title: op.to_owned(),
+            title: if several_models { format!("{op}, {model}") } else { op.to_owned() },
             x_label: if over_context { "context, tokens" } else { "m, tokens" }.into(),
             y_label: "time, µs".into(),
-            content: Content::Lines { x: Scale::Log2, y: Scale::Log10, series },
+            content: Content::Lines { x: Scale::Log2, y: Scale::Log10, series: lines.series },
         }
     });
     Figure {
@@ -119,5 +120,15 @@ mod tests {
             ["llama3-8b, m = 1", "llama3-8b, m = 8"]
         );
         assert_eq!(series[1].points[1].x, 8192.0);
+    }
+
+    #[test]
+    fn each_model_has_its_panels() {
+        let of = |model: &str, tp| Measurement { model: model.into(), tp, ..measurement("qkv", 1, None) };
+        let all = vec![of("llama3-8b", 1), of("llama3-8b", 8), of("smollm2", 1)];
+        let figure = figure(&Report::new("decode-gemm", Machine::of(&[]), vec![], all));
+        let panels: Vec<_> = figure.panels.iter().map(|p| (&*p.title, lines(p).len())).collect();
+        assert_eq!(panels, [("qkv, llama3-8b", 2), ("qkv, smollm2", 1)]);
+        assert_eq!(lines(&figure.panels[0])[1].name, "llama3-8b, tp 8");
     }
 }
