@@ -247,9 +247,11 @@ impl Args {
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let shape = args.shape()?;
     let sweep = args.sweep(shape);
-    let mut peers = Vec::new();
+    let (mut peers, mut notes) = (Vec::new(), vec![method()]);
     for path in &args.join {
-        peers.extend(join::read(path)?);
+        let (lines, comments) = join::read(path)?;
+        peers.extend(lines);
+        notes.extend(comments);
     }
     args.files.check::<Measurement>("allreduce")?;
     let devices = cuda_devices(shape.world())?;
@@ -257,7 +259,6 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if let Some(variant) = &args.nccl_child {
         return run_child(&devices, &sweep, variant, machine);
     }
-    let mut notes = vec![method()];
     let variants = variants(args.nccl);
     let bar = progress_bar(variants.len() as u64, "NCCL", "{pos}/{len} variants");
     for variant in variants {

@@ -30,14 +30,15 @@ pub enum JoinError {
     },
 }
 
-/// The lines of a file.
+/// The lines of a file, and its comments.
 ///
 /// # Errors
 /// A file that cannot be read or is something else.
-pub fn read(path: &Path) -> Result<Vec<Measurement>, JoinError> {
+pub fn read(path: &Path) -> Result<(Vec<Measurement>, Vec<String>), JoinError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| JoinError::Io { path: path.to_owned(), source })?;
-    parse(&path.display().to_string(), &text)
+    let comments = text.lines().filter_map(|line| line.strip_prefix('#')).map(|line| line.trim().to_owned());
+    Ok((parse(&path.display().to_string(), &text)?, comments.collect()))
 }
 
 /// The lines of a text; `from` is its origin, for errors. Other columns than those needed may be there, or not.
@@ -123,5 +124,14 @@ mod tests {
         assert!(line("t,o,plain").contains("record"), "a line that is too short");
         let error = read(Path::new("/nowhere/peer.csv")).unwrap_err().to_string();
         assert!(error.starts_with("/nowhere/peer.csv: cannot read the file"), "{error}");
+    }
+
+    #[test]
+    fn a_files_comments_come_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("peer.csv");
+        std::fs::write(&path, format!("{HEADING}# torch 2\nt,o,plain,graph,bf16,2,1x2,8,0,1,1,1\n")).unwrap();
+        let (lines, comments) = read(&path).unwrap();
+        assert_eq!((lines.len(), comments), (1, vec!["torch 2".to_owned()]));
     }
 }
