@@ -325,8 +325,8 @@ pub struct Collective {
     pub hidden: u32,
     /// `_norm`: added to the mean square.
     pub eps: f32,
-    /// `_norm`: blocks that share a row; more than 1 only if every block has one row at most.
-    pub row_blocks: u32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
 }
 
 /// `allgather_*`: every rank gets every rank's piece, in place.

@@ -168,7 +168,9 @@ impl AllReduce {
             (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
             (None, Algorithm::TwoShot) => TWO_SHOT[self.element as usize][format as usize],
         };
-        let grid = [blocks, self.ranks.count, 1];
+        // Rows are dealt in z, so that a row and its parts are told apart without a division.
+        let parts = if self.norm.is_some() { self.execution.row_blocks } else { blocks };
+        let grid = [parts, self.ranks.count, blocks / parts];
         Launch::new(entry, grid, workers + CLERKS, 0, &self.params())
     }
 
@@ -267,6 +269,6 @@ fn collective(
         group: ranks.group,
         hidden: 0,
         eps: 0.0,
-        row_blocks: execution.row_blocks,
+        reserved: 0,
     }
 }

@@ -32,7 +32,7 @@ pub unsafe fn receive<W: Wire>(call: &mut Call, pass: &Pass, shards: &Shards) {
         local = if local + 1 == place.gpus { 0 } else { local + 1 };
         let from = Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 };
         let (first, units) = shards.part(call, pass, local);
-        let slot = call.slot(pass, call.rank, place.broadcast_slot(local));
+        let slot = call.own_slot(pass, place.broadcast_slot(local));
         let mut i = worker;
         while i < units {
             let unit = call.receive_one::<W>(pass, slot + W::offset(i), from);

@@ -13,8 +13,8 @@ use crate::params::{
 };
 use crate::ptx::atomic::{increment_acq_rel_gpu, load_u64_gpu, store_u64_gpu};
 use crate::ptx::barrier::{arrive, sync_some};
-use crate::ptx::global::ld_b64;
-use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, ntid_x, tid_x};
+use crate::ptx::global::{ld_b64, ld_b64_here};
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, lane, nctaid_x, nctaid_z, ntid_x, tid_x};
 use crate::ptx::system::{fence, ld_v2_b64, st_v2_b64};
 use crate::ptx::{Global, pdl};
 
@@ -31,6 +31,12 @@ pub struct Call<'a> {
     pub world: u32,
     /// Its row.
     pub row: Global,
+    /// Its own region.
+    home: Global,
+    /// The rank after it, the first one again after the last.
+    successor: u32,
+    /// The successor's region.
+    next_door: Global,
     /// The number of the first pass.
     pub sequence: u64,
     /// What this rank brings.
@@ -66,40 +72,49 @@ pub fn next(sequence: u64) -> u64 {
 }
 
 impl<'a> Call<'a> {
-    /// Waits for the kernel ahead and reads what the call begins with. `halves` is the tensor's length
-    /// in values of 2 bytes.
+    /// Waits for the kernel ahead. Clerks then keep the books, and are done: the answer is whether this thread is
+    /// one.
+    ///
+    /// Clerks have loads of their own, so that nothing stands between those of the others ([`Call::begin`]) and
+    /// the first ones of the tensor that follow: all of them wait for memory together.
     #[inline(always)]
-    pub unsafe fn begin(p: &'a Collective, halves: u32) -> Self {
+    pub unsafe fn is_kept_by_clerk(p: &Collective, halves: u32) -> bool {
         pdl::launch_dependents();
         pdl::wait();
+        if tid_x() < Self::workers() {
+            return false;
+        }
+        let watch = Watch::new(p.failed + u64::from(ctaid_y()) * 4, p.rows, p.limit_ns);
+        let mut clerk = Call::begin(p, halves);
+        clerk.watch.over |= watch.over;
+        clerk.keep_books();
+        true
+    }
+
+    /// Reads what a call begins with. `halves` is the tensor's length in values of 2 bytes.
+    #[inline(always)]
+    pub unsafe fn begin(p: &'a Collective, halves: u32) -> Self {
         let y = ctaid_y();
         let row = p.rows + u64::from(y) * ROW_BYTES;
         let slice = u64::from(y) * p.slice_stride;
-        Self {
-            p,
-            rank: p.first_rank + y,
-            world: p.nodes * p.gpus_per_node,
-            row,
-            sequence: load_u64_gpu(row + ROW_SEQUENCE),
-            own: Contribution {
-                data: p.data + u64::from(y) * p.data_stride,
-                addend: if p.addend == 0 { 0 } else { p.addend + slice },
-                halves,
-            },
-            watch: Watch::new(p.failed + u64::from(y) * 4, row, p.limit_ns),
-        }
+        let (rank, world) = (p.first_rank + y, p.nodes * p.gpus_per_node);
+        let successor = if rank + 1 == world { 0 } else { rank + 1 };
+        let region = |rank: u32| row + ROW_REGIONS + u64::from(rank) * 8;
+        let sequence = load_u64_gpu(row + ROW_SEQUENCE);
+        let watch = Watch::new(p.failed + u64::from(y) * 4, row, p.limit_ns);
+        let (home, next_door) = (ld_b64_here(region(rank)), ld_b64_here(region(successor)));
+        let own = Contribution {
+            data: p.data + u64::from(y) * p.data_stride,
+            addend: if p.addend == 0 { 0 } else { p.addend + slice },
+            halves,
+        };
+        Self { p, rank, world, row, home, successor, next_door, sequence, own, watch }
     }
 
     /// Threads of a block that move data.
     #[inline(always)]
     pub fn workers() -> u32 {
         ntid_x() - CLERKS
-    }
-
-    /// Whether this thread keeps the books.
-    #[inline(always)]
-    pub fn is_clerk() -> bool {
-        tid_x() >= Self::workers()
     }
 
     /// The first pass.
@@ -134,14 +149,29 @@ impl<'a> Call<'a> {
 
     /// The region of a rank.
     #[inline(always)]
-    pub unsafe fn region(&self, rank: u32) -> Global {
+    unsafe fn region(&self, rank: u32) -> Global {
+        if rank == self.successor {
+            return self.next_door;
+        }
         ld_b64(self.row + ROW_REGIONS + u64::from(rank) * 8)
     }
 
-    /// Where a slot of a pass begins on a rank.
+    /// Where a slot of a pass begins on a peer.
     #[inline(always)]
-    pub unsafe fn slot(&self, pass: &Pass, rank: u32, slot: u32) -> Global {
-        self.region(rank) + pass.slots + u64::from(slot) * self.p.slot_stride
+    pub unsafe fn slot(&self, pass: &Pass, peer: u32, slot: u32) -> Global {
+        self.region(peer) + pass.slots + u64::from(slot) * self.p.slot_stride
+    }
+
+    /// Where a slot of a pass begins on this rank.
+    #[inline(always)]
+    pub fn own_slot(&self, pass: &Pass, slot: u32) -> Global {
+        self.home + pass.slots + u64::from(slot) * self.p.slot_stride
+    }
+
+    /// The peer after another, beginning with the rank itself.
+    #[inline(always)]
+    pub fn after(&self, peer: u32) -> u32 {
+        if peer + 1 == self.world { 0 } else { peer + 1 }
     }
 
     /// Tells the block's clerk that this thread has used the call's number. Every thread but the clerk's
@@ -199,8 +229,9 @@ impl<'a> Call<'a> {
 
     /// The clerk's work: greets, sets the next number, awaits the greetings.
     #[inline(always)]
-    pub unsafe fn keep_books(&mut self) {
-        let greets = ctaid_x() == 0 && lane() < self.world && lane() != self.rank && !self.watch.over;
+    unsafe fn keep_books(&mut self) {
+        let (block, blocks) = (ctaid_x() + ctaid_z(), nctaid_x() * nctaid_z());
+        let greets = block == 0 && lane() < self.world && lane() != self.rank && !self.watch.over;
         let (numel, meta) = (self.p.numel, self.p.meta);
         let cell = |data: u32| self.sequence << 32 | u64::from(data);
         let greetings = (self.sequence & 1) * (MAX_RANKS as u64 * GREETING_BYTES);
@@ -210,7 +241,7 @@ impl<'a> Call<'a> {
         }
         sync_some::<NUMBER_READ>(ntid_x());
         if lane() == 0 {
-            let last = nctaid_x() - 1;
+            let last = blocks - 1;
             if increment_acq_rel_gpu(self.row + ROW_ARRIVED, last) == last {
                 let mut number = self.sequence;
                 for _ in 0..self.p.passes {
@@ -220,7 +251,7 @@ impl<'a> Call<'a> {
             }
         }
         if greets {
-            let place = self.region(self.rank) + greetings + u64::from(lane()) * GREETING_BYTES;
+            let place = self.home + greetings + u64::from(lane()) * GREETING_BYTES;
             self.await_greeting(place, [cell(numel), cell(meta)]);
         }
     }

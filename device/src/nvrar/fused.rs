@@ -36,10 +36,10 @@ pub unsafe fn push<W: Wire>(call: &Call, pass: &Pass, place: &Place, i: u32, uni
 
 #[inline(always)]
 unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
-    let mut call = Call::begin(p, p.numel * E::HALVES);
-    if Call::is_clerk() {
-        return call.keep_books();
+    if Call::is_kept_by_clerk(p, p.numel * E::HALVES) {
+        return;
     }
+    let mut call = Call::begin(p, p.numel * E::HALVES);
     let shards = Shards { place: Place::new(p.nodes, p.gpus_per_node, call.rank) };
     let has = |phase: u32| p.phases & phase != 0;
     let onward = has(PHASE_REDUCE) && has(PHASE_BROADCAST) && p.nodes == 1;
@@ -88,7 +88,7 @@ macro_rules! two_shot {
         /// # Safety
         /// All blocks are resident at once; rows, regions and tensors exist as [`Collective`] says; all ranks
         /// make the same calls in the same order.
-        #[launch_bounds(544, 1)]
+        #[launch_bounds(416, 1)]
         pub fn $name(p: Collective) {
             all_reduce::<$element, $wire, $together>(&p);
         }

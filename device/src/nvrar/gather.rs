@@ -85,10 +85,10 @@ unsafe fn pass_on<W: Wire>(call: &Call, pass: &Pass, place: &Place, origin: u32,
 #[inline(always)]
 unsafe fn all_gather<W: Wire>(p: &Gather) {
     let c = &p.collective;
-    let mut call = Call::begin(c, c.numel * p.element_halves);
-    if Call::is_clerk() {
-        return call.keep_books();
+    if Call::is_kept_by_clerk(c, c.numel * p.element_halves) {
+        return;
     }
+    let mut call = Call::begin(c, c.numel * p.element_halves);
     let place = Place::new(c.nodes, c.gpus_per_node, call.rank);
     let (worker, workers) = Call::worker();
     let pass = call.first_pass();
@@ -116,7 +116,7 @@ unsafe fn all_gather<W: Wire>(p: &Gather) {
         }
         let origin = place.counterpart(node);
         let piece = Piece::new(p, &call, origin);
-        let slot = call.slot(&pass, call.rank, node);
+        let slot = call.own_slot(&pass, node);
         let from = Source { peer: origin, phase: PHASE_PUT, step: 0 };
         let mut i = worker;
         while i < piece.units {
@@ -136,7 +136,7 @@ unsafe fn all_gather<W: Wire>(p: &Gather) {
             continue;
         }
         let piece = Piece::new(p, &call, origin);
-        let slot = call.slot(&pass, call.rank, broadcast_slot(&place, origin));
+        let slot = call.own_slot(&pass, broadcast_slot(&place, origin));
         let from = Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 };
         let mut i = worker;
         while i < piece.units {
@@ -168,7 +168,7 @@ macro_rules! gather {
         /// make the same calls in the same order.
         ///
         /// [`Collective`]: crate::params::Collective
-        #[launch_bounds(544, 1)]
+        #[launch_bounds(416, 1)]
         pub fn $name(p: Gather) {
             all_gather::<$wire>(&p);
         }

@@ -2,18 +2,20 @@
 
 use super::call::{Call, Pass};
 use super::element::{Bf16, Element};
-use super::one_shot::{NONE, group, send, sum};
-use super::tensor;
+use super::one_shot::{group, send, sum};
+use super::tensor::{self, NONE};
 use super::watch::Source;
 use super::wire::{Cells, Wire, Words};
 use crate::params::{Collective, LETTER_BYTES, PHASE_REDUCE, ROW_MAIL, UNIT_BYTES};
 use crate::ptx::Global;
+use crate::ptx::barrier::sync_some;
 use crate::ptx::global::{ld_b64, ld_v4, st_v4};
-use crate::ptx::math::{fma, rsqrt};
-use crate::ptx::special::{self, ctaid_x, ctaid_y, nctaid_x, tid_x};
+use crate::ptx::math::{fma, rcp, rsqrt};
+use crate::ptx::shared;
+use crate::ptx::special::{self, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_z, tid_x};
 use crate::ptx::system::{ld_v2_b64, st_v2_b64};
 use crate::tile::bf16::{pack8, unpack8};
-use crate::tile::reduce::{block_sum_of, warp_sum};
+use crate::tile::reduce::warp_sum;
 
 /// Units of a row that a thread keeps in registers.
 const HELD: usize = 2;
@@ -23,6 +25,14 @@ const AHEAD: u32 = 2;
 const WORKERS_MEET: u32 = 2;
 /// bf16 in a unit.
 const PER_UNIT: u32 = 8;
+
+/// Warps of a block that move data, at most.
+const MAX_WARPS: usize = 12;
+
+shared_array! {
+    /// A word per warp, twice: rows take turns.
+    squares_of_warps: 128 bytes, align 16
+}
 
 /// The epilogue's operands.
 #[derive(Clone, Copy)]
@@ -68,48 +78,67 @@ fn at(array: Global, unit: u32) -> Global {
 /// Sums a tensor of rows.
 #[inline(always)]
 unsafe fn all_reduce<W: Wire, const K: usize>(p: &Collective) {
-    let mut call = Call::begin(p, p.numel);
-    if Call::is_clerk() {
-        return call.keep_books();
+    if Call::is_kept_by_clerk(p, p.numel) {
+        return;
     }
+    let mut call = Call::begin(p, p.numel);
     let slice = u64::from(ctaid_y()) * p.slice_stride;
     let operands = Operands { residual: p.residual + slice, gain: p.gain, out: p.out + slice };
-    let lane = Lane { part: ctaid_x() % p.row_blocks, blocks: p.row_blocks, row_units: p.hidden / PER_UNIT };
-    let first_row = ctaid_x() / p.row_blocks * lane.row_units;
-    let stride = nctaid_x() / p.row_blocks * lane.row_units;
+    let row_units = p.hidden / PER_UNIT;
+    let lane = Lane { part: ctaid_x(), blocks: nctaid_x(), row_units };
+    let (first_row, stride) = (ctaid_z() * row_units, nctaid_z() * row_units);
     let mut pass = call.first_pass();
+    let mut brought = call.own.load(0, lane.group::<K>(first_row, lane.first()));
+    clear_words_of_no_warp();
+    let all = tensor::units(call.own.halves);
     for number in 0..p.passes {
         if number > 0 {
             pass = call.pass_after(&pass);
+            brought = call.own.load(pass.first, lane.group::<K>(first_row, lane.first()));
         }
-        let units = call.units_of(&pass, tensor::units(call.own.halves));
-        let (mut sent, mut received) = (first_row, first_row);
+        let units = call.units_of(&pass, all);
+        let (mut sent, mut received, mut turn) = (first_row, first_row, 0);
         loop {
             if sent < units {
-                send_row::<W, K>(&call, &pass, lane, sent);
+                send_row::<W, K>(&call, &pass, lane, sent, brought);
             }
             if number == 0 && sent == first_row {
                 Call::number_is_read();
             }
             sent += stride;
-            if sent < units && sent - received < AHEAD * stride {
-                continue;
+            if sent < units {
+                brought = call.own.load(pass.first, lane.group::<K>(sent, lane.first()));
+                if sent - received < AHEAD * stride {
+                    continue;
+                }
             }
             if received >= units {
                 break;
             }
-            finish_row::<W, K>(&mut call, &pass, lane, received, operands);
+            finish_row::<W, K>(&mut call, &pass, lane, (received, turn), operands);
             received += stride;
+            turn ^= 1;
         }
     }
 }
 
+/// Sends a row, of which this thread has its first units already.
 #[inline(always)]
-unsafe fn send_row<W: Wire, const K: usize>(call: &Call, pass: &Pass, lane: Lane, row: u32) {
-    let mut i = lane.first();
+unsafe fn send_row<W: Wire, const K: usize>(
+    call: &Call,
+    pass: &Pass,
+    lane: Lane,
+    row: u32,
+    first: [[u32; 4]; K],
+) {
+    let (mut i, mut brought) = (lane.first(), first);
     while i < lane.row_units {
-        send::<W, K>(call, pass, lane.group(row, i));
+        let indices = lane.group(row, i);
+        send::<W, K>(call, pass, indices, call.own.add(pass.first, indices, brought));
         i += lane.stride() * K as u32;
+        if i < lane.row_units {
+            brought = call.own.load(pass.first, lane.group::<K>(row, i));
+        }
     }
 }
 
@@ -119,10 +148,11 @@ unsafe fn finish_row<W: Wire, const K: usize>(
     call: &mut Call,
     pass: &Pass,
     lane: Lane,
-    row: u32,
+    (row, turn): (u32, u32),
     operands: Operands,
 ) {
     let Operands { residual, gain, out } = operands;
+    let one_over_hidden = rcp(call.p.hidden as f32);
     let indices: [u32; HELD] = lane.group(row, lane.first());
     let (mut held, mut gains) = ([[0; 4]; HELD], [[0; 4]; HELD]);
     for k in 0..HELD {
@@ -156,8 +186,8 @@ unsafe fn finish_row<W: Wire, const K: usize>(
         i += lane.stride();
     }
 
-    let squares = row_sum(call, pass, lane, block_sum_of::<WORKERS_MEET>(squares, Call::workers()));
-    let inverse_rms = rsqrt(squares / call.p.hidden as f32 + call.p.eps);
+    let squares = row_sum(call, pass, lane, block_sum(squares, turn));
+    let inverse_rms = rsqrt(fma(squares, one_over_hidden, call.p.eps));
     if call.watch.over {
         return;
     }
@@ -175,6 +205,32 @@ unsafe fn finish_row<W: Wire, const K: usize>(
     }
 }
 
+/// Sum over the block's workers, in the order of their warps. With two sets of words one barrier is enough: a set
+/// is written again only after the barrier of the row in between.
+#[inline(always)]
+unsafe fn block_sum(value: f32, turn: u32) -> f32 {
+    let words = squares_of_warps() + turn * 64;
+    let total = warp_sum(value);
+    if special::lane() == 0 {
+        shared::st_f32(words + special::warp() * 4, total);
+    }
+    sync_some::<WORKERS_MEET>(Call::workers());
+    let of_warps = [shared::ld_v4(words), shared::ld_v4(words + 16), shared::ld_v4(words + 32)];
+    let mut sum = 0.0;
+    for warp in 0..MAX_WARPS {
+        sum += f32::from_bits(of_warps[warp / 4][warp % 4]);
+    }
+    sum
+}
+
+/// Zeros the words that [`block_sum`] reads and no warp writes; its first barrier orders this, too.
+#[inline(always)]
+unsafe fn clear_words_of_no_warp() {
+    if tid_x() < 32 && tid_x() % 16 >= Call::workers() / 32 {
+        shared::st_f32(squares_of_warps() + tid_x() * 4, 0.0);
+    }
+}
+
 /// Sum over the blocks of a row, in their order; each has one row at most in such a launch.
 ///
 /// A letter is two cells of {value, half of the call's number}. Both halves are looked at, so no letter of an
@@ -188,7 +244,7 @@ unsafe fn row_sum(call: &mut Call, pass: &Pass, lane: Lane, value: f32) -> f32 {
         let number = [pass.sequence << 32, pass.sequence >> 32 << 32];
         number.map(|half| half | u64::from(value.to_bits()))
     };
-    let mail = ld_b64(call.row + ROW_MAIL) + u64::from(ctaid_x() - lane.part) * LETTER_BYTES;
+    let mail = ld_b64(call.row + ROW_MAIL) + u64::from(ctaid_z() * lane.blocks) * LETTER_BYTES;
     if tid_x() == 0 {
         st_v2_b64(mail + u64::from(lane.part) * LETTER_BYTES, letter(value));
     }
@@ -254,12 +310,13 @@ macro_rules! norm {
         /// `hidden`, a multiple of 8; a pass is whole rows.
         ///
         /// # Thread mapping
-        /// A row per `row_blocks` blocks in turn. A thread keeps two units of it in registers and reads the
+        /// A row per block in z, in turn, spread over the blocks in x; more than one only where no block has two
+        /// rows. A thread keeps two units of it in registers and reads the
         /// others again.
         ///
         /// # Memory order, safety
         /// As there; `residual` and `out` overlap nothing.
-        #[launch_bounds(416, 1)]
+        #[launch_bounds(352, 1)]
         pub fn $name(p: Collective) {
             all_reduce::<$wire, $together>(&p);
         }

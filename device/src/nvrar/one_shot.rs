@@ -5,13 +5,10 @@
 
 use super::call::{Call, Pass};
 use super::element::{Bf16, Element, F16, F32};
-use super::tensor;
+use super::tensor::{self, NONE};
 use super::watch::Source;
 use super::wire::{Cells, Wire, Words};
 use crate::params::{Collective, PHASE_REDUCE};
-
-/// No unit.
-pub(super) const NONE: u32 = u32::MAX;
 
 /// Groups of units that a thread sends before it receives the first: enough to fill the wire, few enough that
 /// a long message is received while it is sent.
@@ -20,29 +17,40 @@ const AHEAD: u32 = 2;
 /// Sums a tensor, units dealt to all workers of the grid in turn, `K` together.
 #[inline(always)]
 unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
-    let mut call = Call::begin(p, p.numel * E::HALVES);
-    if Call::is_clerk() {
-        return call.keep_books();
+    if Call::is_kept_by_clerk(p, p.numel * E::HALVES) {
+        return;
     }
+    let mut call = Call::begin(p, p.numel * E::HALVES);
     let (worker, workers) = Call::worker();
-    let stride = workers * K as u32;
+    let all = tensor::units(call.own.halves);
     let mut pass = call.first_pass();
+    let mut brought = call.own.load(0, group::<K>(worker, workers, call.units_of(&pass, all)));
+    let stride = workers * K as u32;
     for number in 0..p.passes {
-        if number > 0 {
+        let units = if number == 0 {
+            call.units_of(&pass, all)
+        } else {
             pass = call.pass_after(&pass);
-        }
-        let units = call.units_of(&pass, tensor::units(call.own.halves));
+            let units = call.units_of(&pass, all);
+            brought = call.own.load(pass.first, group::<K>(worker, workers, units));
+            units
+        };
         let (mut sent, mut received) = (worker, worker);
         loop {
             if sent < units {
-                send::<W, K>(&call, &pass, group(sent, workers, units));
+                let indices = group(sent, workers, units);
+                let brought = call.own.add(pass.first, indices, brought);
+                send::<W, K>(&call, &pass, indices, brought);
             }
             if number == 0 && sent == worker {
                 Call::number_is_read();
             }
             sent += stride;
-            if sent < units && sent - received < AHEAD * stride {
-                continue;
+            if sent < units {
+                brought = call.own.load(pass.first, group::<K>(sent, workers, units));
+                if sent - received < AHEAD * stride {
+                    continue;
+                }
             }
             if received >= units {
                 break;
@@ -70,26 +78,25 @@ pub(super) fn group<const K: usize>(first: u32, step: u32, end: u32) -> [u32; K]
 
 /// Sends units of a pass to all peers, into the slot that is this rank's there.
 #[inline(always)]
-pub(super) unsafe fn send<W: Wire, const K: usize>(call: &Call, pass: &Pass, indices: [u32; K]) {
-    let mut units = [[0; 4]; K];
-    for k in 0..K {
-        if indices[k] != NONE {
-            units[k] = call.own.unit(pass.first + indices[k]);
-        }
-    }
+pub(super) unsafe fn send<W: Wire, const K: usize>(
+    call: &Call,
+    pass: &Pass,
+    indices: [u32; K],
+    units: [[u32; 4]; K],
+) {
     if call.watch.over {
         return;
     }
     // Each rank begins with its successor, so that no rank is everybody's first.
-    let mut peer = call.rank;
-    for _ in 1..call.world {
-        peer = if peer + 1 == call.world { 0 } else { peer + 1 };
+    let mut peer = call.after(call.rank);
+    while peer != call.rank {
         let slot = call.slot(pass, peer, call.rank);
         for k in 0..K {
             if indices[k] != NONE {
                 W::send(slot + W::offset(indices[k]), units[k], pass.flag());
             }
         }
+        peer = call.after(peer);
     }
 }
 
@@ -100,24 +107,22 @@ pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
     pass: &Pass,
     indices: [u32; K],
 ) -> [[u32; 4]; K] {
+    let own = call.own.add(pass.first, indices, call.own.load(pass.first, indices));
     let mut sums = [[0; 4]; K];
     if call.world == 2 {
         let from = Source { peer: 1 - call.rank, phase: PHASE_REDUCE, step: 0 };
-        let slot = call.slot(pass, call.rank, from.peer);
+        let slot = call.own_slot(pass, from.peer);
         let place = |index: u32| if index == NONE { 0 } else { slot + W::offset(index) };
         let theirs = call.receive::<W, K>(pass, indices.map(place), |_| from);
         for k in 0..K {
-            if indices[k] != NONE {
-                // Of two, either order gives the same bits.
-                let own = E::widen(call.own.unit(pass.first + indices[k]));
-                sums[k] = E::narrow(E::add(own, E::widen(theirs[k])));
-            }
+            // Of two, either order gives the same bits.
+            sums[k] = E::narrow(E::add(E::widen(own[k]), E::widen(theirs[k])));
         }
         return sums;
     }
     for k in 0..K {
         if indices[k] != NONE {
-            sums[k] = sum_of_many::<E, W, K>(call, pass, indices[k]);
+            sums[k] = sum_of_many::<E, W, K>(call, pass, indices[k], own[k]);
         }
     }
     sums
@@ -129,8 +134,8 @@ unsafe fn sum_of_many<E: Element, W: Wire, const K: usize>(
     call: &mut Call,
     pass: &Pass,
     index: u32,
+    own: [u32; 4],
 ) -> [u32; 4] {
-    let own = call.own.unit(pass.first + index);
     let mut sum = E::widen(own);
     let mut first = 0;
     while first < call.world {
@@ -138,7 +143,7 @@ unsafe fn sum_of_many<E: Element, W: Wire, const K: usize>(
         for k in 0..K {
             let rank = first + k as u32;
             if rank < call.world && rank != call.rank {
-                places[k] = call.slot(pass, call.rank, rank) + W::offset(index);
+                places[k] = call.own_slot(pass, rank) + W::offset(index);
             }
         }
         let from = |k| Source { peer: first + k as u32, phase: PHASE_REDUCE, step: 0 };
@@ -172,7 +177,7 @@ macro_rules! one_shot {
         /// # Safety
         /// All blocks are resident at once; rows, regions and tensors exist as [`Collective`] says; all ranks
         /// make the same calls in the same order.
-        #[launch_bounds(544, 1)]
+        #[launch_bounds(416, 1)]
         pub fn $name(p: Collective) {
             all_reduce::<$element, $wire, $together>(&p);
         }

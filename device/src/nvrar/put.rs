@@ -52,7 +52,7 @@ unsafe fn receive<E: Element, W: Wire>(
 ) {
     let (worker, workers) = Call::worker();
     let (first, units) = shards.part(call, pass, shards.place.local);
-    let slot = call.slot(pass, call.rank, shards.place.put_slot(round));
+    let slot = call.own_slot(pass, shards.place.put_slot(round));
     let from = Source { peer, phase: PHASE_PUT, step: round };
     let mut i = worker;
     while i < units {

@@ -52,7 +52,7 @@ pub unsafe fn sum<E: Element, W: Wire, const K: usize>(
             for k in 0..K {
                 let local = base + k as u32;
                 if local < place.gpus && local != place.local {
-                    places[k] = call.slot(pass, call.rank, place.reduce_slot(local)) + W::offset(i);
+                    places[k] = call.own_slot(pass, place.reduce_slot(local)) + W::offset(i);
                 }
             }
             let from = |k| Source { peer: place.neighbour(base + k as u32), phase: PHASE_REDUCE, step: 0 };

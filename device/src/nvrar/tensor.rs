@@ -1,11 +1,14 @@
 //! This rank's own tensors, unit by unit.
 
 use super::element::{Bf16, Element};
+use crate::params::UNIT_BYTES;
 use crate::ptx::Global;
-use crate::ptx::global::{ld_v4, st_v4};
+use crate::ptx::global::{ld_v4, ld_v4_here, st_v4};
 use crate::tile::bf16::{gather8, store8};
 
 const HALVES_PER_UNIT: u32 = 8;
+/// No unit.
+pub const NONE: u32 = u32::MAX;
 
 /// The units that hold `halves` values of 2 bytes.
 #[inline(always)]
@@ -36,7 +39,7 @@ pub unsafe fn store(tensor: Global, index: u32, halves: u32, unit: [u32; 4]) {
 /// What a rank brings to a sum: its tensor, and the addend where there is one, rounded.
 #[derive(Clone, Copy)]
 pub struct Contribution {
-    /// The tensor.
+    /// The tensor, readable up to the next multiple of 16 bytes; at least one unit.
     pub data: Global,
     /// bf16, or 0.
     pub addend: Global,
@@ -45,14 +48,43 @@ pub struct Contribution {
 }
 
 impl Contribution {
-    /// Unit `index`. The addend is bf16, and so is then the tensor.
+    /// Reads units of the tensor at `indices`, or others for those that are [`NONE`]. The loads are issued here;
+    /// values beyond the tensor's end are whatever lies there, and are stored nowhere.
+    #[inline(always)]
+    pub unsafe fn load<const K: usize>(&self, first: u32, indices: [u32; K]) -> [[u32; 4]; K] {
+        let last = units(self.halves).max(1) - 1;
+        let mut loaded = [[0; 4]; K];
+        for k in 0..K {
+            let index = if indices[k] == NONE { 0 } else { first + indices[k] };
+            loaded[k] = ld_v4_here(self.data + u64::from(index.min(last)) * UNIT_BYTES);
+        }
+        loaded
+    }
+
+    /// Adds the addend's units to those of the tensor. The addend is bf16, and so is then the tensor.
+    #[inline(always)]
+    pub unsafe fn add<const K: usize>(
+        &self,
+        first: u32,
+        indices: [u32; K],
+        loaded: [[u32; 4]; K],
+    ) -> [[u32; 4]; K] {
+        let mut sums = loaded;
+        if self.addend != 0 {
+            for k in 0..K {
+                if indices[k] != NONE {
+                    let addend = load(self.addend, first + indices[k], self.halves);
+                    sums[k] = Bf16::narrow(Bf16::add(Bf16::widen(sums[k]), Bf16::widen(addend)));
+                }
+            }
+        }
+        sums
+    }
+
+    /// Unit `index`, the addend included.
     #[inline(always)]
     pub unsafe fn unit(&self, index: u32) -> [u32; 4] {
-        let own = load(self.data, index, self.halves);
-        if self.addend == 0 {
-            return own;
-        }
-        let addend = load(self.addend, index, self.halves);
-        Bf16::narrow(Bf16::add(Bf16::widen(own), Bf16::widen(addend)))
+        let [unit] = self.add(0, [index], self.load(0, [index]));
+        unit
     }
 }

@@ -84,3 +84,21 @@ pub unsafe fn st_v2_f32(address: Global, v: [f32; 2]) {
     asm!("st.global.v2.f32 [{}], {{{}, {}}};",
         in(reg64) address, in(reg32) v[0], in(reg32) v[1], options(nostack));
 }
+
+/// `ld.global.b64` that is issued where it stands, so that loads written one after the other wait for memory
+/// together.
+#[inline(always)]
+pub unsafe fn ld_b64_here(address: Global) -> u64 {
+    let value: u64;
+    asm!("ld.global.b64 {}, [{}];", out(reg64) value, in(reg64) address, options(nostack));
+    value
+}
+
+/// `ld.global.v4.b32` that is issued where it stands: 16 bytes, aligned.
+#[inline(always)]
+pub unsafe fn ld_v4_here(address: Global) -> [u32; 4] {
+    let (x, y, z, w): (u32, u32, u32, u32);
+    asm!("ld.global.v4.b32 {{{}, {}, {}, {}}}, [{}];",
+        out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w, in(reg64) address, options(nostack));
+    [x, y, z, w]
+}

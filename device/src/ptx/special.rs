@@ -30,6 +30,8 @@ special_register! {
     nctaid_x = "%nctaid.x";
     /// `%nctaid.y`
     nctaid_y = "%nctaid.y";
+    /// `%nctaid.z`
+    nctaid_z = "%nctaid.z";
 }
 
 /// Lane in the warp; blocks are one-dimensional.

@@ -1,6 +1,6 @@
 //! Reductions over a warp and over a block.
 
-use crate::ptx::barrier::{sync_block, sync_some};
+use crate::ptx::barrier::sync_block;
 use crate::ptx::shared::{ld_b32, st_b32};
 use crate::ptx::shuffle::{xor_f32, xor_u64};
 use crate::ptx::special::{lane, ntid_x, warp};
@@ -70,23 +70,13 @@ pub fn quad_sum(x: f32) -> f32 {
 #[inline(always)]
 pub unsafe fn block_sum(x: f32) -> f32 {
     let total = warp_sum(x);
-    f32::from_bits(combine(total.to_bits(), ntid_x(), sync_block, |word| {
-        warp_sum(f32::from_bits(word)).to_bits()
-    }))
-}
-
-/// [`block_sum`] over the block's first `threads` threads (whole warps), which meet at barrier `ID`.
-#[inline(always)]
-pub unsafe fn block_sum_of<const ID: u32>(x: f32, threads: u32) -> f32 {
-    let total = warp_sum(x).to_bits();
-    let sync = || sync_some::<ID>(threads);
-    f32::from_bits(combine(total, threads, sync, |word| warp_sum(f32::from_bits(word)).to_bits()))
+    f32::from_bits(combine(total.to_bits(), |word| warp_sum(f32::from_bits(word)).to_bits()))
 }
 
 /// Maximum over a block of whole warps, in every thread. Values are non-negative integers.
 #[inline(always)]
 pub unsafe fn block_max_u32(x: u32) -> u32 {
-    combine(warp_max_u32(x), ntid_x(), sync_block, warp_max_u32)
+    combine(warp_max_u32(x), warp_max_u32)
 }
 
 #[inline(always)]
@@ -100,14 +90,14 @@ fn warp_max_u32(x: u32) -> u32 {
 
 /// Combines one word per warp (missing warps count as 0) in every warp alike.
 #[inline(always)]
-unsafe fn combine(word: u32, threads: u32, sync: impl Fn(), across_lanes: impl Fn(u32) -> u32) -> u32 {
+unsafe fn combine(word: u32, across_lanes: impl Fn(u32) -> u32) -> u32 {
     let words = warp_words();
     // The array may still be read by an earlier reduction.
-    sync();
+    sync_block();
     if lane() == 0 {
         st_b32(words + warp() * 4, word);
     }
-    sync();
-    let n_warps = threads / 32;
+    sync_block();
+    let n_warps = ntid_x() / 32;
     across_lanes(if lane() < n_warps { ld_b32(words + lane() * 4) } else { 0 })
 }

@@ -43,16 +43,24 @@ pub(super) struct Site {
 
 const WARP: u32 = 32;
 /// Most workers of a block; its clerk comes to them.
-const MAX_WORKERS: u32 = 512;
-const MAX_WORKERS_NORM: u32 = 384;
+const MAX_WORKERS: u32 = 384;
+const MAX_WORKERS_NORM: u32 = 320;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
+/// Workers from which on only long messages gain by more.
+const MANY_WORKERS: u32 = 256;
+/// Units of a long message: more than 2 MiB.
+const LONG_UNITS: u32 = 128 << 10;
 /// Blocks at which blocks are made larger instead.
 const MANY_BLOCKS: u32 = 128;
-/// Units of a row for one block.
-const ROW_UNITS: u32 = 256;
-/// Largest message that travels in cells, in units: words have caught up there, and cells carry the call's number.
-const CELLS_UNITS: u32 = 64;
+/// Units of the longest row that one block normalises; longer ones are dealt to several.
+const ROW_UNITS: u32 = 512;
+/// Blocks of such a row, and its workers and theirs.
+const ROW_BLOCKS: u32 = 8;
+const ROW_WORKERS: [u32; 2] = [256, 128];
+/// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
+/// call's number.
+const CELLS_UNITS: u32 = 512;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
 /// Cells lie in groups of so many units.
@@ -75,15 +83,15 @@ impl Site {
             }
             Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
         };
-        let cells = if longest <= CELLS_UNITS { Format::Cells } else { Format::Words };
-        let format = tuning.format.unwrap_or(cells);
-        let area = layout.area(format);
-        let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
-        let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
         let row_units = match task {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
+        let short = longest <= CELLS_UNITS && row_units.is_none();
+        let format = tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words });
+        let area = layout.area(format);
+        let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
+        let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
         let step = row_units.unwrap_or(GRANULE_UNITS);
         let most = slot_units / step * step;
         if most == 0 {
@@ -170,9 +178,12 @@ impl Site {
     fn rows_grid(&self, units: u32, row: u32, passes: u32, tuning: Tuning) -> (u32, u32, u32) {
         let rows = units.div_ceil(row).max(1);
         let room = if passes == 1 { (self.max_blocks / rows).clamp(1, WARP) } else { 1 };
-        let row_blocks = tuning.row_blocks.unwrap_or(row.div_ceil(ROW_UNITS)).clamp(1, room);
+        let measured = if row <= ROW_UNITS { 1 } else { ROW_BLOCKS };
+        let row_blocks = tuning.row_blocks.unwrap_or(measured).clamp(1, room);
         let share = row.div_ceil(row_blocks).next_multiple_of(WARP);
-        let workers = tuning.workers.unwrap_or(share).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
+        let measured = ROW_WORKERS[usize::from(row_blocks > 1)];
+        let workers =
+            tuning.workers.unwrap_or(measured).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
         if row_blocks > 1 {
             return (rows * row_blocks, workers, row_blocks);
         }
@@ -206,6 +217,29 @@ mod tests {
         let task = Task::Sum { units: 1, row_units: None };
         let forced = Tuning { algorithm: Some(Algorithm::OneShot), ..Tuning::default() };
         assert_eq!(site(2, 2, 132).algorithm(task, forced), Algorithm::TwoShot);
+    }
+
+    #[test]
+    fn grids_are_those_that_were_measured() {
+        let site = site(1, 2, 132);
+        let layout = Layout::new(site.shape, 64 << 20);
+        let grid = |kib: u32, row_units| {
+            let task = Task::Sum { units: kib * 64, row_units };
+            let e = site.execution(task, &layout, Tuning::default()).unwrap();
+            (e.format, e.blocks, e.workers, e.row_blocks, e.passes)
+        };
+        use Format::{Cells, Words};
+        assert_eq!(grid(8, None), (Cells, 4, 128, 1, 1));
+        assert_eq!(grid(64, None), (Words, 32, 128, 1, 1));
+        assert_eq!(grid(256, None), (Words, 128, 128, 1, 1));
+        assert_eq!(grid(2048, None), (Words, 132, 256, 1, 1));
+        assert_eq!(grid(16 << 10, None), (Words, 132, 384, 1, 1));
+        assert_eq!(grid(64 << 10, None), (Words, 132, 384, 1, 4));
+        // Rows of 4096 and 8192, one of them and many.
+        assert_eq!(grid(8, Some(512)), (Words, 1, 256, 1, 1));
+        assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
+        assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
+        assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
     }
 
     proptest! {
