@@ -27,6 +27,8 @@ for test in gpu_driver comm_gpu engine; do
     [ -f "tests/$test.rs" ] || continue
     gather "$test" "$(executable --test "$test")"
 done
+install -D -m 755 -t "$out/bench" bench/allreduce.sh
+install -D -m 755 -t "$out/bench/peers" bench/peers/torch_symmetric_memory.py
 ldd "$out/fewsync" | grep 'not found' && exit 1
 
 cat <<MESSAGE
@@ -34,4 +36,6 @@ commit $FEWSYNC_COMMIT; copy the folder to a machine with an NVIDIA driver and t
   ./fewsync selftest                    every kernel against f64 arithmetic on the CPU
   ./fewsync bench decode-gemm           and the other kernels of ./fewsync bench --help
   FEWSYNC_REQUIRE_GPU=1 ./gpu_driver    the driver layer's tests
+  FEWSYNC_REQUIRE_GPU=2 ./engine        the engine's tests, on two GPUs too
+  FEWSYNC=./fewsync bench/allreduce.sh OUTDIR    all-reduce beside NCCL and torch
 MESSAGE

@@ -145,6 +145,12 @@ pub enum RunError {
         /// The hidden state's number.
         block: usize,
     },
+    /// Two ranks chose different tokens from the same logits: a fault of the back end.
+    #[error("rank {rank} chose other tokens than rank 0: please report this")]
+    TokensDiffer {
+        /// The first rank that differs.
+        rank: usize,
+    },
     /// An earlier call failed, and the ranks ended with it.
     #[error("the model cannot be used any more, load it again: {first}")]
     Failed {
@@ -163,6 +169,16 @@ pub enum RunError {
     /// The GPU cannot run the model, or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+/// Ranks leave every block with the same bits; whoever asks for hidden states has it checked.
+pub(crate) fn check_agreement(rank: usize, first: &[Vec<f32>], other: &[Vec<f32>]) -> Result<(), RunError> {
+    let same_bits =
+        |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
+    match first.iter().zip(other).position(|pair| !same_bits(pair)) {
+        Some(block) => Err(RunError::RanksDisagree { rank, block }),
+        None => Ok(()),
+    }
 }
 
 /// A loaded model on some device, split over some ranks.

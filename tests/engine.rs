@@ -1,5 +1,5 @@
-//! The engine on a GPU, judged by the reference: logits teacher-forced, and paths of the engine against each
-//! other. Without a GPU every test says so and passes.
+//! The engine on GPUs, judged by the reference: logits teacher-forced, and paths of the engine against each
+//! other. Tests without their GPUs say so and pass.
 //!
 //! Run alone on a machine without cargo: `engine --nocapture`. `FEWSYNC_REQUIRE_GPU=1` turns a missing GPU into a
 //! failure.
@@ -7,11 +7,14 @@
 
 mod common;
 mod gpu;
+#[path = "engine/ranks.rs"]
+mod ranks;
 
 use std::sync::Arc;
 
 use common::judge::{Agreement, MARGIN, TOLERANCE};
 use common::{load_plan, shape};
+use fewsync::comm::gpu::GroupOptions;
 use fewsync::driver::Device;
 use fewsync::engine::{Engine, EngineOptions};
 use fewsync::generate::{Sampler, Sampling, argmax};
@@ -26,7 +29,8 @@ fn options() -> EngineOptions {
 }
 
 fn engine_with(model: &Model, plan: &Plan, device: &Device, options: &EngineOptions) -> Engine {
-    Engine::load(&model.config, &model.source, plan, device, options, &Arc::default()).unwrap()
+    let devices = std::slice::from_ref(device);
+    Engine::load(&model.config, &model.source, plan, devices, options, &Arc::default()).unwrap()
 }
 
 fn engine(model: &Model, device: &Device, options: &EngineOptions) -> Engine {
@@ -266,8 +270,9 @@ fn graphs_replay_what_was_captured() {
             .collect::<Vec<f32>>()
     };
     let captured = run(options());
+    let whole_kernels = GroupOptions { dependent_launch: false, ..GroupOptions::default() };
     for plain in
-        [EngineOptions { graphs: false, ..options() }, EngineOptions { dependent_launch: false, ..options() }]
+        [EngineOptions { graphs: false, ..options() }, EngineOptions { comm: whole_kernels, ..options() }]
     {
         assert!(run(plain.clone()) == captured, "{plain:?} gives other bits");
     }
@@ -421,14 +426,15 @@ fn what_does_not_fit_is_refused_with_its_reason() {
     let Some((_guard, device)) = gpu("refusals") else { return };
     let model = Model::open("random:smollm2,layers=2").unwrap();
     let load = |plan: &Plan, options: &EngineOptions| {
-        let engine = Engine::load(&model.config, &model.source, plan, &device, options, &Arc::default());
+        let devices = std::slice::from_ref(&device);
+        let engine = Engine::load(&model.config, &model.source, plan, devices, options, &Arc::default());
         engine.map(drop).unwrap_err().to_string()
     };
     let huge = EngineOptions { kv_tokens: Some(1 << 40), ..options() };
     let error = load(&synchronised(&model), &huge);
     assert!(error.contains("of weights") && error.contains("KV cache for 1099511627776 tokens"), "{error}");
     let error = load(&Plan::synchronised(2, 2), &options());
-    assert!(error.contains("2 ranks were asked for"), "{error}");
+    assert!(error.contains("--tp 2 needs 2 GPUs, but this machine has 1"), "{error}");
     let error = load(&synchronised(&model), &EngineOptions { page_size: 48, ..options() });
     assert!(error.contains("page size of 48"), "{error}");
 

@@ -40,7 +40,7 @@ fn without_a_driver_cuda_is_refused_and_auto_takes_the_cpu() {
 fn with_a_gpu_auto_says_why_it_takes_the_cpu() {
     let Some(stub) = StubDriver::build() else { return };
     for (model, tp, why) in [
-        (MODEL, "3", "3 ranks were asked for"),
+        (MODEL, "3", "--tp 3 needs 3 GPUs"),
         ("random:tiny", "1", "there is no GPU kernel for a head width of 32"),
     ] {
         let stderr = chosen_automatically(&stub.path(), model, tp);
@@ -66,7 +66,14 @@ fn gpus_that_will_not_do_are_refused_in_one_sentence() {
     let error = refusal(&[("STUB_CAPABILITY", "75")], &[]);
     assert!(error.contains("has compute capability 7.5, but 8.0 (Ampere) or newer is needed"), "{error}");
     let error = refusal(&[], &["--tp", "3"]);
-    assert!(error.contains("3 ranks were asked for, but this version decodes on one GPU"), "{error}");
+    assert!(error.contains("--tp 3 needs 3 GPUs, but this machine has 1: use --tp 1 or less"), "{error}");
+    // Of the stub's GPUs only 0 and 1, 2 and 3 reach each other.
+    let error = refusal(&[("STUB_DEVICES", "4")], &["--tp", "3"]);
+    assert!(
+        error.contains("(Stub GPU) cannot address the memory of cuda:2")
+            && error.contains("--peer-memory host-staged"),
+        "{error}"
+    );
     let error = refusal(&[], &["--page-size", "48"]);
     assert!(error.contains("page size of 48: it has to be a power of two"), "{error}");
     // The stub has 1 GiB.

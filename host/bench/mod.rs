@@ -1,5 +1,6 @@
 //! What `fewsync bench` measures, and how results are kept.
 
+pub mod allreduce;
 pub mod breakdown;
 pub mod decode;
 pub mod kernels;

@@ -1,12 +1,15 @@
 //! `fewsync bench`.
 
-use super::{bench_decode, bench_kernels};
+use super::{bench_allreduce, bench_decode, bench_kernels};
 use crate::bench::kernels::Kind;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// Time the decode of a whole model: first token, time per token, tokens per second
     Decode(bench_decode::Args),
+    /// Time the all-reduce between GPUs, beside NCCL and others
+    #[command(name = "allreduce")]
+    AllReduce(Box<bench_allreduce::Args>),
     /// Time the matrix products of a decode step on a GPU
     DecodeGemm(bench_kernels::Args),
     /// Time the matrix products of a prefill on a GPU
@@ -22,6 +25,7 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     match command {
         Command::Decode(args) => bench_decode::run(args, json),
+        Command::AllReduce(args) => bench_allreduce::run(args, json),
         Command::DecodeGemm(args) => bench_kernels::run("decode-gemm", Kind::DecodeGemm, args, json),
         Command::PrefillGemm(args) => bench_kernels::run("prefill-gemm", Kind::PrefillGemm, args, json),
         Command::DecodeAttention(args) => {

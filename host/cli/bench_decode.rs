@@ -19,9 +19,10 @@ use crate::spd::SpdSpec;
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Blocks that skip the all-reduce behind attention: none, all, last:K or PLAN.json
-    #[arg(long, default_value = "none")]
-    spd: SpdSpec,
+    /// Blocks that skip the all-reduce behind attention: none, all, last:K or PLAN.json; several are measured one
+    /// after another, without loading the model again
+    #[arg(long, value_delimiter = ',', default_value = "none")]
+    spd: Vec<SpdSpec>,
     /// Sequences decoded together; several numbers are measured one after another
     #[arg(long, value_name = "SIZES", value_delimiter = ',', default_value = "1", value_parser = at_least::<1>, allow_negative_numbers = true)]
     batch: Vec<usize>,
@@ -48,7 +49,8 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         "--breakdown replays a step {STEPS_AHEAD} times: give --decode {STEPS_AHEAD} or more"
     );
     args.files.check::<Measurement>("decode")?;
-    let mut session = Session::open(&args.model, &args.spd)?;
+    let (first, others) = args.spd.split_first().expect("--spd has a default");
+    let mut session = Session::open(&args.model, first)?;
     let (needed, context) = (prompt.saturating_add(decode), session.model.config.context);
     ensure!(
         needed <= context,
@@ -60,13 +62,16 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         "--breakdown takes a GPU's step apart, and this one is the CPU's: give --device cuda"
     );
     let machine = Machine::of(&gpus);
-    let mut measurements = Vec::with_capacity(args.batch.len());
-    for &batch in &args.batch {
-        let measurement = measure(&mut session, args, batch)?;
-        if !json {
-            output::write(&text(&session, &measurement))?;
+    let mut measurements = Vec::with_capacity(args.spd.len() * args.batch.len());
+    for spd in std::iter::once(None).chain(others.iter().map(Some)) {
+        spd.map_or(Ok(()), |spd| session.switch(spd))?;
+        for &batch in &args.batch {
+            let measurement = measure(&mut session, args, batch)?;
+            if !json {
+                output::write(&text(&session, &measurement))?;
+            }
+            measurements.push(measurement);
         }
-        measurements.push(measurement);
     }
     let notes = if args.breakdown { vec![NOTE.to_owned()] } else { Vec::new() };
     let report = Report::new("decode", machine, notes, measurements);

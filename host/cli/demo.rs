@@ -6,15 +6,14 @@ use serde_json::json;
 
 use super::generate::{cancel_on_ctrl_c, report, request, stream};
 use super::output;
-use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Session};
+use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Session, SyncArgs, at_least};
 use crate::generate::{Generation, Sampling, StopReason};
 use crate::spd::{Plan, SpdSpec};
 
-/// Ranks of the demo: smollm2 has three KV heads.
-const TP: usize = 3;
-
-/// Half of smollm2's blocks: those whose single drop raises the perplexity of WikiText-2 least at three ranks.
+/// Half of smollm2's blocks: those whose single drop raises the perplexity of WikiText-2 least at [`PLAN_TP`] ranks.
 const PLAN: &str = include_str!("demo_plan.json");
+/// Smollm2 has three KV heads.
+const PLAN_TP: usize = 3;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -24,13 +23,24 @@ pub(super) struct Args {
     /// Tokens to generate at most
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
+    /// Number of ranks, 2 to 9
+    #[arg(long, value_name = "T", default_value_t = PLAN_TP, value_parser = at_least::<2>, allow_negative_numbers = true)]
+    tp: usize,
+    /// Where to run
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
+    #[command(flatten)]
+    sync: SyncArgs,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let layout = LayoutArgs { tp: Some(TP), ..LayoutArgs::on(DeviceChoice::Cpu) };
+    let tp = args.tp;
+    let layout = LayoutArgs { tp: Some(tp), sync: args.sync.clone(), ..LayoutArgs::on(args.device) };
     let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None)?;
     let model = &session.model;
-    let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, TP)?;
+    let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, PLAN_TP)?;
+    // The same blocks, whatever the number of ranks.
+    let plan = Plan::new(tp, plan.blocks().to_vec());
     let request = request(model, &args.prompt, true, Some(args.max_tokens), Sampling::GREEDY)?;
     let cancel = cancel_on_ctrl_c()?;
 
@@ -39,7 +49,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if !json {
         let device = session.runner.device();
         output::write(&format!(
-            "SmolLM2-135M, {n_layers} blocks, tensor-parallel over {TP} ranks on {device}\nPrompt: {}\n",
+            "SmolLM2-135M, {n_layers} blocks, tensor-parallel over {tp} ranks on {device}\nPrompt: {}\n",
             args.prompt
         ))?;
     }
@@ -48,7 +58,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         format!("Sync-Point Drop: {half} of {n_layers} blocks skip the first:"),
     ];
     let mut runs = Vec::new();
-    for (heading, plan) in headings.iter().zip([Plan::synchronised(TP, n_layers), plan]) {
+    for (heading, plan) in headings.iter().zip([Plan::synchronised(tp, n_layers), plan]) {
         session.runner.set_plan(&plan)?;
         session.plan = plan;
         if !json {

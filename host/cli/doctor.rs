@@ -8,6 +8,8 @@ use device_builder::Toolchain;
 use serde::Serialize;
 
 use super::output;
+use super::session::{at_least, cuda_devices};
+use crate::bench::allreduce;
 use crate::driver::Device;
 use crate::model::{cache, fetch};
 
@@ -30,8 +32,15 @@ impl Finding {
     }
 }
 
-pub(super) fn run(json: bool) -> anyhow::Result<()> {
-    let findings = [
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Also say whether this machine has the GPUs for so many ranks
+    #[arg(long, value_name = "T", value_parser = at_least::<1>, allow_negative_numbers = true)]
+    tp: Option<usize>,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    let mut findings = vec![
         Finding::new("cpu", Ok(cpu()), "generate, eval, bench decode and demo run here, any --tp"),
         Finding::new(
             "python",
@@ -42,7 +51,7 @@ pub(super) fn run(json: bool) -> anyhow::Result<()> {
         Finding::new(
             "gpu",
             gpus(),
-            "generate, eval and bench decode run here at --tp 1; several GPUs are not in this version",
+            "generate, eval, bench decode and demo run here with --device cuda, --tp up to the number of GPUs",
         ),
         Finding::new(
             "nvshmem",
@@ -60,6 +69,22 @@ pub(super) fn run(json: bool) -> anyhow::Result<()> {
             "device-builder compiles GPU kernels written in Rust to PTX",
         ),
     ];
+    // Behind the GPUs.
+    let after_gpus = 4;
+    findings.insert(
+        after_gpus,
+        Finding::new("nccl", allreduce::nccl_version(), "bench allreduce compares with it"),
+    );
+    if Device::cuda_count().is_ok_and(|count| count > 1) {
+        findings.insert(
+            after_gpus,
+            Finding::new("peer access", peers(), "ranks on several GPUs synchronise by direct peer stores"),
+        );
+    }
+    if let Some(tp) = args.tp {
+        let works = "each rank has a GPU of its own";
+        findings.insert(after_gpus, Finding::new("ranks on gpus", ranks(tp), works));
+    }
     if json {
         return output::json(
             &serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "findings": findings }),
@@ -147,6 +172,29 @@ fn gpus() -> Result<String, String> {
         ));
     }
     Ok(gpus.join("; "))
+}
+
+/// Whether every GPU can address the memory of every other one.
+fn peers() -> Result<String, String> {
+    let count = Device::cuda_count().map_err(|e| e.to_string())?;
+    for ordinal in 0..count {
+        let device = Device::cuda(ordinal).map_err(|e| e.to_string())?;
+        for peer in (0..count).filter(|peer| *peer != ordinal) {
+            if !device.gpu().can_access_peer(peer).map_err(|e| e.to_string())? {
+                return Err(format!(
+                    "cuda:{ordinal} cannot address the memory of cuda:{peer}: ranks on both need \
+                     --peer-memory host-staged, which is slow"
+                ));
+            }
+        }
+    }
+    Ok(format!("between all {count} GPUs"))
+}
+
+fn ranks(tp: usize) -> Result<String, String> {
+    let devices = cuda_devices(tp).map_err(|e| e.to_string())?;
+    let labels: Vec<&str> = devices.iter().map(Device::label).collect();
+    Ok(format!("--tp {tp} on {}", labels.join(", ")))
 }
 
 /// NVSHMEM's host library: `NVSHMEM_HOME`, else the wheel's place in Python's site-packages.

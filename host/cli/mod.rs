@@ -1,6 +1,7 @@
 //! The `fewsync` command: arguments, progress, output. Results go to stdout, everything else to stderr.
 
 mod bench;
+mod bench_allreduce;
 mod bench_decode;
 mod bench_kernels;
 mod demo;
@@ -20,7 +21,7 @@ use clap::{Parser, Subcommand};
 
 /// Tensor-parallel Llama decode with few and fast synchronisations.
 ///
-/// Ranks are threads of this process; --tp 3 works on a laptop. A tensor-parallel block synchronises twice:
+/// Ranks are threads of this process, on the CPU or with a GPU each; --tp 3 works on a laptop. A tensor-parallel block synchronises twice:
 /// behind attention and behind the MLP. Sync-Point Drop (--spd) skips the first where the model bears it.
 #[derive(Parser)]
 #[command(name = "fewsync", version, max_term_width = 100)]
@@ -49,7 +50,7 @@ enum Command {
     /// Check every GPU kernel against f64 arithmetic on the CPU
     Selftest(selftest::Args),
     /// Say what this machine has, what works with it, and what to install for more
-    Doctor,
+    Doctor(doctor::Args),
 }
 
 /// Runs the command line of this process.
@@ -62,7 +63,7 @@ pub fn main() -> ExitCode {
         Command::Spd(command) => spd::run(&command, cli.json),
         Command::Bench(command) => bench::run(&command, cli.json),
         Command::Selftest(args) => selftest::run(&args, cli.json),
-        Command::Doctor => doctor::run(cli.json),
+        Command::Doctor(args) => doctor::run(&args, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

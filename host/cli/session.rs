@@ -10,8 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{memory, output};
 use crate::comm::Shape;
+use crate::comm::gpu::{GroupOptions, PeerMemory};
 use crate::driver::Device;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::model::Model;
 use crate::model::sharding::Sharding;
 use crate::reference::{Reference, ReferenceOptions};
@@ -44,6 +45,8 @@ pub(super) struct LayoutArgs {
     /// Where to run
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(super) device: DeviceChoice,
+    #[command(flatten)]
+    pub(super) sync: SyncArgs,
     /// Tokens that a GPU's KV cache holds, of all sequences [default: 16 contexts, or what fits]
     #[arg(long, value_name = "N", value_parser = at_least::<1>)]
     pub(super) kv_tokens: Option<usize>,
@@ -54,18 +57,56 @@ pub(super) struct LayoutArgs {
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeviceChoice {
-    /// The first GPU, where there is one that can run the model; else the CPU
+    /// GPUs, where there is one for each rank and they can run the model; else the CPU
     Auto,
     /// The reference in f32, one thread a rank
     Cpu,
-    /// The first NVIDIA GPU
+    /// The first T NVIDIA GPUs, one a rank
     Cuda,
+}
+
+/// How ranks synchronise.
+#[derive(Args, Clone, Default)]
+pub(super) struct SyncArgs {
+    /// How GPUs reach each other's memory [default: direct]
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(super) peer_memory: Option<PeerMemoryChoice>,
+    /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
+    pub(super) sync_limit: Option<Duration>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PeerMemoryChoice {
+    /// Stores into the other GPU's memory, over NVLink or PCIe
+    Direct,
+    /// Through page-locked host memory, for GPUs without peer access; slow
+    HostStaged,
+}
+
+impl SyncArgs {
+    /// As the GPUs' communicator takes it.
+    pub(super) fn group(&self) -> GroupOptions {
+        let defaults = GroupOptions::default();
+        let memory = match self.peer_memory {
+            Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
+            Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
+        };
+        GroupOptions { memory, time_limit: self.sync_limit.unwrap_or(defaults.time_limit), ..defaults }
+    }
+}
+
+fn positive_seconds(s: &str) -> Result<Duration, String> {
+    let seconds = s.parse().ok().filter(|&s: &f64| s > 0.0);
+    let duration = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).filter(|d| !d.is_zero());
+    duration.ok_or_else(|| "expected a number of seconds above 0".into())
 }
 
 impl LayoutArgs {
     /// One rank on this device, all else by default.
     pub(super) fn on(device: DeviceChoice) -> Self {
-        Self { tp: None, topology: None, device, kv_tokens: None, page_size: DEFAULT_PAGE_SIZE }
+        let sync = SyncArgs::default();
+        Self { tp: None, topology: None, device, sync, kv_tokens: None, page_size: DEFAULT_PAGE_SIZE }
     }
 
     /// The ranks' layout. A contradiction between --tp and --topology is an error.
@@ -120,6 +161,14 @@ impl Session {
         let runner = load(&model, &plan, shape, &args.layout)?;
         Ok(Self { model, plan, shape, runner })
     }
+
+    /// Goes on with other dropped blocks, and forgets all sequences.
+    pub(super) fn switch(&mut self, spd: &SpdSpec) -> anyhow::Result<()> {
+        let plan = spd.resolve(&self.model.config, &*self.model.source, self.shape.world())?;
+        self.runner.set_plan(&plan)?;
+        self.plan = plan;
+        Ok(())
+    }
 }
 
 /// Tells the progress bar that loading has ended, however it did.
@@ -134,45 +183,65 @@ impl Drop for Done<'_> {
 /// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
 fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
     match layout.device {
-        DeviceChoice::Cpu => load_reference(model, plan, shape),
-        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, layout)?)),
+        DeviceChoice::Cpu => load_reference(model, plan, shape, layout),
+        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout)?)),
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
-        DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape),
-        DeviceChoice::Auto => match load_engine(model, plan, layout) {
+        DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape, layout),
+        DeviceChoice::Auto => match load_engine(model, plan, shape, layout) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
             }
             // What is wrong with the model itself is wrong on every device.
-            Err(reason @ RunError::Engine(_)) => {
+            Err(reason @ (RunError::Engine(_) | RunError::Comm(_))) => {
                 output::note(&format!("device: cpu, since {reason}"));
-                load_reference(model, plan, shape)
+                load_reference(model, plan, shape, layout)
             }
             Err(other) => Err(other.into()),
         },
     }
 }
 
-fn load_reference(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Box<dyn Runner>> {
+fn load_reference(
+    model: &Model,
+    plan: &Plan,
+    shape: Shape,
+    layout: &LayoutArgs,
+) -> anyhow::Result<Box<dyn Runner>> {
+    if layout.device == DeviceChoice::Cpu && layout.sync.peer_memory.is_some() {
+        output::note("note: --peer-memory is about GPUs, so it changes nothing with --device cpu");
+    }
     memory::check(model)?;
-    let options = ReferenceOptions::new(shape);
+    let mut options = ReferenceOptions::new(shape);
+    options.comm.timeout = layout.sync.sync_limit.unwrap_or(options.comm.timeout);
     let reference = with_progress(model.weight_bytes(), |loaded| {
         Reference::load(&model.config, &model.source, plan, &options, loaded)
     })?;
     Ok(Box::new(reference))
 }
 
-fn load_engine(model: &Model, plan: &Plan, layout: &LayoutArgs) -> Result<Engine, RunError> {
+fn load_engine(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> Result<Engine, RunError> {
     let options = EngineOptions {
         page_size: layout.page_size,
         kv_tokens: layout.kv_tokens,
+        shape: Some(shape),
+        comm: layout.sync.group(),
         ..EngineOptions::default()
     };
-    let device = Device::cuda(0)?;
-    let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
+    let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
+    let devices = cuda_devices(plan.tp())?;
     with_progress(weight_bytes, |loaded| {
-        Engine::load(&model.config, &model.source, plan, &device, &options, loaded)
+        Engine::load(&model.config, &model.source, plan, &devices, &options, loaded)
     })
+}
+
+/// The first `n` GPUs.
+pub(super) fn cuda_devices(n: usize) -> Result<Vec<Device>, EngineError> {
+    let found = Device::cuda_count()? as usize;
+    if found < n {
+        return Err(EngineError::TooFewGpus { tp: n, found });
+    }
+    Ok((0..n as u32).map(Device::cuda).collect::<Result<_, _>>()?)
 }
 
 /// Shows on stderr how many of `total_bytes` are loaded; no bar where the system has no thread for it.

@@ -1,10 +1,12 @@
 //! How much device memory a model needs, before any is taken.
 
 use super::EngineError;
+use super::logits::LogitLayout;
 use crate::driver::MemoryInfo;
 use crate::kernels::{AttnDecode, DecodeScratch, HeadDim, decode_splits};
 use crate::model::Config;
 use crate::model::sharding::Sharding;
+use crate::spd::Plan;
 
 /// Tokens of one pass; longer batches run in several.
 pub(crate) const MAX_ROWS: usize = 1024;
@@ -14,7 +16,7 @@ pub(crate) const LANES: usize = 128;
 const DEFAULT_CONTEXTS: usize = 16;
 /// The shortest KV cache that is worth starting with, in tokens.
 const LEAST_KV_TOKENS: usize = 1024;
-/// What the driver, kernels' code and captured graphs take beside our allocations.
+/// What the driver, kernels' code, captured graphs and the communicator's slots take beside our allocations.
 const RESERVE_BYTES: u64 = 512 << 20;
 /// Share of the free memory that a KV cache of default size leaves to others: 1/16.
 const SPARE_SHIFT: u32 = 4;
@@ -29,30 +31,45 @@ pub(crate) struct RankShape {
     /// Columns of the MLP.
     pub(crate) ffn: usize,
     pub(crate) n_heads: usize,
-    /// The most KV heads of a block.
+    /// The most KV heads of a block: with query heads in another order a rank may need more of them.
     pub(crate) n_kv_heads: usize,
+    /// KV heads of all blocks.
+    kv_heads_in_all: usize,
     pub(crate) head_dim: HeadDim,
     pub(crate) n_layers: usize,
     pub(crate) vocab: usize,
     /// Rows of the output head.
     pub(crate) head_rows: usize,
+    /// Columns of a row of logits, alignment included.
+    logit_stride: usize,
     pub(crate) context: usize,
+    tp: usize,
     tied: bool,
 }
 
 impl RankShape {
-    pub(crate) fn new(config: &Config, sharding: &Sharding, rank: usize) -> Result<Self, EngineError> {
-        let heads = sharding.heads(rank, None);
+    pub(crate) fn new(
+        config: &Config,
+        sharding: &Sharding,
+        plan: &Plan,
+        rank: usize,
+    ) -> Result<Self, EngineError> {
+        let blocks = plan.blocks().iter();
+        let kv_heads = blocks.map(|block| sharding.heads(rank, block.heads.as_deref()).kv_heads.len());
+        let kv_heads: Vec<usize> = kv_heads.collect();
         Ok(Self {
             hidden: config.hidden,
             ffn: sharding.ffn(rank).len(),
-            n_heads: heads.heads.len(),
-            n_kv_heads: heads.kv_heads.len(),
+            n_heads: sharding.heads(rank, None).heads.len(),
+            n_kv_heads: kv_heads.iter().copied().max().unwrap_or(0),
+            kv_heads_in_all: kv_heads.iter().sum(),
             head_dim: HeadDim::try_from(config.head_dim)?,
             n_layers: config.n_layers,
             vocab: config.vocab,
             head_rows: sharding.vocab(rank).len(),
+            logit_stride: LogitLayout::new(sharding, config.vocab).stride(),
             context: config.context,
+            tp: sharding.tp(),
             tied: config.tied,
         })
     }
@@ -74,8 +91,9 @@ impl RankShape {
     /// Bytes of the weights.
     pub(crate) fn weight_bytes(&self) -> u64 {
         let mlp = 3 * self.ffn * self.hidden;
-        let attention = (self.qkv_width() + self.q_width()) * self.hidden;
-        let blocks = self.n_layers * (mlp + attention + 2 * self.hidden);
+        let attention = 2 * self.q_width() * self.hidden;
+        let kv = 2 * self.kv_heads_in_all * self.head_width() * self.hidden;
+        let blocks = self.n_layers * (mlp + attention + 2 * self.hidden) + kv;
         let head = if self.tied { 0 } else { self.head_rows * self.hidden };
         ((blocks + self.vocab * self.hidden + head + self.hidden) * BF16) as u64
     }
@@ -105,7 +123,9 @@ impl RankShape {
     pub(crate) fn work_bytes(&self, sm_count: u32) -> u64 {
         // x, h, the partial sums and the residual beside a dropped sync point; then the wider ones.
         let widths = 4 * self.hidden + self.qkv_width() + self.q_width() + self.ffn;
-        let logits = LANES * (self.vocab * F32 + self.hidden * BF16);
+        // Gathered, and with several ranks in order too.
+        let copies = if self.tp == 1 { 1 } else { 2 };
+        let logits = LANES * (copies * self.logit_stride * F32 + self.hidden * BF16);
         let scratch = self.decode_scratch(sm_count);
         let scratch = (scratch.partial_out + scratch.partial_stats + scratch.counters) * F32;
         (MAX_ROWS * widths * BF16 + logits + scratch) as u64
@@ -152,13 +172,21 @@ impl RankShape {
 mod tests {
     use super::*;
     use crate::model::shapes;
+    use crate::spd::BlockPlan;
 
     const GIB: u64 = 1 << 30;
     const SMS: u32 = 132;
 
     fn shape(name: &str) -> RankShape {
+        rank_shape(name, 1, 0, None)
+    }
+
+    /// A rank of `tp`, all blocks with query heads in this order.
+    fn rank_shape(name: &str, tp: usize, rank: usize, heads: Option<Vec<usize>>) -> RankShape {
         let config = shapes::named(name).unwrap();
-        RankShape::new(&config, &Sharding::new(&config, 1).unwrap(), 0).unwrap()
+        let block = BlockPlan { heads, ..BlockPlan::default() };
+        let plan = Plan::new(tp, vec![block; config.n_layers]);
+        RankShape::new(&config, &Sharding::new(&config, tp).unwrap(), &plan, rank).unwrap()
     }
 
     fn memory(free_bytes: u64) -> MemoryInfo {
@@ -173,9 +201,32 @@ mod tests {
     }
 
     #[test]
+    fn ranks_share_blocks_and_head_and_each_has_the_embedding() {
+        let (alone, halves) =
+            (shape("llama3-70b"), [0, 1].map(|rank| rank_shape("llama3-70b", 2, rank, None)));
+        let replicated = 2 * (128_256 * 8192 + (2 * 80 + 1) * 8192);
+        let sum: u64 = halves.iter().map(RankShape::weight_bytes).sum();
+        assert_eq!(sum, alone.weight_bytes() + replicated);
+        // Nine heads: five and four, and two KV heads each.
+        let halves = [0, 1].map(|rank| rank_shape("smollm2", 2, rank, None));
+        assert_eq!(halves.map(|s| (s.n_heads, s.n_kv_heads)), [(5, 2), (4, 2)]);
+    }
+
+    #[test]
+    fn another_order_of_heads_may_need_more_kv_heads() {
+        // Every rank takes one query head of each group.
+        let heads: Vec<usize> = (0..9).map(|i| i % 3 * 3 + i / 3).collect();
+        assert_eq!(rank_shape("smollm2", 3, 0, None).n_kv_heads, 1);
+        let shape = rank_shape("smollm2", 3, 0, Some(heads));
+        assert_eq!((shape.n_kv_heads, shape.kv_heads_in_all), (3, 90));
+        assert_eq!(shape.kv_bytes_per_token(), 2 * 30 * 3 * 64 * 2);
+    }
+
+    #[test]
     fn a_shape_without_kernels_is_refused() {
         let config = shapes::named("tiny").unwrap();
-        let error = RankShape::new(&config, &Sharding::new(&config, 1).unwrap(), 0).unwrap_err();
+        let plan = Plan::synchronised(1, config.n_layers);
+        let error = RankShape::new(&config, &Sharding::new(&config, 1).unwrap(), &plan, 0).unwrap_err();
         assert!(error.to_string().contains("head width of 32"), "{error}");
     }
 

@@ -1,13 +1,16 @@
 //! A rank's working memory: activations, KV cache, and what a decode step reads and writes by itself.
 
+use std::collections::HashMap;
+
 use bytemuck::Pod;
 use half::bf16;
 
 use super::EngineError;
 use super::budget::{LANES, MAX_ROWS, RankShape};
+use super::logits::LogitLayout;
 use super::weights::GroupTables;
 use crate::driver::{Device, DeviceBuffer, PinnedBuffer, Stream};
-use crate::kernels::{Addr, PageSize, PagedKv};
+use crate::kernels::{Addr, Embedding, Launch, PageSize, PagedKv};
 
 /// Activations of one pass.
 pub(crate) struct Activations {
@@ -75,6 +78,15 @@ impl KvCache {
         Ok(Self { blocks, page_size, max_pages: shape.context.div_ceil(page_size.get()), n_pages })
     }
 
+    /// Room for nothing.
+    pub(crate) fn empty(page_size: PageSize) -> Self {
+        Self { blocks: Vec::new(), page_size, max_pages: 0, n_pages: 0 }
+    }
+
+    pub(crate) fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
     /// One block's part, for sequences whose pages are listed in `block_table`, `[n_sequences, max_pages]`.
     pub(crate) fn layer(&self, layer: usize, heads: &GroupTables, block_table: Addr<u32>) -> PagedKv {
         let [k, v] = &self.blocks[layer];
@@ -124,6 +136,61 @@ impl<T: Pod + PartialEq> Mirror<T> {
     }
 }
 
+/// Rows of logits in order, where the gather leaves them by rank.
+pub(crate) struct OrderedLogits {
+    /// `[LANES, stride]`; empty where a rank is alone.
+    rows: DeviceBuffer<f32>,
+    /// By number of rows: see [`LogitLayout::order`].
+    orders: HashMap<usize, DeviceBuffer<u32>>,
+}
+
+impl OrderedLogits {
+    pub(crate) fn allocate(layout: &LogitLayout, device: &Device) -> Result<Self, EngineError> {
+        let len = if layout.in_order(LANES) { 0 } else { LANES * layout.stride() };
+        Ok(Self { rows: device.allocate(len)?, orders: HashMap::new() })
+    }
+
+    /// Whether this number of rows can be brought into order.
+    pub(crate) fn is_ready(&self, layout: &LogitLayout, n_rows: usize) -> bool {
+        layout.in_order(n_rows) || self.orders.contains_key(&n_rows)
+    }
+
+    pub(crate) fn prepare(
+        &mut self,
+        layout: &LogitLayout,
+        n_rows: usize,
+        stream: &Stream,
+    ) -> Result<(), EngineError> {
+        if !self.is_ready(layout, n_rows) {
+            let order = self.rows.device().upload(&layout.order(n_rows), stream)?;
+            self.orders.insert(n_rows, order);
+        }
+        Ok(())
+    }
+
+    /// What copies gathered rows into order, and where they are then; `gathered` itself where they are in order.
+    pub(crate) fn launch(
+        &self,
+        layout: &LogitLayout,
+        n_rows: usize,
+        gathered: Addr<f32>,
+    ) -> (Option<Launch>, Addr<f32>) {
+        let Some(order) = self.orders.get(&n_rows) else { return (None, gathered) };
+        // A gather of rows of bf16 moves any two bytes, so also half of an f32.
+        let (width, bf16s) = ((2 * layout.unit()) as u32, |at: Addr<f32>| Addr::new(at.raw()));
+        let n_units = order.len() as u32;
+        let copy = Embedding {
+            table: bf16s(gathered),
+            rows: n_units,
+            width,
+            ids: order.addr(),
+            out: bf16s(self.rows.addr()),
+            n_tokens: n_units,
+        };
+        (Some(copy.launch()), self.rows.addr())
+    }
+}
+
 /// What a captured decode step reads and advances on the device, one element per lane.
 pub(crate) struct Lanes {
     /// The tokens that are fed; a sampling step leaves the next ones here.
@@ -132,8 +199,8 @@ pub(crate) struct Lanes {
     pub(crate) positions: Mirror<u32>,
     /// Cached tokens, the fed one included.
     pub(crate) kv_lens: Mirror<u32>,
-    /// 0, 1, 2, …: lane i uses row i of the block table.
-    pub(crate) numbers: Mirror<u32>,
+    /// `[LANES]`, 0, 1, 2, …: lane i uses row i of the block table.
+    pub(crate) numbers: DeviceBuffer<u32>,
     /// `[LANES, max_pages]`.
     pub(crate) block_table: Mirror<u32>,
     pub(crate) temperatures: Mirror<f32>,
@@ -150,13 +217,11 @@ pub(crate) struct Lanes {
 impl Lanes {
     pub(crate) fn allocate(max_pages: usize, device: &Device, stream: &Stream) -> Result<Self, EngineError> {
         let words = |len| Mirror::zeroed(len, device, stream);
-        let mut numbers = words(LANES)?;
-        numbers.set(0, &(0..LANES as u32).collect::<Vec<_>>(), stream)?;
         Ok(Self {
             tokens: words(LANES)?,
             positions: words(LANES)?,
             kv_lens: words(LANES)?,
-            numbers,
+            numbers: device.upload(&(0..LANES as u32).collect::<Vec<_>>(), stream)?,
             block_table: words(LANES * max_pages)?,
             temperatures: Mirror::zeroed(LANES, device, stream)?,
             top_ks: words(LANES)?,
@@ -184,11 +249,8 @@ impl Packed {
         start
     }
 
-    /// Carries them over; `to` grows when it has to.
+    /// Carries them over.
     pub(crate) fn upload(&self, to: &mut DeviceBuffer<u32>, stream: &Stream) -> Result<(), EngineError> {
-        if to.len() < self.words.len() {
-            *to = to.device().allocate(self.words.len().next_power_of_two())?;
-        }
         Ok(to.upload_at(0, &self.words, stream)?)
     }
 }

@@ -1,15 +1,39 @@
 //! Why a model does not run on a GPU.
 
+use crate::comm::{CommError, Shape};
 use crate::driver::GpuError;
 use crate::kernels::UnsupportedShape;
 
 /// The engine cannot load or run a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// More ranks than this version decodes on.
-    #[error("{tp} ranks were asked for, but this version decodes on one GPU: use --tp 1, or --device cpu")]
-    OneGpuOnly {
+    /// Ranks without a GPU.
+    #[error(
+        "--tp {tp} needs {tp} GPUs, but this machine has {found}: use --tp {found} or less, or --device cpu"
+    )]
+    TooFewGpus {
         /// The number of ranks.
+        tp: usize,
+        /// The number of GPUs.
+        found: usize,
+    },
+    /// Two GPUs without a path.
+    #[error(
+        "{device} cannot address the memory of {peer}: use --peer-memory host-staged, which is slow, fewer ranks, or \
+         --device cpu"
+    )]
+    NoPath {
+        /// A GPU.
+        device: String,
+        /// Its peer.
+        peer: String,
+    },
+    /// A layout of other ranks than the plan's.
+    #[error("topology {shape} has {} ranks, but the plan is for {tp}", shape.world())]
+    OtherShape {
+        /// The layout.
+        shape: Shape,
+        /// The plan's ranks.
         tp: usize,
     },
     /// Weights, working memory and KV cache do not fit.
@@ -60,6 +84,18 @@ pub enum EngineError {
     Gpu(#[from] GpuError),
 }
 
+impl EngineError {
+    /// What a refused group of GPUs means to those who asked for ranks; none if it says that itself.
+    pub(crate) fn of_group(error: &CommError) -> Option<Self> {
+        match error {
+            CommError::Gpu(GpuError::NoPeerAccess { device, peer }) => {
+                Some(Self::NoPath { device: device.clone(), peer: peer.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
 fn gib(bytes: u64) -> String {
     const GIB: f64 = (1u64 << 30) as f64;
     format!("{:.2} GiB", bytes as f64 / GIB)
@@ -68,6 +104,17 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gpus_without_a_path_get_the_way_out() {
+        let refused = GpuError::NoPeerAccess { device: "cuda:0 (A)".into(), peer: "cuda:1 (A)".into() };
+        let error = EngineError::of_group(&CommError::Gpu(refused)).unwrap().to_string();
+        assert!(
+            error.starts_with("cuda:0 (A) cannot address the memory of cuda:1 (A): use --peer-memory"),
+            "{error}"
+        );
+        assert_eq!(EngineError::of_group(&CommError::ForeignBuffer), None);
+    }
 
     #[test]
     fn out_of_memory_adds_up() {

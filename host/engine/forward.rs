@@ -169,12 +169,10 @@ impl Rank {
     ) -> Result<Input, RunError> {
         self.project(attended, o, Product::Store(self.dense(self.partial.addr())), n)?;
         let hidden = self.shape.hidden;
-        if self.enqueues(KernelClass::Pointwise) {
-            self.work.m.copy_at(0, &self.work.x, 0, n * hidden, &self.stream)?;
-        }
+        // X stays as it is: the sum behind the MLP is added to it.
         let sum = AddRmsNorm {
             x: self.partial.addr(),
-            residual: self.work.m.addr(),
+            residual: self.work.x.addr(),
             sum: self.work.m.addr(),
             weight,
             out: self.work.h.addr(),
@@ -282,7 +280,14 @@ impl Rank {
 
     /// `out ← norm(input) · weightsᵀ` for `m` rows.
     fn project(&self, input: Input, weights: Matrix, out: Product, m: usize) -> Result<(), RunError> {
-        let (Input { rows: a, norm }, Matrix { at: w, n, k }, m) = (input, weights, m as u32);
+        let (Input { rows: mut a, norm }, Matrix { at: mut w, n, k }, m) = (input, weights, m as u32);
+        if n == 0 {
+            return Ok(());
+        }
+        if k == 0 {
+            // More ranks than granules: the product is zero. The kernel reads nothing, but wants an address.
+            (a.at, w) = (self.work.x.addr(), self.work.x.addr());
+        }
         let launch = match norm {
             Some(_) => Gemv { a, w, out, norm, m, n, k }.launch(self.sm_count),
             None => MatMul { a, w, out, m, n, k }.launch(self.sm_count),
@@ -292,12 +297,10 @@ impl Rank {
 
     /// Logits of `count` ≤ LANES rows, gathered from the ranks' shards of the vocabulary.
     pub(super) fn head(&mut self, input: Input, count: usize) -> Result<(), RunError> {
-        let topology = self.comm.topology();
-        let (rank, world) = (topology.rank, topology.world());
-        let ends = (0..world).map(|r| count * self.sharding.vocab(r).end);
-        let offsets: Vec<usize> = std::iter::once(0).chain(ends).collect();
+        let rank = self.comm.topology().rank;
+        let offsets = self.layout.offsets(count);
         let weights = self.globals.head();
-        let out = Rows::new(self.logits.addr::<f32>().at(offsets[rank]), weights.n);
+        let out = Rows::new(self.logits.addr::<f32>().at(offsets[rank]), self.layout.width(rank) as u32);
         self.project(input, weights, Product::StoreF32(out), count)?;
         let before = self.comm.counts().all_gathers;
         let op = AllGather { buf: &mut self.logits, offsets: &offsets, dtype: DType::F32 };

@@ -1,17 +1,22 @@
-//! The model on a GPU: bf16 weights, f32 sums, a paged KV cache, and decode steps as captured graphs that sample
+//! The model on GPUs: bf16 weights, f32 sums, a paged KV cache, and decode steps as captured graphs that sample
 //! on the device.
 //!
-//! One engine over whatever implements [`crate::driver::Gpu`]. It has the reference's structure (`host/reference/
-//! rank.rs`) and synchronises through [`crate::comm::Communicator`] alone. What is refused: head widths other
-//! than 64 and 128, and more than one rank, which arrives with NVRAR between GPUs.
+//! One engine over whatever implements [`crate::driver::Gpu`]. A rank is a GPU and a thread of this process. Ranks
+//! have the reference's structure (`host/reference/rank.rs`) and synchronise through [`crate::comm::Communicator`]
+//! alone. What is refused: head widths other than 64 and 128.
+//!
+//! What takes or frees device memory (a graph, a larger array) happens on all ranks before the pass that needs it
+//! begins on any: while one rank's kernel waits for a peer, the driver may hold up a peer that asks for memory.
 
 mod budget;
 mod buffers;
 mod error;
 mod forward;
+mod logits;
 mod pages;
 mod profile;
 mod rank;
+mod ranks;
 mod step;
 mod weights;
 
@@ -20,18 +25,23 @@ use std::sync::atomic::AtomicU64;
 
 use budget::{LANES, MAX_ROWS, RankShape};
 pub use error::EngineError;
-use rank::Rank;
+use rank::{Blueprint, Rank, Seed};
+use ranks::Ranks;
 use step::Choice;
 
-use crate::driver::{Device, GpuError};
+use crate::comm::Shape;
+use crate::comm::gpu::{GpuComm, GroupOptions};
+use crate::driver::{Device, GpuError, KernelLibrary};
 use crate::generate::{Sampler, Sampling};
+use crate::kernels::PageSize;
 use crate::model::sharding::Sharding;
 use crate::model::{Config, TensorSource};
+use crate::runner::chunk::Chunk;
 use crate::runner::profile::StepProfile;
-use crate::runner::{Batch, Output, RunError, Runner, SyncCounts};
-use crate::spd::Plan;
+use crate::runner::{Batch, Output, RunError, Runner, SyncCounts, check_agreement};
+use crate::spd::{Plan, PlanError};
 
-/// How the engine uses its GPU.
+/// How the engine uses its GPUs.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// Tokens of a page of the KV cache: a power of two.
@@ -40,14 +50,17 @@ pub struct EngineOptions {
     pub kv_tokens: Option<usize>,
     /// Decode steps are captured graphs; else every kernel is launched by itself.
     pub graphs: bool,
-    /// Programmatic dependent launch, where the GPU has it.
-    pub dependent_launch: bool,
     /// With one rank and few rows, products add to the residual stream and normalise their input themselves,
     /// so that no kernel stands between them. Off: on an H200 the norm costs the products more than its own
     /// kernel does (a step of Llama 3 8B takes 4.35 ms with it, 4.23 ms without).
     pub fuse_norms: bool,
     /// A rank that is alone, and so has nothing to drop, still takes the path of dropped blocks. For tests.
     pub drop_alone: bool,
+    /// How the ranks are laid out; none is one node.
+    pub shape: Option<Shape>,
+    /// How the ranks reach each other's memory and how long they wait for each other; also whether kernels use
+    /// programmatic dependent launch.
+    pub comm: GroupOptions,
 }
 
 impl Default for EngineOptions {
@@ -56,55 +69,148 @@ impl Default for EngineOptions {
             page_size: 64,
             kv_tokens: None,
             graphs: true,
-            dependent_launch: true,
             fuse_norms: false,
             drop_alone: false,
+            shape: None,
+            comm: GroupOptions::default(),
         }
     }
 }
 
-/// A model on one GPU.
+/// A model on one GPU or split over several.
 pub struct Engine {
     config: Config,
-    device: Device,
-    rank: Rank,
+    devices: Vec<Device>,
+    ranks: Ranks<Rank>,
 }
 
 impl Engine {
-    /// Loads the model. `loaded_bytes` grows to [`Engine::weight_bytes`] while it goes.
+    /// Loads the model, rank r on `devices[r]`, all at the same time. `loaded_bytes` grows to
+    /// [`Engine::weight_bytes`] while it goes.
     ///
     /// # Errors
-    /// A plan for several ranks, a shape without kernels, too little memory (found before anything is
-    /// allocated), or what the GPU's driver reports.
+    /// Too few GPUs, GPUs that do not reach each other, a shape without kernels, too little memory (all found before
+    /// anything is loaded), or what a GPU's driver reports.
     pub fn load(
         config: &Config,
         source: &Arc<dyn TensorSource>,
         plan: &Plan,
-        device: &Device,
+        devices: &[Device],
         options: &EngineOptions,
         loaded_bytes: &Arc<AtomicU64>,
     ) -> Result<Self, RunError> {
-        Self::weight_bytes(config, plan.tp())?;
-        let rank = Rank::load(config, source, plan, device, options, loaded_bytes)?;
-        Ok(Self { config: config.clone(), device: device.clone(), rank })
+        let tp = plan.tp();
+        plan.check(config, tp)?;
+        let page_size = PageSize::try_from(options.page_size).map_err(EngineError::from)?;
+        let sharding = Sharding::new(config, tp).map_err(PlanError::from)?;
+        let shapes = rank_shapes(config, &sharding, plan)?;
+        let Some(devices) = devices.get(..tp) else {
+            return Err(EngineError::TooFewGpus { tp, found: devices.len() }.into());
+        };
+        let shape = options.shape.unwrap_or(Shape { nodes: 1, gpus_per_node: tp });
+        if shape.world() != tp {
+            return Err(EngineError::OtherShape { shape, tp }.into());
+        }
+        let kv_tokens = kv_tokens(&shapes, devices, options.kv_tokens)?;
+        let kernels = load_kernels(devices, options.comm.dependent_launch)?;
+        let comms = GpuComm::group_with(&kernels, shape, options.comm.clone());
+        let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), RunError::from))?;
+        let seeds = comms.into_iter().zip(kernels).map(|(comm, kernels)| Seed { comm, kernels }).collect();
+        let blueprint = Blueprint {
+            config: config.clone(),
+            source: Arc::clone(source),
+            plan: plan.clone(),
+            sharding,
+            options: options.clone(),
+            page_size,
+            kv_tokens,
+            loaded_bytes: Arc::clone(loaded_bytes),
+        };
+        let ranks = Ranks::make(seeds, move |seed| Rank::load(seed, &blueprint))?;
+        Ok(Self { config: config.clone(), devices: devices.to_vec(), ranks })
     }
 
-    /// Bytes of weights that a model takes on each GPU.
+    /// Bytes of weights that a model takes on all GPUs together.
     ///
     /// # Errors
-    /// More than one rank, a shape without kernels: what no GPU would change.
-    pub fn weight_bytes(config: &Config, tp: usize) -> Result<u64, RunError> {
-        if tp != 1 {
-            return Err(EngineError::OneGpuOnly { tp }.into());
-        }
-        let sharding = Sharding::new(config, tp).map_err(crate::spd::PlanError::from)?;
-        Ok(RankShape::new(config, &sharding, 0)?.weight_bytes())
+    /// A shape without kernels, more ranks than heads: what no GPU would change.
+    pub fn weight_bytes(config: &Config, plan: &Plan) -> Result<u64, RunError> {
+        let sharding = Sharding::new(config, plan.tp()).map_err(PlanError::from)?;
+        Ok(rank_shapes(config, &sharding, plan)?.iter().map(RankShape::weight_bytes).sum())
     }
 
     /// Tokens that the KV cache holds, of all sequences together.
     pub fn kv_tokens(&self) -> usize {
-        self.rank.kv_tokens()
+        self.ranks.first().kv_tokens()
     }
+
+    /// One pass on all ranks.
+    fn pass(&mut self, chunk: Chunk) -> Result<Output, RunError> {
+        let chunk = Arc::new(chunk);
+        if !self.ranks.first().is_ready(&chunk) {
+            let chunk = Arc::clone(&chunk);
+            self.ranks.all(move |rank| rank.prepare(&chunk))?;
+        }
+        let mut outputs = self.ranks.all(move |rank| rank.forward(&chunk))?.into_iter();
+        let first = outputs.next().expect("there is a first rank");
+        for (rank, other) in outputs.enumerate() {
+            check_agreement(rank + 1, &first.hidden_states, &other.hidden_states)?;
+        }
+        Ok(first)
+    }
+
+    /// One step on all ranks, whose tokens are chosen on the devices.
+    fn sampled_step(
+        &mut self,
+        fed: Vec<(usize, u32)>,
+        choice: Choice,
+        samplings: Vec<Sampling>,
+    ) -> Result<Vec<u32>, RunError> {
+        let n = fed.len();
+        if !self.ranks.first().is_step_ready(n, choice) {
+            self.ranks.all(move |rank| rank.prepare_step(n, choice))?;
+        }
+        let mut drawn = self.ranks.all(move |rank| rank.sampled_step(&fed, choice, &samplings))?.into_iter();
+        let first = drawn.next().expect("there is a first rank");
+        match drawn.position(|other| other != first) {
+            Some(other) => Err(RunError::TokensDiffer { rank: other + 1 }),
+            None => Ok(first),
+        }
+    }
+}
+
+/// The kernels on every device, compiled for all at the same time.
+fn load_kernels(devices: &[Device], dependent_launch: bool) -> Result<Vec<Arc<KernelLibrary>>, EngineError> {
+    let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(dependent_launch)));
+    let (first, others) = devices.split_first().expect("a model has at least one rank");
+    std::thread::scope(|scope| {
+        let others: Vec<_> = others.iter().map(|device| scope.spawn(move || load(device))).collect();
+        let first = load(first);
+        let others = others.into_iter().map(|other| other.join().expect("loading a module does not panic"));
+        std::iter::once(first).chain(others).collect()
+    })
+}
+
+fn rank_shapes(config: &Config, sharding: &Sharding, plan: &Plan) -> Result<Vec<RankShape>, EngineError> {
+    (0..sharding.tp()).map(|rank| RankShape::new(config, sharding, plan, rank)).collect()
+}
+
+/// What the KV cache of every rank can hold: pages are dealt alike on all.
+fn kv_tokens(shapes: &[RankShape], devices: &[Device], wanted: Option<usize>) -> Result<usize, EngineError> {
+    let one = |(shape, device): (&RankShape, &Device)| {
+        let sm_count = device.properties().multiprocessors;
+        shape.kv_tokens(wanted, device.memory_info()?, device.label(), sm_count)
+    };
+    let each = shapes.iter().zip(devices).map(one).collect::<Result<Vec<_>, EngineError>>()?;
+    Ok(each.into_iter().min().unwrap_or(0))
+}
+
+/// `cuda:0 (NVIDIA H200)`, and how many follow: `cuda:0-1 (2 × NVIDIA H200)`.
+fn label(devices: &[Device]) -> String {
+    let [first, .., last] = devices else { return devices[0].label().to_owned() };
+    let (first, last) = (first.properties(), last.properties());
+    let backend = devices[0].gpu().backend();
+    format!("{backend}:{}-{} ({} × {})", first.ordinal, last.ordinal, devices.len(), first.name)
 }
 
 impl Runner for Engine {
@@ -113,18 +219,18 @@ impl Runner for Engine {
     }
 
     fn tp(&self) -> usize {
-        1
+        self.ranks.len()
     }
 
     fn device(&self) -> String {
-        self.device.label().to_owned()
+        label(&self.devices)
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Output, RunError> {
-        batch.check(&self.config, &self.rank.lengths())?;
+        batch.check(&self.config, &self.ranks.first().lengths())?;
         let mut output = Output::default();
         for chunk in batch.chunks(MAX_ROWS) {
-            let part = self.rank.forward(&chunk)?;
+            let part = self.pass(chunk)?;
             output.logits.extend(part.logits);
             output.hidden_states.resize(part.hidden_states.len(), Vec::new());
             for (all, part) in output.hidden_states.iter_mut().zip(&part.hidden_states) {
@@ -138,44 +244,49 @@ impl Runner for Engine {
         if tokens.len() != samplers.len() {
             return Err(RunError::BadCall("a decode step needs one sampler for every token"));
         }
-        Batch::decode(tokens).check(&self.config, &self.rank.lengths())?;
+        Batch::decode(tokens).check(&self.config, &self.ranks.first().lengths())?;
         let mut next = Vec::with_capacity(tokens.len());
         for (part, (tokens, samplers)) in tokens.chunks(LANES).zip(samplers.chunks(LANES)).enumerate() {
-            let fed: Vec<_> =
-                tokens.iter().enumerate().map(|(i, &token)| (part * LANES + i, token)).collect();
+            let fed = tokens.iter().enumerate().map(|(i, &token)| (part * LANES + i, token)).collect();
             let samplings: Vec<Sampling> = samplers.iter().map(|sampler| *sampler.sampling()).collect();
             let greedy = samplings.iter().all(Sampling::is_greedy);
             let choice = if greedy { Choice::Greedy } else { Choice::Sample };
-            next.extend(self.rank.sampled_step(&fed, choice, &samplings)?);
+            next.extend(self.sampled_step(fed, choice, samplings)?);
         }
         Ok(next)
     }
 
     fn truncate(&mut self, sequence: usize, len: usize) -> Result<(), RunError> {
-        self.rank.truncate(sequence, len);
-        Ok(())
+        let cut = move |rank: &mut Rank| {
+            rank.truncate(sequence, len);
+            Ok(())
+        };
+        self.ranks.all(cut).map(drop)
     }
 
     fn set_plan(&mut self, plan: &Plan) -> Result<(), RunError> {
         if plan.tp() != self.tp() || plan.blocks().len() != self.config.n_layers {
             return Err(RunError::BadCall("the plan is for another number of ranks or blocks"));
         }
-        self.rank.set_plan(plan)
+        let plan = plan.clone();
+        self.ranks.all(move |rank| rank.set_plan(&plan)).map(drop)
     }
 
     fn sync_counts(&self) -> SyncCounts {
-        self.rank.sync_counts()
+        self.ranks.first().sync_counts()
     }
 
     fn gpus(&self) -> Vec<Device> {
-        vec![self.device.clone()]
+        self.devices.clone()
     }
 
     fn profile_step(&mut self, tokens: &[u32]) -> Result<Option<StepProfile>, RunError> {
-        Batch::decode(tokens).check(&self.config, &self.rank.lengths())?;
-        self.rank.prepare_profile(tokens.len())?;
+        Batch::decode(tokens).check(&self.config, &self.ranks.first().lengths())?;
+        let n = tokens.len();
+        self.ranks.all(move |rank| rank.prepare_profile(n))?;
         let fed: Vec<_> = tokens.iter().copied().enumerate().collect();
-        self.rank.profile(&fed).map(Some)
+        let by_rank = self.ranks.all(move |rank| rank.profile(&fed))?;
+        Ok(StepProfile::slowest(by_rank))
     }
 }
 

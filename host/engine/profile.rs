@@ -76,6 +76,7 @@ impl Rank {
                 "a step of more than 128 sequences is several graphs: profile fewer",
             ));
         }
+        self.ordered.prepare(&self.layout, n, &self.stream)?;
         let mut classes = Vec::with_capacity(KernelClass::ALL.len());
         for class in KernelClass::ALL {
             let alone = self.capture_part(n, Classes::only(class))?;

@@ -6,14 +6,15 @@ use std::sync::atomic::AtomicU64;
 
 use half::bf16;
 
+use super::EngineOptions;
 use super::budget::{LANES, MAX_ROWS, RankShape};
-use super::buffers::{Activations, KvCache, Lanes, Packed};
+use super::buffers::{Activations, KvCache, Lanes, OrderedLogits, Packed};
 use super::forward::{Attention, Input, Pass};
+use super::logits::LogitLayout;
 use super::pages::Pages;
 use super::profile::{Classes, ProfileGraphs};
 use super::step::{CapturedStep, Choice};
 use super::weights::{BlockWeights, GlobalWeights, Shard, Uploader};
-use super::{EngineError, EngineOptions};
 use crate::comm::Communicator;
 use crate::comm::gpu::{GpuBuffer, GpuComm};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
@@ -38,8 +39,10 @@ pub(super) struct Rank {
     pub(super) comm: GpuComm,
     /// Partial sums on their way into an all-reduce, `[MAX_ROWS, hidden]` bf16.
     pub(super) partial: GpuBuffer,
-    /// Logits, `[LANES, vocab]` f32, rank by rank.
+    /// Logits of up to `LANES` rows in f32, as the layout says.
     pub(super) logits: GpuBuffer,
+    pub(super) layout: LogitLayout,
+    pub(super) ordered: OrderedLogits,
     pub(super) globals: GlobalWeights,
     pub(super) blocks: Vec<BlockWeights>,
     pub(super) cache: KvCache,
@@ -55,39 +58,53 @@ pub(super) struct Rank {
     pub(super) profile_graphs: Option<ProfileGraphs>,
 }
 
-impl Rank {
-    pub(super) fn load(
-        config: &Config,
-        source: &Arc<dyn TensorSource>,
-        plan: &Plan,
-        device: &Device,
-        options: &EngineOptions,
-        loaded_bytes: &Arc<AtomicU64>,
-    ) -> Result<Self, RunError> {
-        let page_size = PageSize::try_from(options.page_size).map_err(EngineError::from)?;
-        let sharding = Sharding::new(config, plan.tp()).map_err(crate::spd::PlanError::from)?;
-        let shape = RankShape::new(config, &sharding, 0)?;
-        let sm_count = device.properties().multiprocessors;
-        let kv_tokens =
-            shape.kv_tokens(options.kv_tokens, device.memory_info()?, device.label(), sm_count)?;
+/// What one rank is made from.
+pub(super) struct Seed {
+    pub(super) comm: GpuComm,
+    pub(super) kernels: Arc<KernelLibrary>,
+}
 
-        let kernels = Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch));
-        let comm = GpuComm::solo(Arc::clone(&kernels))?;
+/// What all ranks are made from.
+pub(super) struct Blueprint {
+    pub(super) config: Config,
+    pub(super) source: Arc<dyn TensorSource>,
+    pub(super) plan: Plan,
+    pub(super) sharding: Sharding,
+    pub(super) options: EngineOptions,
+    pub(super) page_size: PageSize,
+    /// Tokens of the KV cache, the same on every rank.
+    pub(super) kv_tokens: usize,
+    pub(super) loaded_bytes: Arc<AtomicU64>,
+}
+
+impl Rank {
+    /// Collective. Memory is registered first: once a rank has begun to load, it waits for nobody.
+    pub(super) fn load(seed: Seed, of: &Blueprint) -> Result<Self, RunError> {
+        let Blueprint { config, source, plan, sharding, options, page_size, kv_tokens, loaded_bytes } = of;
+        let Seed { comm, kernels } = seed;
+        let device = kernels.device().clone();
+        let rank = comm.topology().rank;
+        let shape = RankShape::new(config, sharding, plan, rank)?;
+        let layout = LogitLayout::new(sharding, config.vocab);
+        let partial = comm.register(MAX_ROWS * shape.hidden * size_of::<bf16>())?;
+        let logits = comm.register(LANES * layout.stride() * size_of::<f32>())?;
+
         let stream = Arc::new(device.stream()?);
-        let mut uploader = Uploader::new(device, loaded_bytes)?;
-        let shard = Shard { config, source: &**source, sharding: &sharding, rank: comm.topology().rank };
+        let mut uploader = Uploader::new(&device, loaded_bytes)?;
+        let shard = Shard { config, source: &**source, sharding, rank };
         let blocks = plan.blocks().iter().enumerate();
         let blocks =
             blocks.map(|(layer, block)| uploader.block(&shard, layer, block, plan.replacement(layer)));
         let blocks = blocks.collect::<Result<_, _>>()?;
         let globals = uploader.globals(&shard)?;
-        let cache = KvCache::allocate(&shape, kv_tokens, page_size, device)?;
+        let cache = KvCache::allocate(&shape, *kv_tokens, *page_size, &device)?;
         let rank = Self {
-            partial: comm.register(MAX_ROWS * shape.hidden * size_of::<bf16>())?,
-            logits: comm.register(LANES * shape.vocab * size_of::<f32>())?,
+            partial,
+            logits,
             pages: Pages::new(cache.n_pages, page_size.get()),
-            work: Activations::allocate(&shape, device, &stream)?,
-            lanes: Lanes::allocate(cache.max_pages, device, &stream)?,
+            work: Activations::allocate(&shape, &device, &stream)?,
+            ordered: OrderedLogits::allocate(&layout, &device)?,
+            lanes: Lanes::allocate(cache.max_pages, &device, &stream)?,
             packed: device.allocate(0)?,
             graphs: HashMap::new(),
             syncs: SyncCounts::default(),
@@ -96,12 +113,13 @@ impl Rank {
             config: config.clone(),
             source: Arc::clone(source),
             options: options.clone(),
-            device: device.clone(),
-            sharding,
-            shape,
-            stream,
+            sharding: sharding.clone(),
             kernels,
-            sm_count,
+            sm_count: device.properties().multiprocessors,
+            device,
+            shape,
+            layout,
+            stream,
             comm,
             globals,
             blocks,
@@ -133,6 +151,7 @@ impl Rank {
         self.pages.clear();
         self.graphs.clear();
         self.profile_graphs = None;
+        let rank = self.comm.topology().rank;
         let mut uploader = None;
         for (layer, new) in plan.blocks().iter().enumerate() {
             let old = &self.blocks[layer].plan;
@@ -145,21 +164,63 @@ impl Rank {
                 none => none.insert(Uploader::new(&self.device, &Arc::default())?),
             };
             let (config, source, sharding) = (&self.config, &*self.source, &self.sharding);
-            let shard = Shard { config, source, sharding, rank: self.comm.topology().rank };
+            let shard = Shard { config, source, sharding, rank };
             self.blocks[layer] = uploader.block(&shard, layer, new, plan.replacement(layer))?;
+        }
+        let shape = RankShape::new(&self.config, &self.sharding, plan, rank)?;
+        if shape.n_kv_heads > self.shape.n_kv_heads {
+            self.widen(shape)?;
         }
         Ok(())
     }
 
-    /// One pass over at most [`MAX_ROWS`] tokens.
+    /// Makes room for more KV heads. The sequences are forgotten already.
+    fn widen(&mut self, shape: RankShape) -> Result<(), RunError> {
+        let (tokens, page_size) = (self.kv_tokens(), self.cache.page_size());
+        // The old memory goes first: both may not fit.
+        self.cache = KvCache::empty(page_size);
+        self.cache = KvCache::allocate(&shape, tokens, page_size, &self.device)?;
+        self.work = Activations::allocate(&shape, &self.device, &self.stream)?;
+        self.shape = shape;
+        Ok(())
+    }
+
+    /// Whether a pass over the chunk needs no memory and no graph that is not there yet.
+    pub(super) fn is_ready(&self, chunk: &Chunk) -> bool {
+        match fed_lanes(chunk) {
+            Some(fed) => self.is_step_ready(fed.len(), Choice::Logits),
+            None => self.packed.len() >= self.packed_words(chunk),
+        }
+    }
+
+    /// Takes the memory or the graph that a pass over the chunk needs.
+    pub(super) fn prepare(&mut self, chunk: &Chunk) -> Result<(), RunError> {
+        if let Some(fed) = fed_lanes(chunk) {
+            return self.prepare_step(fed.len(), Choice::Logits);
+        }
+        let words = self.packed_words(chunk);
+        if self.packed.len() < words {
+            self.packed = self.device.allocate(words.next_power_of_two())?;
+        }
+        Ok(())
+    }
+
+    /// One pass over at most [`MAX_ROWS`] tokens, which is ready. Logits on the first rank alone.
     pub(super) fn forward(&mut self, chunk: &Chunk) -> Result<Output, RunError> {
+        let output = match fed_lanes(chunk) {
+            Some(fed) => {
+                self.step(&fed, Choice::Logits, &[])?;
+                Output { logits: self.read_logits(fed.len())?, hidden_states: Vec::new() }
+            }
+            None => self.prefill(chunk)?,
+        };
+        self.comm.check()?;
+        Ok(output)
+    }
+
+    fn prefill(&mut self, chunk: &Chunk) -> Result<Output, RunError> {
         let batch = &chunk.batch;
         let spans = &batch.spans;
-        if spans.len() <= LANES && spans.iter().all(|s| s.tokens.len() == 1) && !batch.hidden_states {
-            let fed: Vec<_> = spans.iter().map(|s| (s.sequence, s.tokens[0])).collect();
-            self.step(&fed, Choice::Logits, &[])?;
-            return Ok(Output { logits: self.read_logits(fed.len())?, hidden_states: Vec::new() });
-        }
         for span in spans {
             self.pages.grow(span.sequence, span.tokens.len())?;
         }
@@ -201,9 +262,17 @@ impl Rank {
             self.head(Input { rows: self.dense(self.work.gathered.addr()), ..input }, count)?;
             logits.extend(self.read_logits(count)?);
         }
-        self.comm.check()?;
+        self.stream.synchronize()?;
         self.syncs.passes += 1;
         Ok(Output { logits, hidden_states: hidden_states.unwrap_or_default() })
+    }
+
+    /// Words that the arrays of a pass take at most, alignment included.
+    fn packed_words(&self, chunk: &Chunk) -> usize {
+        let (n_tokens, n_spans) = (chunk.batch.n_tokens(), chunk.batch.spans.len());
+        let arrays =
+            [n_tokens, n_tokens, n_tokens, n_spans + 1, n_spans, n_spans * self.cache.max_pages, n_tokens];
+        arrays.iter().map(|words| words.next_multiple_of(4)).sum()
     }
 
     /// The arrays that a pass reads. The sequences have grown already.
@@ -235,27 +304,25 @@ impl Rank {
         }
     }
 
-    /// The first `count` rows of logits, over the whole vocabulary.
-    pub(super) fn read_logits(&self, count: usize) -> Result<Vec<f32>, RunError> {
-        let vocab = self.shape.vocab;
-        let mut by_rank = vec![0.0f32; count * vocab];
-        let memory = self.logits.memory();
-        memory.download_at(0, bytemuck::cast_slice_mut(&mut by_rank), &self.stream)?;
-        let world = self.comm.topology().world();
-        if world == 1 {
-            return Ok(by_rank);
+    /// The first `count` rows of logits, over the whole vocabulary; empty on every rank but the first. Waits for
+    /// the stream on all.
+    fn read_logits(&self, count: usize) -> Result<Vec<f32>, RunError> {
+        self.stream.synchronize()?;
+        if self.comm.topology().rank != 0 {
+            return Ok(Vec::new());
         }
-        let mut logits = Vec::with_capacity(by_rank.len());
-        for row in 0..count {
-            for rank in 0..world {
-                let columns = self.sharding.vocab(rank);
-                logits.extend_from_slice(
-                    &by_rank[count * columns.start + row * columns.len()..][..columns.len()],
-                );
-            }
-        }
-        Ok(logits)
+        let mut gathered = vec![0.0f32; count * self.layout.stride()];
+        self.logits.memory().download_at(0, bytemuck::cast_slice_mut(&mut gathered), &self.stream)?;
+        Ok(self.layout.rows(&gathered, count))
     }
+}
+
+/// Sequences and tokens of a chunk that is a decode step.
+fn fed_lanes(chunk: &Chunk) -> Option<Vec<(usize, u32)>> {
+    let spans = &chunk.batch.spans;
+    let is_step =
+        spans.len() <= LANES && spans.iter().all(|s| s.tokens.len() == 1) && !chunk.batch.hidden_states;
+    is_step.then(|| spans.iter().map(|s| (s.sequence, s.tokens[0])).collect())
 }
 
 /// Where the arrays of a pass begin, in elements.

@@ -49,7 +49,25 @@ impl Rank {
         Ok(next)
     }
 
-    /// Enqueues one step. `samplings` has one entry per sequence for [`Choice::Sample`].
+    /// Whether a step of `n` sequences needs no memory and no graph that is not there yet.
+    pub(super) fn is_step_ready(&self, n: usize, choice: Choice) -> bool {
+        let ordered = choice == Choice::Logits || self.ordered.is_ready(&self.layout, n);
+        ordered && (!self.options.graphs || self.graphs.contains_key(&(n, choice)))
+    }
+
+    /// Takes the memory and the graph that a step needs.
+    pub(super) fn prepare_step(&mut self, n: usize, choice: Choice) -> Result<(), RunError> {
+        if choice != Choice::Logits {
+            self.ordered.prepare(&self.layout, n, &self.stream)?;
+        }
+        if self.options.graphs && !self.graphs.contains_key(&(n, choice)) {
+            let captured = self.capture(n, choice)?;
+            self.graphs.insert((n, choice), captured);
+        }
+        Ok(())
+    }
+
+    /// Enqueues one step, which is ready. `samplings` has one entry per sequence for [`Choice::Sample`].
     pub(super) fn step(
         &mut self,
         fed: &[(usize, u32)],
@@ -64,12 +82,7 @@ impl Rank {
             self.set_samplings(samplings)?;
         }
         let n = fed.len();
-        if self.options.graphs {
-            if !self.graphs.contains_key(&(n, choice)) {
-                let captured = self.capture(n, choice)?;
-                self.graphs.insert((n, choice), captured);
-            }
-            let CapturedStep { graph, syncs } = &self.graphs[&(n, choice)];
+        if let Some(CapturedStep { graph, syncs }) = self.graphs.get(&(n, choice)) {
             // SAFETY: what the graph refers to is this rank's and stays until `set_plan` or the end, which drop
             // the graphs; only this stream uses it.
             unsafe { graph.launch(&self.stream)? };
@@ -142,10 +155,18 @@ impl Rank {
         Ok(())
     }
 
-    /// From logits to the tokens that are fed next.
+    /// From logits to the tokens that are fed next. Every rank has all logits and the same seeds, so each draws
+    /// the same tokens by itself: choosing on one rank would save nothing and cost a broadcast.
     fn choose(&self, n: usize, choice: Choice) -> Result<(), RunError> {
+        if choice == Choice::Logits {
+            return Ok(());
+        }
+        let (copy, at) = self.ordered.launch(&self.layout, n, self.logits.addr());
+        if let Some(copy) = copy {
+            self.launch(&copy)?;
+        }
         let (lanes, len) = (&self.lanes, self.shape.vocab as u32);
-        let (logits, n_rows) = (Rows::new(self.logits.addr(), len), n as u32);
+        let (logits, n_rows) = (Rows::new(at, self.layout.stride() as u32), n as u32);
         match choice {
             Choice::Logits => Ok(()),
             Choice::Greedy => self.launch(

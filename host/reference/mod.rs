@@ -18,7 +18,7 @@ use rank::{MAX_ROWS, Rank};
 use crate::comm::memory::Options;
 use crate::comm::{CommError, Communicator, Shape, memory};
 use crate::model::{Config, TensorSource};
-use crate::runner::{Batch, Output, RunError, Runner, SyncCounts};
+use crate::runner::{Batch, Output, RunError, Runner, SyncCounts, check_agreement};
 use crate::spd::Plan;
 
 /// What a rank's thread is told. Ranks execute the same commands in the same order.
@@ -279,14 +279,4 @@ fn first_cause<T>(answers: Vec<Result<T, RunError>>) -> Result<Vec<T>, RunError>
         }
     }
     cause.map_or(Ok(values), Err)
-}
-
-/// Ranks leave every block with the same bits; whoever asks for hidden states has it checked.
-fn check_agreement(rank: usize, first: &[Vec<f32>], other: &[Vec<f32>]) -> Result<(), RunError> {
-    let same_bits =
-        |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
-    match first.iter().zip(other).position(|pair| !same_bits(pair)) {
-        Some(block) => Err(RunError::RanksDisagree { rank, block }),
-        None => Ok(()),
-    }
 }

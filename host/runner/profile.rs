@@ -59,3 +59,44 @@ pub struct ClassProfile {
     /// The step without this class.
     pub without_us: Vec<f64>,
 }
+
+impl StepProfile {
+    /// Of all ranks' profiles of the same step: each series as long as on the rank that was slowest in it. None of no
+    /// profile.
+    pub(crate) fn slowest(by_rank: Vec<Self>) -> Option<Self> {
+        let longer = |all: &mut Vec<f64>, own: Vec<f64>| {
+            all.iter_mut().zip(own).for_each(|(longest, us)| *longest = longest.max(us));
+        };
+        by_rank.into_iter().reduce(|mut all, own| {
+            longer(&mut all.whole_us, own.whole_us);
+            for (all, own) in all.classes.iter_mut().zip(own.classes) {
+                longer(&mut all.alone_us, own.alone_us);
+                longer(&mut all.without_us, own.without_us);
+            }
+            all
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_rank_counts_in_every_series() {
+        let profile = |whole: [f64; 2], alone: [f64; 2]| StepProfile {
+            whole_us: whole.to_vec(),
+            classes: vec![ClassProfile {
+                class: KernelClass::Sync,
+                kernels: 3,
+                alone_us: alone.to_vec(),
+                without_us: whole.to_vec(),
+            }],
+        };
+        let slowest =
+            StepProfile::slowest(vec![profile([5.0, 7.0], [1.0, 4.0]), profile([6.0, 2.0], [3.0, 2.0])]);
+        let expected = profile([6.0, 7.0], [3.0, 4.0]);
+        assert_eq!(slowest, Some(expected));
+        assert_eq!(StepProfile::slowest(Vec::new()), None);
+    }
+}

@@ -60,6 +60,30 @@ fn layouts_that_do_not_fit() {
 }
 
 #[test]
+fn synchronisation_that_cannot_be() {
+    for limit in ["0", "-1", "nan", "inf", "soon", "1e30"] {
+        misused(&["--sync-limit", limit], &[limit, "a number of seconds above 0"]);
+    }
+    misused(&["--peer-memory", "far"], &["direct, host-staged"]);
+    let bench = ["bench", "allreduce"];
+    misuse(&[&bench[..], &["--sizes", "1KB"]].concat(), &["'1KB' is not a size", "such as 8KiB,1MiB"]);
+    misuse(&[&bench[..], &["--sizes", "2MiB..1KiB"]].concat(), &["ends before it begins"]);
+    misuse(&[&bench[..], &["--calls", "sum"]].concat(), &["plain, fused, phases"]);
+    misuse(&[&bench[..], &["--launch", "twice"]].concat(), &["graph, eager"]);
+    misuse(&[&bench[..], &["--blocks", "0"]].concat(), &["--blocks"]);
+    fails_with(&[&bench[..], &["--tp", "1"]].concat(), &["one rank has nobody", "--tp 2 or more"]);
+    fails_with(&[&bench[..], &["--tp", "3", "--topology", "2x1"]].concat(), &["--tp 3 contradicts"]);
+    let nowhere = ["--tp", "2", "--join", "/nowhere/torch.csv"];
+    fails_with(&[&bench[..], &nowhere].concat(), &["/nowhere/torch.csv: cannot read the file"]);
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("other.csv").to_str().unwrap().to_string();
+    fs::write(&other, "a,b\n1,2\n").unwrap();
+    fails_with(&[&bench[..], &["--tp", "2", "--join", &other]].concat(), &[&other, "no column contender"]);
+    misuse(&["demo", "--tp", "1"], &["at least 2"]);
+    misuse(&["doctor", "--tp", "0"], &["at least 1"]);
+}
+
+#[test]
 fn sampling_out_of_range() {
     for temperature in ["-1", "nan", "inf", "hot"] {
         misused(&["--temperature", temperature], &[temperature, "a number of at least 0"]);

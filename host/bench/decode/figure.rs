@@ -9,16 +9,23 @@ use crate::bench::stats::Percentiles;
 /// Time per token, tokens per second and time to first token; where steps were taken apart, their parts.
 pub fn figure(report: &Report<Measurement>) -> Figure {
     let all = &report.measurements;
-    let name = all.first().map_or(String::new(), |one| match one.spd_blocks {
+    let name = |one: &Measurement| match one.spd_blocks {
         0 => format!("{}, tp {}, {}", one.model, one.tp, one.device),
         spd => format!("{}, tp {}, {spd} blocks dropped, {}", one.model, one.tp, one.device),
-    });
+    };
     let panel = |title: &str, y_label: &str, y: Scale, value: &dyn Fn(&Measurement) -> Percentiles| {
-        let points = all.iter().map(|one| {
+        let mut series: Vec<Series> = Vec::new();
+        for one in all {
             let Percentiles { p10, median, p90 } = value(one);
-            Point { x: one.workload.batch as f64, y: median, range: Some((p10, p90)) }
-        });
-        let series = vec![Series { name: name.clone(), color: 0, dashed: false, points: points.collect() }];
+            let point = Point { x: one.workload.batch as f64, y: median, range: Some((p10, p90)) };
+            match series.iter_mut().find(|series| series.name == name(one)) {
+                Some(series) => series.points.push(point),
+                None => {
+                    let color = series.len();
+                    series.push(Series { name: name(one), color, dashed: false, points: vec![point] });
+                }
+            }
+        }
         Panel {
             title: title.into(),
             x_label: "batch, sequences".into(),
@@ -50,7 +57,11 @@ fn parts(all: &[Measurement]) -> Vec<Panel> {
     let apart: Vec<_> = all.iter().filter_map(|one| Some((one, one.breakdown.as_ref()?))).collect();
     let Some((_, first)) = apart.first() else { return Vec::new() };
     let bars = |values: &dyn Fn(&Breakdown) -> Vec<f64>| -> Vec<(String, Vec<f64>)> {
-        apart.iter().map(|(one, parts)| (format!("batch {}", one.workload.batch), values(parts))).collect()
+        let name = |one: &Measurement| match one.spd_blocks {
+            0 => format!("batch {}", one.workload.batch),
+            spd => format!("batch {}, {spd} dropped", one.workload.batch),
+        };
+        apart.iter().map(|(one, parts)| (name(one), values(parts))).collect()
     };
     let panel = |title: &str, parts: Vec<&str>, bars| Panel {
         title: title.into(),
