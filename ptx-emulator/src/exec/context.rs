@@ -23,6 +23,12 @@ impl Private {
         self.bytes.len()
     }
 
+    /// Writes the first bytes: the parameters of an entry.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        self.bytes[..bytes.len()].copy_from_slice(bytes);
+        self.written[..bytes.len()].fill(true);
+    }
+
     /// The value at an offset; an error says what is wrong with it.
     pub(crate) fn load(&self, offset: u64, bytes: usize) -> Result<u64, Cause> {
         let range = self.range(offset, bytes)?;

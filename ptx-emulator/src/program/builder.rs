@@ -115,13 +115,20 @@ impl<'a> Builder<'a> {
     }
 
     fn finish(mut self) -> Program {
-        let shared_bytes = self.program.shared_bytes;
+        // All `.extern .shared` arrays begin at one place, behind the static variables.
+        let constants = || self.program.words.iter().chain(&self.program.doubles);
+        let align = constants().filter_map(|constant| match constant.relocation {
+            Relocation::DynamicShared(align) => Some(align),
+            _ => None,
+        });
+        let dynamic_offset = self.program.shared_bytes.next_multiple_of(align.max().unwrap_or(1));
         for constant in self.program.words.iter_mut().chain(&mut self.program.doubles) {
-            if let Relocation::DynamicShared(align) = constant.relocation {
-                constant.value += u64::from(shared_bytes.next_multiple_of(align));
+            if let Relocation::DynamicShared(_) = constant.relocation {
+                constant.value += u64::from(dynamic_offset);
                 constant.relocation = Relocation::None;
             }
         }
+        self.program.dynamic_offset = dynamic_offset;
         self.program
     }
 

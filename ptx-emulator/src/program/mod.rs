@@ -177,7 +177,10 @@ pub(crate) struct Program {
     pub(crate) functions: Vec<FunctionInfo>,
     pub(crate) words: Vec<Constant>,
     pub(crate) doubles: Vec<Constant>,
+    /// Of static shared variables.
     pub(crate) shared_bytes: u32,
+    /// Where dynamic shared memory begins.
+    pub(crate) dynamic_offset: u32,
 }
 
 /// Registers of an instruction.
