@@ -87,6 +87,17 @@ impl Region {
         None
     }
 
+    /// Stores the bytes of `mask` of a granule.
+    pub(super) fn store_masked(&mut self, granule: usize, mask: u8, value: u64) {
+        let mut left = mask;
+        while left != 0 {
+            let at = left.trailing_zeros() as usize;
+            self.bytes[granule * 8 + at] = value.to_le_bytes()[at];
+            left &= left - 1;
+        }
+        self.initialised[granule / 8] |= u64::from(mask) << (granule % 8 * 8);
+    }
+
     /// The granule (aligned 8 bytes) around `offset`, zero beyond the end.
     pub(super) fn granule(&self, granule: usize) -> u64 {
         let at = granule * 8;

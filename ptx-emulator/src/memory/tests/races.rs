@@ -1,0 +1,1 @@
+//! Races: found where PTX has one, and only there.
