@@ -14,6 +14,8 @@ pub(super) enum Op {
     Ld(Order, Scope, Loc),
     Add(Order, Scope, Loc, u64),
     Fence(Order, Scope),
+    /// A load that is repeated until it reads the value; no register.
+    Wait(Order, Scope, Loc, u64),
     /// All threads arrive and leave.
     Barrier,
 }
@@ -93,14 +95,14 @@ impl Machine {
         self.base + loc.0 * 8 + loc.1
     }
 
-    /// Does one operation; its site is its place in the program.
+    /// Does one operation; its site is its place in the program. Says whether it is done.
     pub(super) fn step(
         &mut self,
         thread: usize,
         site: usize,
         op: Op,
         registers: &mut Vec<u64>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (who, site) = (self.threads[thread], Site(site as u32));
         let access = |order, scope| Access { thread: who, site, order, scope };
         match op {
@@ -115,9 +117,13 @@ impl Machine {
                 registers.push(self.memory.rmw(&access(order, scope), address, loc.2, |it| Some(it + more))?);
             }
             Op::Fence(order, scope) => self.memory.fence(who, order, scope),
+            Op::Wait(order, scope, loc, value) => {
+                let address = self.address(loc);
+                return Ok(self.memory.load(&access(order, scope), address, loc.2)? == value);
+            }
             Op::Barrier => unreachable!("the runner does barriers"),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What memory holds once every store is visible.
@@ -149,8 +155,8 @@ pub(super) fn run(options: MemoryOptions, place: Place, program: &[&[Op]], seed:
             continue;
         }
         let thread = ready[dice.below(ready.len())];
-        machine.step(thread, at[thread], program[thread][at[thread]], &mut registers[thread])?;
-        at[thread] += 1;
+        let op = program[thread][at[thread]];
+        at[thread] += usize::from(machine.step(thread, at[thread], op, &mut registers[thread])?);
         if dice.below(4) == 0 {
             machine.memory.tick();
         }

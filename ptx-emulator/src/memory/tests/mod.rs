@@ -2,5 +2,6 @@
 
 mod litmus;
 mod machine;
+mod oracle;
 mod plain;
 mod races;
