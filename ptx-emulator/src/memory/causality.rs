@@ -42,7 +42,7 @@ struct BlockState {
     /// By index; empty once the block has ended.
     threads: Vec<ThreadState>,
     /// Asynchronous copies under way: what precedes them.
-    copies: HashMap<u32, Arc<VectorClock>>,
+    copies: Vec<(u32, Arc<VectorClock>)>,
     n_copies: u32,
 }
 
@@ -93,7 +93,7 @@ impl Causality {
         let known = Arc::<VectorClock>::default();
         let grid = GridState { device: None, gathered: known.clone(), start: known.clone(), finished: None };
         let threads = vec![ThreadState::new(known)];
-        let block = BlockState { grid: GridId(0), threads, copies: HashMap::new(), n_copies: 0 };
+        let block = BlockState { grid: GridId(0), threads, copies: Vec::new(), n_copies: 0 };
         let states = States { grids: vec![grid], blocks: vec![block] };
         Self { states, chains: Vec::new(), sc_fences: HashMap::new() }
     }
@@ -106,7 +106,7 @@ impl Causality {
     pub(super) fn begin_block(&mut self, grid: GridId, n_threads: u32) {
         let start = &self.states.grids[grid.0 as usize].start;
         let threads = (0..n_threads).map(|_| ThreadState::new(start.clone())).collect();
-        self.states.blocks.push(BlockState { grid, threads, copies: HashMap::new(), n_copies: 0 });
+        self.states.blocks.push(BlockState { grid, threads, copies: Vec::new(), n_copies: 0 });
     }
 
     /// What the threads have learned from others becomes the grid's.
@@ -114,7 +114,7 @@ impl Causality {
         let block = &mut self.states.blocks[id.0 as usize];
         let threads = std::mem::take(&mut block.threads);
         let grid = block.grid.0 as usize;
-        block.copies = HashMap::new();
+        block.copies = Vec::new();
         let mut gathered = std::mem::take(&mut self.states.grids[grid].gathered);
         let mut last: Option<Arc<VectorClock>> = None;
         for thread in threads {
@@ -270,7 +270,7 @@ impl Causality {
         let known = self.advance(thread);
         let block = &mut self.states.blocks[thread.block.0 as usize];
         let copy = Thread::copy(thread.block, block.n_copies);
-        block.copies.insert(block.n_copies, known);
+        block.copies.push((block.n_copies, known));
         block.n_copies += 1;
         copy
     }
@@ -278,7 +278,9 @@ impl Causality {
     /// Adds the copy, and what precedes it, to `clock`.
     pub(super) fn end_async(&mut self, copy: Thread, clock: &mut Clock) {
         let Some(number) = copy.async_copy() else { return };
-        if let Some(mut known) = self.states.blocks[copy.block.0 as usize].copies.remove(&number) {
+        let copies = &mut self.states.blocks[copy.block.0 as usize].copies;
+        if let Some(at) = copies.iter().position(|it| it.0 == number) {
+            let mut known = copies.remove(at).1;
             Arc::make_mut(&mut known).insert(copy, 0);
             join(&mut clock.0, &known, &self.states);
         }
@@ -292,7 +294,7 @@ impl Causality {
     pub(super) fn view(&self, thread: Thread) -> View<'_> {
         let block = &self.states.blocks[thread.block.0 as usize];
         let (known, clock) = match thread.async_copy() {
-            Some(number) => (block.copies.get(&number), 0),
+            Some(number) => (block.copies.iter().find(|it| it.0 == number).map(|it| &it.1), 0),
             None => (block.threads.get(thread.index as usize).map(|it| &it.known), self.clock(thread)),
         };
         View { states: &self.states, thread, clock, known: known.map(Arc::as_ref) }

@@ -125,27 +125,29 @@ impl History {
         self.value(self.messages.len().checked_sub(1))
     }
 
-    /// What a thread may read from `mask`: states of the granule, the newest last.
-    pub(super) fn readable(&self, mask: u8, by: &View<'_>) -> Vec<Option<usize>> {
+    /// What a thread may read from `mask` in place of the newest: older states of the granule, as of a message or
+    /// before all.
+    pub(super) fn older(&self, mask: u8, by: &View<'_>) -> Vec<Option<usize>> {
         let mut states = Vec::new();
-        for (at, message) in self.messages.iter().enumerate().rev() {
-            if message.mask & mask != 0 {
-                states.push(Some(at));
-                if message.is_known(mask, by) {
-                    states.reverse();
-                    return states;
-                }
+        let mut newer: Option<&Message> = None;
+        for (at, message) in self.messages.iter().enumerate().rev().filter(|(_, it)| it.mask & mask != 0) {
+            match newer {
+                Some(newer) if newer.is_known(mask, by) => return states,
+                Some(_) => states.push(Some(at)),
+                None => {}
             }
+            newer = Some(message);
         }
-        states.push(None);
-        states.reverse();
+        if newer.is_some_and(|oldest| !oldest.is_known(mask, by)) {
+            states.push(None);
+        }
         states
     }
 
-    /// Where a store to `mask` may take its place: after what the thread knows, and not within an atomic
-    /// read-modify-write. The end comes last.
+    /// Where before the end a store to `mask` may take its place: after what the thread knows, and not within an
+    /// atomic read-modify-write.
     pub(super) fn insertable(&self, mask: u8, by: &View<'_>) -> Vec<usize> {
-        let mut places = vec![self.messages.len()];
+        let mut places = Vec::new();
         for (at, message) in self.messages.iter().enumerate().rev() {
             if message.mask & mask != 0 {
                 if message.is_known(mask, by) {
@@ -156,7 +158,6 @@ impl History {
                 }
             }
         }
-        places.reverse();
         places
     }
 

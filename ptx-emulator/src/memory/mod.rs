@@ -5,6 +5,7 @@ mod blocks;
 mod causality;
 mod clock;
 mod fault;
+mod granule;
 mod history;
 mod lanes;
 mod ordered;
@@ -200,7 +201,7 @@ impl Memory {
         let place = self.resolve(&request)?;
         self.check_initialised(&request, place)?;
         if self.is_ordered() {
-            return self.load_ordered(access, place, width);
+            return self.load_ordered(access, place, width.mask());
         }
         Ok(self.region(place.region).load(place.offset, width))
     }
@@ -253,6 +254,9 @@ impl Memory {
             return Ok(());
         };
         self.check_initialised(&request, place)?;
+        if self.is_piecewise(agent) {
+            return self.read_piecewise(&Access::weak(agent, request.site), place, out);
+        }
         self.range_ordered(agent, place, out.len(), request.kind)?;
         out.copy_from_slice(self.region(place.region).bytes(place.offset, out.len()));
         Ok(())
@@ -264,6 +268,9 @@ impl Memory {
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn write(&mut self, agent: Thread, address: u64, bytes: &[u8]) -> Result<()> {
         if let Some((request, place)) = self.range(AccessKind::Store, agent, address, bytes.len())? {
+            if self.is_piecewise(agent) {
+                return self.write_piecewise(&Access::weak(agent, request.site), place, bytes);
+            }
             self.range_ordered(agent, place, bytes.len(), request.kind)?;
             self.region_mut(place.region).bytes_mut(place.offset, bytes.len()).copy_from_slice(bytes);
             self.settle_range(place, bytes.len());

@@ -1,38 +1,11 @@
 //! Accesses when it matters who made them: races and weak memory.
 
-use super::causality::{Causality, Release};
-use super::history::{History, Message, expand};
-use super::region::Region;
-use super::shadow::{Context, Record, Shadow};
+use super::granule::{Parts, Piece, strength};
+use super::history::expand;
+use super::shadow::{Record, Shadow};
 use super::space::{Place, RegionId};
 use super::weak::Weak;
-use super::{Access, AccessKind, Fault, Memory, RacingAccess, Result, Scope, Site, Thread, Width};
-
-/// An access to bytes of one granule.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    region: RegionId,
-    granule: usize,
-    /// The first byte within the granule.
-    start: u32,
-    /// One bit per byte.
-    mask: u8,
-}
-
-impl Piece {
-    fn new(place: Place, mask: u8) -> Self {
-        let start = (place.offset % 8) as u32;
-        Self { region: place.region, granule: place.offset / 8, start, mask: mask << start }
-    }
-}
-
-/// A region, and what decides about accesses to it.
-struct Parts<'a> {
-    region: &'a mut Region,
-    causality: &'a mut Causality,
-    weak: &'a mut Option<Weak>,
-    race: bool,
-}
+use super::{Access, AccessKind, Fault, Memory, RacingAccess, Result, Site, Thread, Width};
 
 impl Memory {
     fn parts(&mut self, region: RegionId) -> Parts<'_> {
@@ -43,10 +16,9 @@ impl Memory {
         Parts { region, causality: &mut self.causality, weak: &mut self.weak, race: self.options.race }
     }
 
-    pub(super) fn load_ordered(&mut self, access: &Access, place: Place, width: Width) -> Result<u64> {
-        let piece = Piece::new(place, width.mask());
-        let mut parts = self.parts(piece.region);
-        let race = parts.check_race(access, &piece, AccessKind::Load);
+    pub(super) fn load_ordered(&mut self, access: &Access, place: Place, mask: u8) -> Result<u64> {
+        let piece = Piece::new(place, mask);
+        let race = self.parts(piece.region).check_race(access, &piece, AccessKind::Load, false);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Load))?;
         let mut parts = self.parts(piece.region);
         let seen = parts.choose(access, &piece);
@@ -61,10 +33,13 @@ impl Memory {
         value: u64,
     ) -> Result<()> {
         let piece = Piece::new(place, mask);
-        let race = self.parts(piece.region).check_race(access, &piece, AccessKind::Store);
+        let value = value << (8 * piece.start);
+        let mut parts = self.parts(piece.region);
+        let unchanged = (parts.region.granule(piece.granule) ^ value) & expand(piece.mask) == 0;
+        let race = parts.check_race(access, &piece, AccessKind::Store, unchanged);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Store))?;
         let releases = self.parts(piece.region).releases(access, &piece);
-        self.parts(piece.region).write(access, &piece, value << (8 * piece.start), releases, false);
+        self.parts(piece.region).write(access, &piece, value, releases, false);
         Ok(())
     }
 
@@ -84,7 +59,7 @@ impl Memory {
         if let Some(at) = newest.filter(|_| seen == newest) {
             parts.mark_observed(access.thread, &piece, at);
         }
-        let race = parts.check_race(access, &piece, AccessKind::Atomic);
+        let race = parts.check_race(access, &piece, AccessKind::Atomic, false);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Atomic))?;
         let mut parts = self.parts(piece.region);
         let carried = match seen {
@@ -125,7 +100,7 @@ impl Memory {
             let race = if whole_page {
                 parts.check_race_of_page(&access, &piece, kind)
             } else {
-                parts.check_race(&access, &piece, kind).map_err(|first| (first, piece.granule))
+                parts.check_race(&access, &piece, kind, false).map_err(|first| (first, piece.granule))
             };
             if let Err((first, granule)) = race {
                 return Err(self.race(first, &access, &Piece { granule, ..piece }, kind));
@@ -135,13 +110,43 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether a range that `agent` accesses is to be taken granule by granule: the data of asynchronous copies is
+    /// as late, and as stale, as anybody's.
+    pub(super) fn is_piecewise(&self, agent: Thread) -> bool {
+        self.weak.is_some() && agent.async_copy().is_some()
+    }
+
+    pub(super) fn read_piecewise(&mut self, access: &Access, place: Place, out: &mut [u8]) -> Result<()> {
+        let mut at = place.offset;
+        let (head, body) = out.split_at_mut(out.len().min(at.next_multiple_of(8) - at));
+        for piece in std::iter::once(head).chain(body.chunks_mut(8)).filter(|piece| !piece.is_empty()) {
+            let value = self.load_ordered(access, Place { offset: at, ..place }, ones(piece.len()))?;
+            piece.copy_from_slice(&value.to_le_bytes()[..piece.len()]);
+            at += piece.len();
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_piecewise(&mut self, access: &Access, place: Place, bytes: &[u8]) -> Result<()> {
+        let mut at = place.offset;
+        let (head, body) = bytes.split_at(bytes.len().min(at.next_multiple_of(8) - at));
+        for piece in std::iter::once(head).chain(body.chunks(8)).filter(|piece| !piece.is_empty()) {
+            let mut value = [0; 8];
+            value[..piece.len()].copy_from_slice(piece);
+            let value = u64::from_le_bytes(value);
+            self.store_ordered(access, Place { offset: at, ..place }, ones(piece.len()), value)?;
+            at += piece.len();
+        }
+        Ok(())
+    }
+
     /// Everybody sees a range that has been written at once, and nothing older.
     pub(super) fn settle_range(&mut self, place: Place, bytes: usize) {
         let region = self.region_mut(place.region);
-        if region.tracking.histories.is_empty() {
+        if region.tracking().is_none_or(|tracking| tracking.histories.is_empty()) {
             return;
         }
-        let mut histories = std::mem::take(&mut region.tracking.histories);
+        let mut histories = std::mem::take(&mut region.tracking_mut().histories);
         let end = place.offset + bytes;
         histories.retain(|&granule, history| {
             let first = place.offset.clamp(granule * 8, granule * 8 + 8);
@@ -151,13 +156,13 @@ impl Memory {
             }
             !history.is_empty()
         });
-        region.tracking.histories = histories;
+        region.tracking_mut().histories = histories;
     }
 
     /// Time passes: stores become visible to everybody.
     pub(super) fn settle_due(&mut self) {
         while let Some((region, granule, now)) = self.weak.as_mut().and_then(Weak::next_due) {
-            let histories = &mut self.region_mut(region).tracking.histories;
+            let histories = &mut self.region_mut(region).tracking_mut().histories;
             if let Some(history) = histories.get_mut(&granule) {
                 history.settle(now);
                 if history.is_empty() {
@@ -177,153 +182,6 @@ impl Memory {
         let first = RacingAccess { kind, thread: first.thread(), site, scope };
         Box::new(Fault::Race { first, second, allocation: self.allocation(piece.region), offset })
     }
-}
-
-impl Parts<'_> {
-    fn check_race(
-        &mut self,
-        access: &Access,
-        piece: &Piece,
-        kind: AccessKind,
-    ) -> std::result::Result<(), Record> {
-        if !self.race {
-            return Ok(());
-        }
-        let view = self.causality.view(access.thread);
-        let new = Record::new(&view, access.site, piece.mask, kind, strength(access));
-        let tracking = &mut self.region.tracking;
-        let (causality, histories, granule) = (&*self.causality, &tracking.histories, piece.granule);
-        tracking.shadow.access(&new, &view, &Context { causality, histories, granule })
-    }
-
-    fn check_race_of_page(
-        &mut self,
-        access: &Access,
-        piece: &Piece,
-        kind: AccessKind,
-    ) -> std::result::Result<(), (Record, usize)> {
-        let view = self.causality.view(access.thread);
-        let new = Record::new(&view, access.site, 0xff, kind, None);
-        let tracking = &mut self.region.tracking;
-        let (causality, histories, granule) = (&*self.causality, &tracking.histories, piece.granule);
-        let mut context = Context { causality, histories, granule };
-        let race = tracking.shadow.access_page(granule / Shadow::PAGE, &new, &view, &mut context);
-        race.map_err(|first| (first, context.granule))
-    }
-
-    fn history(&self, piece: &Piece) -> Option<&History> {
-        self.region.tracking.histories.get(&piece.granule)
-    }
-
-    fn newest(&self, piece: &Piece) -> Option<usize> {
-        self.history(piece)?.newest(piece.mask)
-    }
-
-    /// The state of the granule that a load sees: as of a message, or before all.
-    fn choose(&mut self, access: &Access, piece: &Piece) -> Option<usize> {
-        let newest = self.newest(piece)?;
-        let Some(weak) = self.weak else { return Some(newest) };
-        let view = self.causality.view(access.thread);
-        let states = self.region.tracking.histories.get(&piece.granule)?.readable(piece.mask, &view);
-        weak.choose(&states, Some(newest))
-    }
-
-    /// Reads the granule as of `seen`, and takes what the stores read carry.
-    fn read(&mut self, access: &Access, piece: &Piece, seen: Option<usize>) -> u64 {
-        let newest = self.newest(piece);
-        let value = match self.history(piece) {
-            // The bytes themselves are always the newest.
-            Some(history) if seen != newest => history.value(seen),
-            _ => self.region.granule(piece.granule),
-        };
-        let (mut at, mut left) = (seen, piece.mask);
-        while let Some(index) = at.filter(|_| left != 0) {
-            let Some(history) = self.region.tracking.histories.get_mut(&piece.granule) else { break };
-            let mask = history.get(index).mask;
-            if mask & left != 0 {
-                self.mark_observed(access.thread, piece, index);
-                if self.is_morally_strong(access, piece, index) {
-                    let releases = self.carried(piece, index);
-                    self.causality.observe(access, &releases);
-                }
-            }
-            left &= !mask;
-            at = index.checked_sub(1);
-        }
-        value
-    }
-
-    fn mark_observed(&mut self, thread: Thread, piece: &Piece, at: usize) {
-        let view = self.causality.view(thread);
-        if let Some(history) = self.region.tracking.histories.get_mut(&piece.granule) {
-            history.get_mut(at).observed(piece.mask, &view);
-        }
-    }
-
-    fn carried(&self, piece: &Piece, at: usize) -> Vec<Release> {
-        self.history(piece).map_or_else(Vec::new, |history| history.get(at).releases.clone())
-    }
-
-    /// Whether an access and the store `at` are both strong, speak to each other and overlap completely.
-    fn is_morally_strong(&self, access: &Access, piece: &Piece, at: usize) -> bool {
-        let Some(message) = self.history(piece).map(|history| history.get(at)) else { return false };
-        let (ours, theirs) = (access.thread.block, message.by.block);
-        message.mask == piece.mask
-            && message.scope.is_some_and(|scope| self.causality.includes(scope, theirs, ours))
-            && strength(access).is_some_and(|scope| self.causality.includes(scope, ours, theirs))
-    }
-
-    /// What a store carries: its own release, that of release fences before it, and that of an earlier release
-    /// store by the same thread.
-    fn releases(&mut self, access: &Access, piece: &Piece) -> Vec<Release> {
-        if strength(access).is_none() {
-            return Vec::new();
-        }
-        let mut releases = self.causality.releases(access);
-        if let Some(at) = self.newest(piece)
-            && self
-                .history(piece)
-                .is_some_and(|it| it.get(at).by == access.thread && it.get(at).mask == piece.mask)
-        {
-            for release in &self.carried(piece, at) {
-                self.causality.merge_release(&mut releases, release);
-            }
-        }
-        releases
-    }
-
-    fn write(&mut self, access: &Access, piece: &Piece, value: u64, releases: Vec<Release>, atomic: bool) {
-        let view = self.causality.view(access.thread);
-        let mut message = Message::new(piece.mask, value, access.thread, view.clock);
-        (message.scope, message.releases, message.atomic) = (strength(access), releases, atomic);
-        let histories = &mut self.region.tracking.histories;
-        let Some(weak) = self.weak else {
-            // Only the last store of each byte can be read, and a plain one carries nothing.
-            if message.scope.is_some() {
-                let history = histories.entry(piece.granule).or_default();
-                history.hide(piece.mask);
-                history.push(message);
-            } else if let Some(history) = histories.get_mut(&piece.granule) {
-                history.hide(piece.mask);
-            }
-            self.region.store_masked(piece.granule, piece.mask, value);
-            return;
-        };
-        message.visible_at = weak.schedule(piece.region, piece.granule);
-        let base = self.region.granule(piece.granule);
-        let history =
-            self.region.tracking.histories.entry(piece.granule).or_insert_with(|| History::new(base));
-        let places = history.insertable(piece.mask, &view);
-        let end = history.len();
-        history.insert(if atomic { end } else { weak.choose(&places, end) }, message);
-        let value = history.last_value();
-        self.region.store_masked(piece.granule, piece.mask, value);
-    }
-}
-
-/// The scope of a strong access.
-fn strength(access: &Access) -> Option<Scope> {
-    access.order.is_strong().then_some(access.scope)
 }
 
 /// `count` ≤ 8 low bits.

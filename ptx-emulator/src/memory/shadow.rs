@@ -162,6 +162,8 @@ pub(super) struct Context<'a> {
     pub(super) causality: &'a Causality,
     pub(super) histories: &'a Histories,
     pub(super) granule: usize,
+    /// A store that leaves the bytes as they are: lanes of a warp may all write the same value at once.
+    pub(super) unchanged: bool,
 }
 
 impl Context<'_> {
@@ -177,7 +179,7 @@ fn judge(old: &Record, new: &Record, by: &View<'_>, context: &Context<'_>) -> Re
     if old.mask & new.mask == 0 {
         return Ok(Outcome::Keep);
     }
-    let alone = old.lanes == new.lanes || !new.writes() || new.scope.is_some();
+    let alone = old.lanes == new.lanes || !new.writes() || new.scope.is_some() || context.unchanged;
     if alone && old.joins(new) {
         return Ok(Outcome::Merge);
     }

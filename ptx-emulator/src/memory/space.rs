@@ -34,7 +34,7 @@ struct Entry {
 }
 
 /// A region of global memory or of one block's shared memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RegionId {
     Global(usize),
     Shared(BlockId),

@@ -1,41 +1,39 @@
 //! Chance and time of weak memory: which of the allowed values a load reads, and when a store is seen by all.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use super::space::RegionId;
 
 /// The longest time, in ticks, that a store may stay invisible to others.
-const MAX_DELAY_TICKS: u64 = 4096;
+const MAX_DELAY_TICKS: usize = 4096;
 
 /// The choices of weak memory.
 #[derive(Debug)]
 pub(super) struct Weak {
     state: u64,
     now: u64,
-    /// When a store to a granule is to be seen by all.
-    due: BinaryHeap<Reverse<(u64, RegionId, usize)>>,
+    /// Granules with stores that are to be seen by all, by the tick modulo the length.
+    due: Vec<Vec<(RegionId, usize)>>,
+    pending: usize,
 }
 
 impl Weak {
     pub(super) fn new(seed: u64) -> Self {
-        Self { state: seed, now: 0, due: BinaryHeap::new() }
+        Self { state: seed, now: 0, due: vec![Vec::new(); MAX_DELAY_TICKS + 1], pending: 0 }
     }
 
-    /// One of several: the last every other time.
-    pub(super) fn choose<T: Copy>(&mut self, choices: &[T], last: T) -> T {
-        match choices.len() {
-            0 | 1 => last,
-            _ if self.random() & 1 == 0 => last,
-            n => choices[(self.random() % (n as u64 - 1)) as usize],
+    /// The usual choice, or every other time one of the others if there are any.
+    pub(super) fn choose<T: Copy>(&mut self, usual: T, others: &[T]) -> T {
+        if others.is_empty() || self.random() & 1 == 0 {
+            return usual;
         }
+        others[(self.random() % others.len() as u64) as usize]
     }
 
     /// When a store to a granule, made now, will be seen by all: short and long delays alike.
     pub(super) fn schedule(&mut self, region: RegionId, granule: usize) -> u64 {
-        let longest = MAX_DELAY_TICKS >> (self.random() % 12);
+        let longest = (MAX_DELAY_TICKS >> (self.random() % 12)) as u64;
         let at = self.now + 1 + self.random() % longest;
-        self.due.push(Reverse((at, region, granule)));
+        self.slot(at).push((region, granule));
+        self.pending += 1;
         at
     }
 
@@ -43,15 +41,20 @@ impl Weak {
         self.now += 1;
     }
 
-    /// The next granule with stores that everybody sees by now, and the time.
+    /// A granule with stores that everybody sees from now on, and the time.
     pub(super) fn next_due(&mut self) -> Option<(RegionId, usize, u64)> {
-        let &Reverse((at, region, granule)) = self.due.peek()?;
-        (at <= self.now).then(|| self.due.pop())?;
+        let (region, granule) = self.slot(self.now).pop()?;
+        self.pending -= 1;
         Some((region, granule, self.now))
     }
 
     pub(super) fn pending(&self) -> usize {
-        self.due.len()
+        self.pending
+    }
+
+    fn slot(&mut self, at: u64) -> &mut Vec<(RegionId, usize)> {
+        let slots = self.due.len() as u64;
+        &mut self.due[(at % slots) as usize]
     }
 
     /// SplitMix64.

@@ -3,8 +3,8 @@
 use Order::{AcqRel, Acquire, Relaxed, Release, Sc, Weak};
 use Scope::{Cta, Gpu, Sys};
 
-use super::machine::{Loc, Op, Place, X, Y, outcomes};
-use crate::memory::{Order, Scope, Width};
+use super::machine::{Loc, Machine, Op, Place, X, Y, outcomes};
+use crate::memory::{Access, Clock, MemoryOptions, Order, SHARED_WINDOW, Scope, Site, Width};
 
 /// Whether the registers `wanted` come out in some run.
 fn seen(place: Place, program: &[&[Op]], wanted: &[u64]) -> bool {
@@ -222,5 +222,45 @@ fn read_then_tell_respects_what_was_read() {
     for place in ALL {
         assert!(!seen(place, &program, &[1, 1, 0]), "{place:?}");
         assert!(seen(place, &program, &[0, 1, 0]), "{place:?}");
+    }
+}
+
+#[test]
+fn asynchronous_copies_arrive_late() {
+    let mut early = 0;
+    for seed in 0..100 {
+        let options = MemoryOptions { weak: Some(seed), ..MemoryOptions::default() };
+        let Machine { mut memory, threads, .. } = Machine::new(options, Place::Shared, 2);
+        let copy = memory.begin_async(threads[0]);
+        memory.write(copy, SHARED_WINDOW + 4, &[1; 16]).unwrap();
+        let access = Access::weak(threads[0], Site(0));
+        let look = |memory: &mut crate::memory::Memory| {
+            (1..5)
+                .map(|at| memory.load(&access, SHARED_WINDOW + 4 * at, Width::B4).unwrap())
+                .collect::<Vec<_>>()
+        };
+        early += usize::from(look(&mut memory) == [0x0101_0101; 4]);
+        let mut group = Clock::default();
+        memory.end_async(copy, &mut group);
+        memory.acquire(threads[0], &group);
+        assert_eq!(look(&mut memory), [0x0101_0101; 4]);
+    }
+    assert!((1..50).contains(&early), "{early}");
+}
+
+#[test]
+fn every_store_is_seen_in_the_end() {
+    for seed in 0..100 {
+        let options = MemoryOptions { weak: Some(seed), ..MemoryOptions::default() };
+        let mut machine = Machine::new(options, Place::Peers, 2);
+        machine.step(0, 0, Op::St(Weak, Cta, X, 1), &mut Vec::new()).unwrap();
+        assert_eq!(machine.memory.pending(), 1);
+        let mut ticks = 0;
+        while machine.memory.pending() > 0 {
+            machine.memory.tick();
+            ticks += 1;
+        }
+        assert!((1..=4096).contains(&ticks), "{ticks}");
+        assert!(machine.step(1, 0, Op::Wait(Weak, Cta, X, 1), &mut Vec::new()).unwrap());
     }
 }

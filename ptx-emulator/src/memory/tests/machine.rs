@@ -95,7 +95,7 @@ impl Machine {
         self.base + loc.0 * 8 + loc.1
     }
 
-    /// Does one operation; its site is its place in the program. Says whether it is done.
+    /// Does one operation; its site is its place in the program, plus 100 times the thread. Says whether it is done.
     pub(super) fn step(
         &mut self,
         thread: usize,
@@ -103,7 +103,7 @@ impl Machine {
         op: Op,
         registers: &mut Vec<u64>,
     ) -> Result<bool> {
-        let (who, site) = (self.threads[thread], Site(site as u32));
+        let (who, site) = (self.threads[thread], Site((100 * thread + site) as u32));
         let access = |order, scope| Access { thread: who, site, order, scope };
         match op {
             Op::St(order, scope, loc, value) => {

@@ -91,7 +91,7 @@ fn compare(seed: u64) -> Option<usize> {
                 let bytes = width.bytes() as usize;
                 let offset = dice.below(32 / bytes) * bytes;
                 let writes = dice.below(4) == 0;
-                let (access, address) = (Access::weak(threads[thread], Site(0)), at + offset as u64);
+                let (access, address) = (Access::weak(threads[thread], Site(step)), at + offset as u64);
                 let result = if writes {
                     memory.store(&access, address, width, 1)
                 } else {
@@ -103,7 +103,7 @@ fn compare(seed: u64) -> Option<usize> {
                     Err(fault) => {
                         assert!(matches!(*fault, Fault::Race { .. }), "{fault}");
                         assert!(races, "a race was invented in step {step}: {fault}");
-                        return Some(step);
+                        return Some(step as usize);
                     }
                 }
             }

@@ -100,6 +100,13 @@ fn peers_need_leave() {
     memory.store(&Access::weak(thread, Site(0)), later, Width::B8, 1).unwrap();
 }
 
+#[test]
+fn memory_may_move_between_threads() {
+    fn send<T: Send>() {}
+    send::<Memory>();
+    send::<Clock>();
+}
+
 const WIDTHS: [Width; 4] = [Width::B1, Width::B2, Width::B4, Width::B8];
 
 /// Random accesses by one thread, against an array.

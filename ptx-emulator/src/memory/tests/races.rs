@@ -82,7 +82,7 @@ fn a_report_names_both_sides() {
     assert_eq!((allocation.name.as_str(), *offset), ("locations", 0));
     let (writer, reader) = (RacingAccess { scope: None, ..*first }, RacingAccess { scope: None, ..*second });
     assert_eq!((writer, writer.kind, writer.site), (*first, AccessKind::Store, Site(0)));
-    assert_eq!((reader, reader.kind, reader.site), (*second, AccessKind::Load, Site(2)));
+    assert_eq!((reader, reader.kind, reader.site), (*second, AccessKind::Load, Site(102)));
     assert_ne!(first.thread.block, second.thread.block);
     assert!(fault.to_string().contains("the plain load by thread 0"), "{fault}");
 }
@@ -250,6 +250,26 @@ fn asynchronous_copies_are_waited_for() {
     memory.barrier(thread.block, 0..64);
     assert!(load(&mut memory, neighbour, SHARED_WINDOW));
     assert!(!load(&mut memory, neighbour, SHARED_WINDOW + 128), "no barrier replaces the wait");
+}
+
+#[test]
+fn lanes_of_a_warp_may_store_the_same_value_at_once() {
+    let lanes = |second: Thread, value, site| {
+        let (mut memory, at) = memory();
+        let stream = host(&mut memory);
+        let (_, first) = block(&mut memory, &stream, 64);
+        let second = Thread { block: first.block, ..second };
+        memory.store(&Access::weak(first, Site(1)), at, Width::B4, 7).unwrap();
+        let stored = memory.store(&Access::weak(second, Site(site)), at, Width::B4, value).is_ok();
+        // The value is still for nobody else to read.
+        assert!(!load(&mut memory, Thread { index: 5, ..first }, at));
+        stored
+    };
+    let (lane, other_warp) = (Thread { index: 1, ..Thread::HOST }, Thread { index: 33, ..Thread::HOST });
+    assert!(lanes(lane, 7, 1));
+    assert!(!lanes(lane, 8, 1));
+    assert!(!lanes(lane, 7, 2));
+    assert!(!lanes(other_warp, 7, 1));
 }
 
 #[test]
