@@ -135,7 +135,7 @@ impl Parts<'_> {
 
     /// What a store carries: its own release, that of release fences before it, and that of an earlier release
     /// store by the same thread.
-    pub(super) fn releases(&mut self, access: &Access, piece: &Piece) -> Vec<Release> {
+    fn releases(&mut self, access: &Access, piece: &Piece) -> Vec<Release> {
         if strength(access).is_none() {
             return Vec::new();
         }
@@ -152,17 +152,24 @@ impl Parts<'_> {
         releases
     }
 
+    /// Stores the bytes. An atomic read-modify-write is `whole` if it read the newest store, and hands on what
+    /// that one `carried`.
     pub(super) fn write(
         &mut self,
         access: &Access,
         piece: &Piece,
         value: u64,
-        releases: Vec<Release>,
-        atomic: bool,
+        carried: &[Release],
+        whole: bool,
     ) {
-        let view = self.causality.view(access.thread);
-        let mut message = Message::new(piece.mask, value, access.thread, view.clock);
-        (message.scope, message.releases, message.atomic) = (strength(access), releases, atomic);
+        // A release store belongs to what it releases, as the race check has it.
+        let clock = self.causality.view(access.thread).clock;
+        let mut releases = self.releases(access, piece);
+        for release in carried {
+            self.causality.merge_release(&mut releases, release);
+        }
+        let mut message = Message::new(piece.mask, value, access.thread, clock);
+        (message.scope, message.releases, message.atomic) = (strength(access), releases, whole);
         let Some(weak) = self.weak else {
             let histories = &mut self.region.tracking_mut().histories;
             // Only the last store of each byte can be read, and a plain one carries nothing.
@@ -180,8 +187,9 @@ impl Parts<'_> {
         let base = self.region.granule(piece.granule);
         let history =
             self.region.tracking_mut().histories.entry(piece.granule).or_insert_with(|| History::new(base));
+        let view = self.causality.view(access.thread);
         let end = history.len();
-        let places = if atomic { Vec::new() } else { history.insertable(piece.mask, &view) };
+        let places = if whole { Vec::new() } else { history.insertable(piece.mask, &view) };
         let at = weak.choose(end, &places);
         history.insert(at, message);
         let value = if at == end { value } else { history.last_value() };

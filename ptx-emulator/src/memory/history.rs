@@ -221,3 +221,52 @@ pub(super) fn expand(mask: u8) -> u64 {
     let low = ((bits + 0x7f7f_7f7f_7f7f_7f7f) | bits) & 0x8080_8080_8080_8080;
     (low >> 7) * 0xff
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::BlockId;
+    use super::*;
+
+    fn message(mask: u8, value: u64, visible_at: u64, scope: Option<Scope>) -> Message {
+        let mut message = Message::new(mask, value & expand(mask), Thread::new(BlockId(1), 0), 1);
+        (message.visible_at, message.scope) = (visible_at, scope);
+        message
+    }
+
+    #[test]
+    fn bits_become_bytes() {
+        assert_eq!(expand(0b1001_0110), 0xff00_00ff_00ff_ff00);
+        assert_eq!((expand(0), expand(0xff)), (0, u64::MAX));
+    }
+
+    #[test]
+    fn hidden_stores_are_forgotten_and_settled_plain_ones_become_the_bytes() {
+        let mut history = History::new(u64::from_le_bytes([9; 8]));
+        history.push(message(0xff, u64::from_le_bytes([1; 8]), 50, Some(Scope::Sys)));
+        history.push(message(0x0f, u64::from_le_bytes([2; 8]), 10, None));
+        history.push(message(0xf0, u64::from_le_bytes([3; 8]), 10, None));
+        let newest = u64::from_le_bytes([2, 2, 2, 2, 3, 3, 3, 3]);
+        history.settle(9);
+        assert_eq!(
+            (history.len(), history.value(None), history.last_value()),
+            (3, u64::from_le_bytes([9; 8]), newest)
+        );
+        // The first is hidden by the other two together.
+        history.settle(10);
+        assert!(history.is_empty());
+        assert_eq!(history.value(None), newest);
+    }
+
+    #[test]
+    fn strong_stores_stay_until_they_are_hidden() {
+        let mut history = History::new(0);
+        history.push(message(0x0f, 1, 1, Some(Scope::Gpu)));
+        history.settle(5);
+        assert_eq!(history.len(), 1);
+        history.overwrite(0x03, 7);
+        assert_eq!((history.len(), history.last_value()), (2, 7));
+        history.overwrite(0xff, 8);
+        assert!(history.is_empty());
+        assert_eq!(history.value(None), 8);
+    }
+}

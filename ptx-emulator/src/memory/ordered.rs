@@ -38,8 +38,7 @@ impl Memory {
         let unchanged = (parts.region.granule(piece.granule) ^ value) & expand(piece.mask) == 0;
         let race = parts.check_race(access, &piece, AccessKind::Store, unchanged);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Store))?;
-        let releases = self.parts(piece.region).releases(access, &piece);
-        self.parts(piece.region).write(access, &piece, value, releases, false);
+        self.parts(piece.region).write(access, &piece, value, &[], false);
         Ok(())
     }
 
@@ -68,11 +67,7 @@ impl Memory {
         };
         let old = (parts.read(access, &piece, seen) & expand(piece.mask)) >> (8 * piece.start);
         if let Some(new) = update(old) {
-            let mut releases = parts.releases(access, &piece);
-            for release in &carried {
-                parts.causality.merge_release(&mut releases, release);
-            }
-            parts.write(access, &piece, new << (8 * piece.start), releases, whole);
+            parts.write(access, &piece, new << (8 * piece.start), &carried, whole);
         }
         Ok(old)
     }

@@ -69,6 +69,29 @@ fn a_scope_has_to_reach_the_reader() {
 }
 
 #[test]
+fn a_narrow_fence_takes_nothing_back() {
+    let reader = [Op::Ld(Relaxed, Sys, Y), Op::Fence(AcqRel, Sys), ld(X)];
+    let with = |first, second| {
+        let writer = [st(X, 1), Op::Fence(AcqRel, first), Op::Fence(AcqRel, second), st(Y, 1)];
+        seen(Place::Peers, &[&writer, &reader], &STALE)
+    };
+    assert!(!with(Sys, Cta));
+    assert!(!with(Cta, Sys));
+    assert!(with(Gpu, Cta));
+    // But it does not reach further than it does.
+    let writer = [Op::Fence(AcqRel, Sys), st(X, 1), Op::Fence(AcqRel, Cta), st(Y, 1)];
+    assert!(seen(Place::Peers, &[&writer, &reader], &STALE));
+}
+
+#[test]
+fn half_a_cell_synchronises_nothing() {
+    let (cell, half) = (Loc(1, 0, Width::B8), Loc(1, 0, Width::B4));
+    let writer = [st(X, 1), Op::St(Release, Sys, cell, 1)];
+    assert!(seen(Place::Device, &[&writer, &[Op::Ld(Acquire, Sys, half), ld(X)]], &STALE));
+    assert!(!seen(Place::Device, &[&writer, &[Op::Ld(Acquire, Sys, cell), ld(X)]], &STALE));
+}
+
+#[test]
 fn synchronisation_is_transitive_across_scopes() {
     // Thread 0 hands X to thread 1 of its block at .cta scope; that one hands it on through Y at .sys scope.
     let z = Loc(2, 0, Width::B4);
@@ -92,6 +115,10 @@ fn store_buffering_needs_sc_fences() {
         assert!(with(Some(Op::Fence(AcqRel, Sys))), "{place:?}");
         assert!(!with(Some(Op::Fence(Sc, Sys))), "{place:?}");
         assert_eq!(with(Some(Op::Fence(Sc, Gpu))), place == Place::Peers, "{place:?}");
+        // Both fences have to reach.
+        let side = |a, fence, b| [st(a, 1), Op::Fence(Sc, fence), ld(b)];
+        let program: [&[Op]; 2] = [&side(X, Gpu, Y), &side(Y, Sys, X)];
+        assert_eq!(seen(place, &program, &[0, 0]), place == Place::Peers, "{place:?}");
     }
 }
 
@@ -170,7 +197,11 @@ fn a_release_goes_through_atomics() {
         assert!(!seen(place, &[&writer, &between, &reader], &[1, 2, 0]), "{place:?}");
         assert!(seen(place, &[&writer, &between, &reader], &[1, 2, 1]), "{place:?}");
     }
-    // A plain store between them breaks the chain.
+    // Later strong stores of the writer carry its release on.
+    let again = [Op::St(Weak, Cta, X, 1), Op::St(Release, Sys, Y, 1), Op::St(Relaxed, Sys, Y, 2)];
+    assert!(!seen(Place::Device, &[&again, &reader], &[2, 0]));
+    assert!(seen(Place::Device, &[&again, &reader], &[2, 1]));
+    // A store of another between them breaks the chain.
     let between = [ld(Y), st(Y, 2)];
     assert!(seen(Place::Device, &[&writer, &between, &reader], &[1, 2, 0]));
 }
@@ -186,6 +217,15 @@ fn atomics_lose_nothing_at_sufficient_scope() {
     assert!(total(Place::Peers, Sys).iter().all(|&it| it == 6));
     assert!(total(Place::Device, Cta).iter().any(|&it| it < 6));
     assert!(total(Place::Peers, Gpu).iter().any(|&it| it < 6));
+}
+
+#[test]
+fn nothing_comes_between_the_halves_of_an_atomic() {
+    for place in ALL {
+        let outcomes = outcomes(place, &[&[Op::Add(Relaxed, Sys, X, 1)], &[st(X, 5)]]);
+        let expected = [vec![0, 5, 0], vec![5, 6, 0]];
+        assert!(outcomes.iter().eq(&expected), "{place:?}: {outcomes:?}");
+    }
 }
 
 #[test]

@@ -122,6 +122,62 @@ fn what_was_observed_is_ordered() {
 }
 
 #[test]
+fn a_plain_value_synchronises_nobody() {
+    // Thread 1 has seen the flag, without an acquire, and overwrites it; what thread 2 reads comes from there.
+    let told = Loc(2, 0, Width::B4);
+    let program: [&[Op]; 3] = [
+        &[put(X), Op::St(Release, Sys, Y, 1)],
+        &[Op::Wait(Relaxed, Sys, Y, 1), Op::St(Weak, Cta, Y, 2), Op::St(Release, Sys, told, 1)],
+        &[Op::Wait(Acquire, Sys, told, 1), Op::Ld(Acquire, Sys, Y), get(X)],
+    ];
+    let fault = race(Place::Device, &program).unwrap();
+    assert!(matches!(*fault, Fault::Race { second: RacingAccess { site: Site(202), .. }, .. }), "{fault}");
+}
+
+#[test]
+fn a_strong_store_does_not_excuse_a_plain_one_before_it() {
+    let strong = |scope| Access { order: Relaxed, scope, ..Access::weak(Thread::HOST, Site(0)) };
+    let store = |memory: &mut Memory, at, first: Access, second: Access| {
+        let stream = host(memory);
+        let (one, other) = (block(memory, &stream, 1).1, block(memory, &stream, 1).1);
+        memory.store(&Access { thread: one, ..first }, at, Width::B4, 1).unwrap();
+        memory.store(&Access { thread: one, ..second }, at, Width::B4, 2).unwrap();
+        memory.load(&Access { thread: other, ..strong(Gpu) }, at, Width::B4).is_ok()
+    };
+    let (mut memory, at) = memory();
+    assert!(store(&mut memory, at, strong(Gpu), strong(Gpu)));
+    assert!(!store(&mut memory, at + 8, Access::weak(Thread::HOST, Site(0)), strong(Gpu)));
+    assert!(!store(&mut memory, at + 16, strong(Cta), strong(Gpu)));
+    assert!(store(&mut memory, at + 24, strong(Sys), strong(Gpu)));
+}
+
+#[test]
+fn streams_do_not_wait_for_each_other() {
+    let (mut memory, at) = memory();
+    let start = host(&mut memory);
+    let (first, second) = (block(&mut memory, &start, 1), block(&mut memory, &start, 1));
+    assert!(store(&mut memory, first.1, at) && store(&mut memory, second.1, at + 8));
+    let ends = [end(&mut memory, first), end(&mut memory, second)];
+    let reader = block(&mut memory, &ends[1], 1);
+    assert!(load(&mut memory, reader.1, at + 8));
+    assert!(!load(&mut memory, reader.1, at));
+    memory.acquire(reader.1, &ends[0]);
+    assert!(load(&mut memory, reader.1, at));
+}
+
+#[test]
+fn only_the_last_strong_store_is_kept() {
+    let (mut memory, at) = memory();
+    let stream = host(&mut memory);
+    let (_, thread) = block(&mut memory, &stream, 1);
+    let access = Access { thread, site: Site(0), order: Relaxed, scope: Sys };
+    for value in 0..100 {
+        memory.store(&access, at, Width::B8, value).unwrap();
+    }
+    assert_eq!(memory.space.region(0).tracking().unwrap().histories[&0].len(), 1);
+}
+
+#[test]
 fn the_last_block_may_sum_up() {
     let part = |at| Loc(at, 0, Width::B8);
     let counter = Loc(4, 0, Width::B4);
