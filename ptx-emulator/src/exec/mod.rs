@@ -13,6 +13,8 @@ mod convert;
 mod data;
 mod float;
 mod halves;
+#[cfg(test)]
+mod harness;
 mod integer;
 mod logic;
 pub(crate) mod matrix;

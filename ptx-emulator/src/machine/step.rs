@@ -306,7 +306,11 @@ impl Warp {
                 let members = if op.aligned { Mask::MAX } else { active };
                 return self.together(inst, fragment, active, members, shared);
             }
-            Op::Grid(GridControl::LaunchDependents) => *shared.triggered = true,
+            Op::Grid(GridControl::LaunchDependents) => {
+                *shared.triggered = true;
+                fragment.pc = pc + 1;
+                return Ok(Next::Yield(fragment));
+            }
             Op::Grid(GridControl::Wait) => {
                 fragment.state = State::Grid;
                 self.fragments.push(fragment);
