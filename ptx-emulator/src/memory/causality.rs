@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::clock::{Finished, Grids, VectorClock};
+use super::view::View;
 use super::{Access, BlockId, Clock, DeviceId, GridId, Order, Scope, Thread};
 
 /// The first half of a synchronisation.
@@ -63,8 +64,9 @@ enum Domain {
     Block(BlockId),
 }
 
+/// All grids and blocks since the start.
 #[derive(Debug, Default)]
-struct States {
+pub(super) struct States {
     grids: Vec<GridState>,
     blocks: Vec<BlockState>,
 }
@@ -297,7 +299,7 @@ impl Causality {
             Some(number) => (block.copies.iter().find(|it| it.0 == number).map(|it| &it.1), 0),
             None => (block.threads.get(thread.index as usize).map(|it| &it.known), self.clock(thread)),
         };
-        View { states: &self.states, thread, clock, known: known.map(Arc::as_ref) }
+        View::new(&self.states, thread, clock, known.map(Arc::as_ref))
     }
 
     #[inline]
@@ -368,41 +370,5 @@ fn reach(scope: Scope) -> usize {
         Scope::Sys => 0,
         Scope::Gpu => 1,
         Scope::Cta | Scope::Cluster => 2,
-    }
-}
-
-/// What one thread knows.
-#[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    states: &'a States,
-    pub(super) thread: Thread,
-    /// Of its next operation.
-    pub(super) clock: u32,
-    known: Option<&'a VectorClock>,
-}
-
-impl View<'_> {
-    /// Whether the operation of `who` at `clock` precedes the thread's next.
-    #[inline]
-    pub(super) fn knows(&self, who: Thread, clock: u32) -> bool {
-        who == self.thread || self.known.is_some_and(|known| known.contains(who, clock, self.states))
-    }
-
-    /// The first of the threads `first + lane` whose operation at `clock` does not precede the thread's next.
-    #[inline]
-    pub(super) fn first_unknown(&self, first: Thread, mut lanes: u32, clock: u32) -> Option<Thread> {
-        let everybody =
-            first.async_copy().is_none() && self.known.is_some_and(|known| known.floor(first.block) >= clock);
-        if everybody {
-            return None;
-        }
-        while lanes != 0 {
-            let who = Thread { block: first.block, index: first.index + lanes.trailing_zeros() };
-            if !self.knows(who, clock) {
-                return Some(who);
-            }
-            lanes &= lanes - 1;
-        }
-        None
     }
 }
