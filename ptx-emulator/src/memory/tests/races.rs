@@ -3,7 +3,7 @@
 use Order::{AcqRel, Acquire, Relaxed, Release, Sc, Weak};
 use Scope::{Cta, Gpu, Sys};
 
-use super::machine::{Loc, Machine, Op, Place, X, Y, race};
+use super::machine::{Loc, Machine, Op, Place, X, Y, race, run};
 use crate::memory::{
     Access, AccessKind, BlockSpec, Clock, DeviceId, Fault, GridId, Memory, MemoryOptions, Order, Owner,
     RacingAccess, SHARED_WINDOW, Scope, Site, Thread, Width,
@@ -130,8 +130,15 @@ fn a_plain_value_synchronises_nobody() {
         &[Op::Wait(Relaxed, Sys, Y, 1), Op::St(Weak, Cta, Y, 2), Op::St(Release, Sys, told, 1)],
         &[Op::Wait(Acquire, Sys, told, 1), Op::Ld(Acquire, Sys, Y), get(X)],
     ];
-    let fault = race(Place::Device, &program).unwrap();
-    assert!(matches!(*fault, Fault::Race { second: RacingAccess { site: Site(202), .. }, .. }), "{fault}");
+    for seed in 0..100 {
+        let weak = (seed % 2 == 0).then_some(seed);
+        let options = MemoryOptions { race: true, weak, ..MemoryOptions::default() };
+        let fault = run(options, Place::Device, &program, seed).unwrap_err();
+        assert!(
+            matches!(*fault, Fault::Race { second: RacingAccess { site: Site(202), .. }, .. }),
+            "{fault}"
+        );
+    }
 }
 
 #[test]
