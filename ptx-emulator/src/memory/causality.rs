@@ -25,7 +25,7 @@ struct ThreadState {
     clock: u32,
     /// What precedes them, its own operations apart.
     known: Arc<VectorClock>,
-    /// Its last release fence, and earlier ones of wider scope.
+    /// Its last release fence, and earlier ones of wider scope after it.
     fences: Vec<Release>,
     /// Observed by relaxed loads, for the next acquire fence.
     observed: Vec<Release>,
@@ -211,7 +211,7 @@ impl Causality {
             let known = self.advance(thread);
             if let Some(state) = self.thread_mut(thread) {
                 state.fences.retain(|fence| fence.scope > scope);
-                state.fences.push(Release { known, scope, block: thread.block });
+                state.fences.insert(0, Release { known, scope, block: thread.block });
             }
         }
     }
@@ -244,12 +244,18 @@ impl Causality {
         releases
     }
 
-    /// Adds a release to what a store carries.
+    /// Adds a release to others, which are sorted by block and scope.
     pub(super) fn merge_release(&self, releases: &mut Vec<Release>, release: &Release) {
-        match releases.iter_mut().find(|it| it.scope == release.scope && it.block == release.block) {
-            Some(same) => join(&mut same.known, &release.known, &self.states),
-            None => releases.push(release.clone()),
+        match releases.binary_search_by_key(&(release.block, release.scope), |it| (it.block, it.scope)) {
+            Ok(at) => join(&mut releases[at].known, &release.known, &self.states),
+            Err(at) => releases.insert(at, release.clone()),
         }
+    }
+
+    /// Whether an atomic that observes `release` takes it over: what it releases itself contains it.
+    pub(super) fn takes_over(&self, access: &Access, release: &Release) -> bool {
+        let both = access.order.acquires() && access.order.releases();
+        both && access.scope >= release.scope && self.synchronises(release, access.scope, access.thread.block)
     }
 
     /// A load has observed a store that is morally strong with it, and with it what the store carries.

@@ -47,9 +47,10 @@
 //!   them win, PTX calls it a race).
 //!
 //! Narrower: a release is carried on by later strong stores of its thread only while they are the newest of the
-//! location, and an acquire load takes what the store that it reads carries, not what an earlier relaxed load of
-//! the location saw. Programs that need those would be accused wrongly. Clusters are not modelled: `.cluster`
-//! means the block.
+//! location; an acquire load takes what the store that it reads carries, not what an earlier relaxed load of the
+//! location saw; and an acquire fence that is narrower than the load before it, in a chain of atomics that acquire
+//! and release, reaches the last of them alone. Programs that need those would be accused wrongly. Clusters are not
+//! modelled: `.cluster` means the block.
 //!
 //! # Cost
 //! A set of operations is a place per chain of finished grids, and for blocks of running grids a floor for all
