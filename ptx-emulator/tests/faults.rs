@@ -1,5 +1,7 @@
 //! Planted faults between threads, blocks and devices: races, weak memory, asynchronous copies.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

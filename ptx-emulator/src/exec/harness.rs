@@ -5,7 +5,7 @@ use crate::memory::{DeviceId, Owner, Thread};
 use crate::program::Module;
 
 /// The type of operand `index` of an instruction: the destination is 0.
-fn operand_type<'a>(opcode: &'a str, index: usize) -> &'a str {
+fn operand_type(opcode: &str, index: usize) -> &str {
     let last = opcode
         .rsplit('.')
         .find(|part| part.starts_with(['b', 'u', 's', 'f']) && part[1..].parse::<u32>().is_ok());

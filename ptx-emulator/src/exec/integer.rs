@@ -370,9 +370,9 @@ mod tests {
                 prop_assert_eq!(run("add"), (x + y) as u32);
                 prop_assert_eq!(run("sub"), (x - y) as u32);
                 prop_assert_eq!(run("mul.lo"), (x * y) as u32);
-                prop_assert_eq!(run("mul.hi"), (x * y >> 32) as u32);
+                prop_assert_eq!(run("mul.hi"), ((x * y) >> 32) as u32);
                 prop_assert_eq!(run("mad.lo"), (x * y + z) as u32);
-                prop_assert_eq!(run("mad.hi"), ((x * y >> 32) + z) as u32);
+                prop_assert_eq!(run("mad.hi"), (((x * y) >> 32) + z) as u32);
                 prop_assert_eq!(run("min"), x.min(y) as u32);
                 prop_assert_eq!(run("max"), x.max(y) as u32);
                 prop_assert_eq!(run("sad"), (z + (x - y).abs()) as u32);
@@ -384,7 +384,7 @@ mod tests {
                 prop_assert_eq!(product, (x * y) as u64);
                 let low = |bits: u32| if signed { i128::from((bits << 8) as i32 >> 8) } else { i128::from(bits & 0xFF_FFFF) };
                 prop_assert_eq!(run("mul24.lo"), (low(a) * low(b)) as u32);
-                prop_assert_eq!(run("mul24.hi"), (low(a) * low(b) >> 16) as u32);
+                prop_assert_eq!(run("mul24.hi"), ((low(a) * low(b)) >> 16) as u32);
             }
             let sum = i64::from(a as i32) + i64::from(b as i32);
             let clamped = sum.clamp(i32::MIN.into(), i32::MAX.into()) as u32;

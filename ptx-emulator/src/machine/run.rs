@@ -230,7 +230,7 @@ impl Machine {
             return false;
         }
         let quiet = self.stall.turns;
-        if quiet <= QUIET_TURNS * warps.len() as u64 || quiet % 64 != 0 {
+        if quiet <= QUIET_TURNS * warps.len() as u64 || !quiet.is_multiple_of(64) {
             return false;
         }
         let memory_moves = self.memory.pending() > 0;
