@@ -41,7 +41,7 @@ const SHAPES: [(&str, (usize, usize)); 5] = [
 ];
 
 /// Elements of a type in a 32-bit register.
-fn elements(ty: T) -> usize {
+pub(super) fn elements(ty: T) -> usize {
     4 / (ty.bytes() as usize).min(4)
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     Ok(Op::Mma(Box::new(Mma { k, a_type, b_type, c_type, d_type, saturate, a, b, c, d })))
 }
 
-fn element(ty: T, register: u32, index: usize) -> f64 {
+pub(super) fn element(ty: T, register: u32, index: usize) -> f64 {
     match ty {
         T::F16 => f16::from_bits((register >> (16 * index)) as u16).to_f64(),
         T::Bf16 => f64::from(f32::from_bits(register >> (16 * index) << 16)),

@@ -22,6 +22,7 @@ mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod warp;
+pub(crate) mod wmma;
 
 pub use context::Cause;
 
@@ -31,7 +32,7 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 17] = [
+const FAMILIES: [Family; 18] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
@@ -49,6 +50,7 @@ const FAMILIES: [Family; 17] = [
     (mbarrier::NAMES, mbarrier::decode),
     (mma::NAMES, mma::decode),
     (warp::NAMES, warp::decode),
+    (wmma::NAMES, wmma::decode),
 ];
 
 /// Decodes one instruction.

@@ -7,7 +7,7 @@ use crate::exec::context::{Context, Environment, PrivateBase, lanes};
 use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Counts, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
-use crate::exec::{Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp};
+use crate::exec::{Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp, wmma};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
 use crate::program::{FunctionInfo, Inst, NOWHERE, Op, Pc, Program};
 
@@ -301,7 +301,7 @@ impl Warp {
                 }
                 return self.together(inst, fragment, active, members, shared);
             }
-            Op::Mma(_) | Op::Matrix(_) => return self.together(inst, fragment, active, Mask::MAX, shared),
+            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => return self.together(inst, fragment, active, Mask::MAX, shared),
             Op::Barrier(op) => {
                 let members = if op.aligned { Mask::MAX } else { active };
                 return self.together(inst, fragment, active, members, shared);
@@ -364,6 +364,7 @@ impl Warp {
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
+            Op::Wmma(op) => wmma::execute(&mut context, op)?,
             _ => {}
         }
         Ok(())
@@ -443,10 +444,10 @@ impl Warp {
         let (function, lanes) = match op.target {
             call::Target::Function(index) => (index, active),
             call::Target::Register(slot) => {
-                call::resolve(&shared.context(self, frame, pc, active), slot, program.functions.len())?
+                call::resolve(&shared.context(self, frame, pc, active), slot, &program.functions)?
             }
-            call::Target::Print => {
-                call::print(&mut shared.context(self, frame, pc, active), op)?;
+            call::Target::Print | call::Target::Malloc | call::Target::Free => {
+                call::provided(&mut shared.context(self, frame, pc, active), op)?;
                 fragment.pc += 1;
                 return Ok(Next::Same(fragment));
             }
