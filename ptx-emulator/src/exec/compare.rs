@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::rounding::flush;
 use super::halves::Small;
+use super::rounding::flush;
 use super::rows::{Lane, Mask, Pair, RowFn, Rows, Slot, Slots, lanes, map2};
 use crate::program::{Decoded, Line, Op, Refusal};
 use crate::text::{Operand, ScalarType as T};
@@ -203,7 +203,9 @@ fn packed(line: &mut Line<'_, '_>, result: T, ty: T, mode: u32) -> Decoded<Op> {
         _ => return line.refuse(),
     };
     let run: RowFn = match ty {
-        T::F16x2 => |rows, slots| map2(rows, slots, |a: Pair<f16>, b: Pair<f16>| packed_lane(slots.mode, a, b)),
+        T::F16x2 => {
+            |rows, slots| map2(rows, slots, |a: Pair<f16>, b: Pair<f16>| packed_lane(slots.mode, a, b))
+        }
         _ => |rows, slots| map2(rows, slots, |a: Pair<bf16>, b: Pair<bf16>| packed_lane(slots.mode, a, b)),
     };
     line.exactly(3)?;

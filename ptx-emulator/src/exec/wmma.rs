@@ -118,7 +118,8 @@ impl Part {
 
     /// The number in row-major order of an element of a lane's register.
     fn number(&self, lane: usize, register: usize, element: usize) -> usize {
-        ((lane * self.registers.len() + register) * self.per_register() + element) % (self.rows * self.columns)
+        ((lane * self.registers.len() + register) * self.per_register() + element)
+            % (self.rows * self.columns)
     }
 
     /// The bits of a register, one row for all lanes.
@@ -236,7 +237,9 @@ fn transfer(line: &mut Line<'_, '_>, shape: Shape) -> Decoded<Wmma> {
     let known = if factor {
         factors(ty, shape)
     } else {
-        [T::F16, T::Bf16, T::S8, T::Tf32, T::F64].iter().any(|&factor| factors(factor, shape) && sums(ty, factor))
+        [T::F16, T::Bf16, T::S8, T::Tf32, T::F64]
+            .iter()
+            .any(|&factor| factors(factor, shape) && sums(ty, factor))
     };
     if !known || !matches!(space, Space::Generic | Space::Global | Space::Shared) {
         return line.refuse();

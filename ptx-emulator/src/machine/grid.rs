@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::step::{Failure, Shared, Turn};
 use super::warp::Warp;
-use super::{Launch, LaunchError, Policy};
+use super::{Launch, LaunchError, MachineOptions, Policy};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::Barriers;
 use crate::exec::context::Environment;
@@ -78,8 +78,6 @@ pub(super) struct Grid {
     number: u64,
     next_block: u64,
     pub(super) blocks: Vec<Block>,
-    /// What happens before its blocks.
-    pub(super) began: Clock,
 }
 
 /// Checks a launch against the kernel and the limits of a device.
@@ -126,12 +124,12 @@ impl Grid {
     pub(super) fn new(
         image: Arc<Image>,
         launch: Launch,
-        began: Clock,
+        began: &Clock,
         number: u64,
         memory: &mut Memory,
     ) -> Self {
-        let id = memory.begin_grid(image.device, &began);
-        Self { image, launch, id, number, next_block: 0, blocks: Vec::new(), began }
+        let id = memory.begin_grid(image.device, began);
+        Self { image, launch, id, number, next_block: 0, blocks: Vec::new() }
     }
 
     pub(super) fn block_count(&self) -> u64 {
@@ -151,7 +149,8 @@ impl Grid {
         !self.has_more_blocks() && self.blocks.iter().all(|block| block.triggered)
     }
 
-    pub(super) fn start_block(&mut self, memory: &mut Memory, multiprocessors: u32) {
+    pub(super) fn start_block(&mut self, memory: &mut Memory, options: &MachineOptions) {
+        let multiprocessors = options.device.multiprocessors;
         let index = self.next_block;
         self.next_block += 1;
         let [x, y, _] = self.launch.grid.map(u64::from);
@@ -180,7 +179,10 @@ impl Grid {
         let warps = (0..threads).step_by(LANES).map(|first| {
             Warp::new(&kernel.program, first, (threads - first).min(LANES as u32), &self.launch.params)
         });
-        let warps = warps.collect();
+        let mut warps: Vec<Warp> = warps.collect();
+        if !options.memory.check_initialised {
+            warps.iter_mut().for_each(|warp| warp.privates.trust());
+        }
         let (barriers, asynchronous) = (Barriers::new(threads), AsyncState::default());
         self.blocks.push(Block { id, environment, barriers, asynchronous, warps, triggered: false });
     }

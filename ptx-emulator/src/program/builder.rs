@@ -143,7 +143,7 @@ impl<'a> Builder<'a> {
         (self.local_bytes, self.param_bytes) = (0, 0);
         let entry = self.program.code.len() as Pc;
         let number = self.number(function);
-        let mut info = FunctionInfo { name: function.name.to_owned(), number, entry, ..FunctionInfo::default() };
+        let mut info = FunctionInfo { number, entry, ..FunctionInfo::default() };
         let mut params = HashMap::new();
         for (list, out) in [(&function.params, &mut info.params), (&function.returns, &mut info.returns)] {
             for variable in list {

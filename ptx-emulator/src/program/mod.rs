@@ -43,7 +43,9 @@ pub enum Refusal {
     Operand { found: String, expected: &'static str },
     #[error("label `{0}` is not defined in an enclosing scope")]
     Label(String),
-    #[error("function `{0}` has no body and is not one that the emulator provides (vprintf, __assertfail, malloc, free)")]
+    #[error(
+        "function `{0}` has no body and is not one that the emulator provides (vprintf, __assertfail, malloc, free)"
+    )]
     Function(String),
     #[error("special register `{0}` is not supported")]
     Special(String),
@@ -140,7 +142,6 @@ pub(crate) enum Op {
 /// A function in a program.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FunctionInfo {
-    pub(crate) name: String,
     /// Among all functions of the file: what its address tells.
     pub(crate) number: u32,
     pub(crate) entry: Pc,

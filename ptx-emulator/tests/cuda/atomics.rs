@@ -81,7 +81,8 @@ fn locks_let_one_lane_in_at_a_time() {
         let (locks, counters) = (sample.upload(&[0u32; 5], "locks"), sample.upload(&[0u32; 5], "counters"));
         let params = addresses([locks, counters]).and(5).and(2);
         sample.run("locked_counters", [2, 1, 1], [48, 1, 1], params);
-        let expected: Vec<u32> = (0..5).map(|bucket| 2 * (0..96).filter(|i| i % 5 == bucket).count() as u32).collect();
+        let expected: Vec<u32> =
+            (0..5).map(|bucket| 2 * (0..96).filter(|i| i % 5 == bucket).count() as u32).collect();
         let found = sample.download::<u32>(counters, 5);
         sample.assert_equal("locked_counters", &found, &expected);
     });

@@ -35,7 +35,11 @@ fn a_copy_ends_where_its_source_does() {
         padded.resize(1024, 0);
         let expected: Vec<&[u8]> = padded.chunks(16).rev().collect();
         let found = sample.download::<[u8; 16]>(out, 64);
-        sample.assert_equal("with_zero_fill", &found.iter().map(|row| &row[..]).collect::<Vec<_>>(), &expected);
+        sample.assert_equal(
+            "with_zero_fill",
+            &found.iter().map(|row| &row[..]).collect::<Vec<_>>(),
+            &expected,
+        );
     });
 }
 

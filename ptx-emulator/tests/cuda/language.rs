@@ -36,7 +36,11 @@ fn switches_recursion_and_pointers_to_functions() {
         let (input, out) = (sample.upload(&values, "in"), sample.room::<i32>(100, "out"));
         sample.run("switches", [2, 1, 1], [64, 1, 1], addresses([input, out]).and(100));
         let found = sample.download::<i32>(out, 100);
-        sample.assert_equal("switches", &found, &values.iter().map(|&value| switch(value)).collect::<Vec<_>>());
+        sample.assert_equal(
+            "switches",
+            &found,
+            &values.iter().map(|&value| switch(value)).collect::<Vec<_>>(),
+        );
 
         sample.run("recursion", [1, 1, 1], [40, 1, 1], addresses([out]));
         let found = sample.download::<i32>(out, 40);
@@ -45,9 +49,8 @@ fn switches_recursion_and_pointers_to_functions() {
 
         let steps: [fn(i32, i32) -> i32; 3] = [i32::wrapping_add, i32::wrapping_mul, |a, b| a ^ b];
         sample.run("function_pointers", [2, 1, 1], [48, 1, 1], addresses([input, out]));
-        let expected = (0..96).map(|i| {
-            (0..4).fold(values[i], |value, round| steps[(i + round) % 3](value, round as i32 + 2))
-        });
+        let expected = (0..96)
+            .map(|i| (0..4).fold(values[i], |value, round| steps[(i + round) % 3](value, round as i32 + 2)));
         let found = sample.download::<i32>(out, 96);
         sample.assert_equal("function_pointers", &found, &expected.collect::<Vec<_>>());
     });
@@ -73,10 +76,15 @@ fn objects_of_the_device_heap() {
         sample.run("heap", [1, 1, 1], [48, 1, 1], addresses([out]).and(-1));
         let found = sample.download::<i32>(out, 48);
         // The sum of the first i squares.
-        sample.assert_equal("heap", &found, &(0..48).map(|i| i * (i + 1) * (2 * i + 1) / 6).collect::<Vec<_>>());
+        sample.assert_equal(
+            "heap",
+            &found,
+            &(0..48).map(|i| i * (i + 1) * (2 * i + 1) / 6).collect::<Vec<_>>(),
+        );
 
         // Thread 7 reads a list of 7 after it was deleted.
-        let Err(RunError::Fault(report)) = sample.try_run("heap", [1, 1, 1], [48, 1, 1], addresses([out]).and(7))
+        let Err(RunError::Fault(report)) =
+            sample.try_run("heap", [1, 1, 1], [48, 1, 1], addresses([out]).and(7))
         else {
             panic!("{}: no fault", sample.variant)
         };
@@ -102,7 +110,10 @@ fn local_arrays_and_parameters_by_value() {
         let (input, out) = (sample.upload(&values, "in"), sample.room::<i32>(70, "out"));
         sample.run("medians", [2, 1, 1], [64, 1, 1], addresses([input, out]).and(70).and(window));
         let median = |i: i32| {
-            let mut near = window.values[1..8].iter().map(|offset| values[((i + offset + 70) % 70) as usize]).collect::<Vec<_>>();
+            let mut near = window.values[1..8]
+                .iter()
+                .map(|offset| values[((i + offset + 70) % 70) as usize])
+                .collect::<Vec<_>>();
             near.sort_unstable();
             near[3]
         };
@@ -134,7 +145,9 @@ fn a_failed_assertion_says_where() {
         sample.run("positive", [1, 1, 1], [40, 1, 1], addresses([input]));
         values[37] = 0;
         let input = sample.upload(&values, "in");
-        let Err(RunError::Fault(report)) = sample.try_run("positive", [1, 1, 1], [40, 1, 1], addresses([input])) else {
+        let Err(RunError::Fault(report)) =
+            sample.try_run("positive", [1, 1, 1], [40, 1, 1], addresses([input]))
+        else {
             panic!("{}: no fault", sample.variant)
         };
         let Cause::Assertion(text) = &report.cause else { panic!("{report}") };

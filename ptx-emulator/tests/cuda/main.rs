@@ -41,8 +41,8 @@ fn each_variant(source: &'static str, least: u32, test: impl Fn(&mut Sample)) {
         let options = MachineOptions {
             policy: [Policy::RoundRobin, Policy::Random, Policy::Adversarial][index],
             seed,
-            memory: MemoryOptions { race: true, weak: Some(seed), ..MemoryOptions::default() },
-            // Code for a debugger hands on empty objects in registers that nobody wrote.
+            memory: MemoryOptions { race: true, weak: Some(seed), check_initialised: !variant.debug },
+            // Code for a debugger copies empty objects and sets bits of new ones, which nobody wrote.
             check_registers: !variant.debug,
             max_instructions: Some(100_000_000),
             ..MachineOptions::default()
@@ -66,7 +66,13 @@ impl Sample {
         bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
     }
 
-    fn try_run(&mut self, kernel: &str, grid: [u32; 3], block: [u32; 3], params: Params) -> Result<(), RunError> {
+    fn try_run(
+        &mut self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        params: Params,
+    ) -> Result<(), RunError> {
         self.rig.run(kernel, grid, block, 0, &params.0)
     }
 

@@ -18,7 +18,10 @@ fn erf(x: f64) -> f64 {
 /// Errors relative to the result or, near zero, to one.
 fn assert_near(kernel: &str, variant: &str, found: f64, expected: f64, bound: f64) {
     let error = (found - expected).abs() / expected.abs().max(1.0);
-    assert!(error <= bound, "{kernel}, {variant}: {found}, not {expected} (error {error:e}, at most {bound:e})");
+    assert!(
+        error <= bound,
+        "{kernel}, {variant}: {found}, not {expected} (error {error:e}, at most {bound:e})"
+    );
 }
 
 #[test]
@@ -48,7 +51,13 @@ fn functions_of_binary32() {
                 x.hypot(3.0),
             ];
             for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
-                assert_near(&format!("functions_f32[{index}]"), sample.variant, f64::from(found), expected, 1e-6);
+                assert_near(
+                    &format!("functions_f32[{index}]"),
+                    sample.variant,
+                    f64::from(found),
+                    expected,
+                    1e-6,
+                );
             }
         }
 
@@ -67,7 +76,13 @@ fn functions_of_binary32() {
                 x.clamp(0.0, 1.0),
             ];
             for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
-                assert_near(&format!("approximations_f32[{index}]"), sample.variant, f64::from(found), expected, 3e-6);
+                assert_near(
+                    &format!("approximations_f32[{index}]"),
+                    sample.variant,
+                    f64::from(found),
+                    expected,
+                    3e-6,
+                );
             }
         }
     });
@@ -144,7 +159,11 @@ fn halves_are_rounded_once() {
     let wide = |bits: u16| f16::from_bits(bits).to_f64();
     let (a, b) = (halves(21, narrow, wide), halves(22, narrow, wide));
     each_variant("math.cu", 80, |sample| {
-        let at = [sample.upload(&a.bits, "a"), sample.upload(&b.bits, "b"), sample.room::<[[u16; 2]; 8]>(64, "out")];
+        let at = [
+            sample.upload(&a.bits, "a"),
+            sample.upload(&b.bits, "b"),
+            sample.room::<[[u16; 2]; 8]>(64, "out"),
+        ];
         sample.run("halves", [2, 1, 1], [32, 1, 1], addresses(at));
         let expected = a.values.iter().zip(&b.values).enumerate().map(|(i, (a, b))| {
             let both = |f: &dyn Fn(f64, f64) -> f64| [narrow(f(a[0], b[0])), narrow(f(a[1], b[1]))];
@@ -170,7 +189,11 @@ fn bfloats_are_rounded_once() {
     let wide = |bits: u16| bf16::from_bits(bits).to_f64();
     let (a, b) = (halves(23, narrow, wide), halves(24, narrow, wide));
     each_variant("math.cu", 80, |sample| {
-        let at = [sample.upload(&a.bits, "a"), sample.upload(&b.bits, "b"), sample.room::<[[u16; 2]; 6]>(64, "out")];
+        let at = [
+            sample.upload(&a.bits, "a"),
+            sample.upload(&b.bits, "b"),
+            sample.room::<[[u16; 2]; 6]>(64, "out"),
+        ];
         sample.run("bfloats", [2, 1, 1], [32, 1, 1], addresses(at));
         let expected = a.values.iter().zip(&b.values).map(|(a, b)| {
             let both = |f: &dyn Fn(f64, f64) -> f64| [narrow(f(a[0], b[0])), narrow(f(a[1], b[1]))];

@@ -43,9 +43,9 @@ fn tiles_of_cooperative_groups_add_up() {
         let values = Random(2).many(170, |random| random.below(2000) as i32 - 1000);
         let (input, out) = (sample.upload(&values, "in"), sample.room::<i32>(6, "out"));
         sample.run("sum_tiles_i32", [3, 1, 1], [64, 1, 1], addresses([input, out]).and(170));
-        let expected = values.chunks(64).flat_map(|block| {
-            [block.iter().sum(), block.iter().take(32).copied().max().unwrap_or(i32::MIN)]
-        });
+        let expected = values
+            .chunks(64)
+            .flat_map(|block| [block.iter().sum(), block.iter().take(32).copied().max().unwrap_or(i32::MIN)]);
         let found = sample.download::<i32>(out, 6);
         sample.assert_equal("sum_tiles_i32", &found, &expected.collect::<Vec<_>>());
     });

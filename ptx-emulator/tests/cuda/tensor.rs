@@ -15,7 +15,8 @@ fn product(kernel: &str, sample: &mut Sample, convert: fn(f64) -> u16, columns: 
     let mut random = Random(6);
     let (a, b) = (numbers(&mut random, m * k, -4), numbers(&mut random, k * n, -4));
     let narrow = |values: &[f64]| values.iter().map(|&value| convert(value)).collect::<Vec<u16>>();
-    let at = [sample.upload(&narrow(&a), "a"), sample.upload(&narrow(&b), "b"), sample.room::<f32>(m * n, "c")];
+    let at =
+        [sample.upload(&narrow(&a), "a"), sample.upload(&narrow(&b), "b"), sample.room::<f32>(m * n, "c")];
     let grid = [n as u32 / 16, m as u32 / 16, 1];
     sample.run(kernel, grid, [32, 1, 1], addresses(at).and(n as i32).and(k as i32));
     let b_at = |x: usize, column: usize| if columns { b[column * k + x] } else { b[x * n + column] };
@@ -81,7 +82,8 @@ fn operands_come_from_shared_memory_with_a_stride() {
             (numbers(&mut random, 256, -4), numbers(&mut random, 256, -4), numbers(&mut random, 256, -4));
         let narrow = |values: &[f64]| values.iter().map(|&value| f16::from_f64(value)).collect::<Vec<_>>();
         let sums: Vec<f32> = c.iter().map(|&value| value as f32).collect();
-        let at = [sample.upload(&narrow(&a), "a"), sample.upload(&narrow(&b), "b"), sample.upload(&sums, "c")];
+        let at =
+            [sample.upload(&narrow(&a), "a"), sample.upload(&narrow(&b), "b"), sample.upload(&sums, "c")];
         sample.run("wmma_f16_shared", [1, 1, 1], [32, 1, 1], addresses(at));
         let exact = |row: usize, column: usize| {
             (0..16).map(|x| a[16 * row + x] * b[16 * x + column]).sum::<f64>() + c[16 * row + column]

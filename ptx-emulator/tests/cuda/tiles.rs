@@ -7,7 +7,12 @@ use crate::{Params, Random, Sample, addresses, each_variant};
 const ROWS: usize = 45;
 const COLUMNS: usize = 70;
 
-fn transpose<T: Pod + PartialEq + std::fmt::Debug>(sample: &mut Sample, kernel: &str, [tile, rows]: [u32; 2], values: &[T]) {
+fn transpose<T: Pod + PartialEq + std::fmt::Debug>(
+    sample: &mut Sample,
+    kernel: &str,
+    [tile, rows]: [u32; 2],
+    values: &[T],
+) {
     let (input, out) = (sample.upload(values, "in"), sample.room::<T>(values.len(), "out"));
     let grid = [(COLUMNS as u32).div_ceil(tile), (ROWS as u32).div_ceil(tile), 1];
     let params = addresses([input, out]).and(ROWS as i32).and(COLUMNS as i32);
@@ -21,8 +26,18 @@ fn transpose<T: Pod + PartialEq + std::fmt::Debug>(sample: &mut Sample, kernel: 
 fn transposes_move_every_element() {
     each_variant("transpose.cu", 80, |sample| {
         let mut random = Random(4);
-        transpose(sample, "transpose_u8", [32, 4], &random.many(ROWS * COLUMNS, |random| random.next() as u8));
-        transpose(sample, "transpose_f32", [32, 8], &random.many(ROWS * COLUMNS, |random| random.within(9.0) as f32));
+        transpose(
+            sample,
+            "transpose_u8",
+            [32, 4],
+            &random.many(ROWS * COLUMNS, |random| random.next() as u8),
+        );
+        transpose(
+            sample,
+            "transpose_f32",
+            [32, 8],
+            &random.many(ROWS * COLUMNS, |random| random.within(9.0) as f32),
+        );
         let vectors = random.many(ROWS * COLUMNS, |random| [0; 4].map(|_: u32| random.within(9.0) as f32));
         transpose(sample, "transpose_float4", [16, 16], &vectors);
 

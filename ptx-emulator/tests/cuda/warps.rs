@@ -9,7 +9,11 @@ fn inputs() -> Vec<u32> {
 }
 
 /// Compares `width` results per thread with `expected(inputs of the warp, lane)`.
-fn check<const WIDTH: usize>(sample: &mut Sample, kernel: &str, expected: impl Fn(&[u32], usize) -> [u32; WIDTH]) {
+fn check<const WIDTH: usize>(
+    sample: &mut Sample,
+    kernel: &str,
+    expected: impl Fn(&[u32], usize) -> [u32; WIDTH],
+) {
     let values = inputs();
     let (input, out) = (sample.upload(&values, "in"), sample.room::<u32>(64 * WIDTH, "out"));
     sample.run(kernel, [1, 1, 1], [64, 1, 1], addresses([input, out]));
@@ -30,7 +34,8 @@ fn votes_and_matches_agree_with_loops_over_lanes() {
         check(sample, "votes", |values, lane| {
             let value = values[lane];
             let same = values.iter().all(|other| other / 1000 == value / 1000);
-            let second = |parity: u32| ballot(values, |other| other & 1 == parity && other & 2 != 0).count_ones();
+            let second =
+                |parity: u32| ballot(values, |other| other & 1 == parity && other & 2 != 0).count_ones();
             [
                 ballot(values, |other| other & 1 != 0),
                 u32::from(values.contains(&7)),
@@ -95,9 +100,18 @@ fn operations_on_bits_agree_with_rust() {
             let value = values[lane].wrapping_mul(2654435761);
             let wide = u64::from(value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let bytes = (u64::from(!value) << 32 | u64::from(value)).to_le_bytes();
-            let dot: i32 =
-                value.to_le_bytes().iter().zip([-4, 3, -2, 1]).map(|(&byte, factor)| i32::from(byte as i8) * factor).sum();
-            let sums = value.to_le_bytes().iter().zip([4u8, 3, 2, 1]).map(|(a, b)| a.wrapping_add(b)).collect::<Vec<_>>();
+            let dot: i32 = value
+                .to_le_bytes()
+                .iter()
+                .zip([-4, 3, -2, 1])
+                .map(|(&byte, factor)| i32::from(byte as i8) * factor)
+                .sum();
+            let sums = value
+                .to_le_bytes()
+                .iter()
+                .zip([4u8, 3, 2, 1])
+                .map(|(a, b)| a.wrapping_add(b))
+                .collect::<Vec<_>>();
             let first = |bits: u64| if bits == 0 { 0 } else { bits.trailing_zeros() + 1 };
             [
                 value.count_ones(),
