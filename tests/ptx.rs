@@ -1,15 +1,20 @@
-//! The shipped PTX, as text: the instructions that make a kernel what it claims to be, and the
-//! parameter blocks that the host must match. Needs neither a GPU nor a toolchain.
+//! The embedded PTX, as text: the instructions that make a kernel what it claims to be, and the
+//! parameter blocks that the host must match. Needs neither a GPU nor a toolchain; with FEWSYNC_BUILD_DEVICE=1
+//! it is a fresh build of device/ that is judged, by whatever toolchain is there.
 
 use std::collections::BTreeMap;
 use std::mem::size_of;
+
+use fewsync::kernels::{PTX, Ptx};
 
 #[allow(dead_code, unreachable_pub, reason = "another crate's file; only the sizes are read")]
 #[path = "../device/src/params.rs"]
 mod params;
 
-const FILES: [(&str, &str); 2] =
-    [("sm_80", include_str!("../ptx/sm_80.ptx")), ("sm_90a", include_str!("../ptx/sm_90a.ptx"))];
+/// The embedded file for an architecture.
+fn file(arch: &str) -> &'static Ptx {
+    PTX.iter().find(|ptx| ptx.arch == arch).unwrap_or_else(|| panic!("no PTX for {arch}"))
+}
 
 /// Text of every entry point, by name.
 fn kernels(ptx: &str) -> BTreeMap<&str, &str> {
@@ -19,33 +24,31 @@ fn kernels(ptx: &str) -> BTreeMap<&str, &str> {
 }
 
 fn each_kernel(mut check: impl FnMut(&str, &str, &str)) {
-    for (arch, ptx) in FILES {
-        for (name, text) in kernels(ptx) {
-            check(arch, name, text);
+    for ptx in &PTX {
+        for (name, text) in kernels(ptx.text) {
+            check(ptx.arch, name, text);
         }
     }
 }
 
 #[test]
 fn both_files_hold_the_same_kernels() {
-    let [(_, old), (_, new)] = FILES;
-    let names: Vec<&str> = kernels(old).into_keys().collect();
-    assert!(names.len() >= 30, "{names:?}");
-    assert_eq!(names, kernels(new).into_keys().collect::<Vec<_>>());
+    let names = |arch| kernels(file(arch).text).into_keys().collect::<Vec<_>>();
+    assert!(names("sm_80").len() >= 30, "{:?}", names("sm_80"));
+    assert_eq!(names("sm_80"), names("sm_90a"));
 }
 
 #[test]
 fn versions_are_the_oldest_that_have_the_instructions() {
-    let [(_, sm_80), (_, sm_90a)] = FILES;
-    assert!(sm_80.contains("\n.version 7.4\n.target sm_80\n"));
-    assert!(sm_90a.contains("\n.version 8.0\n.target sm_90a\n"));
+    assert!(file("sm_80").text.contains("\n.version 7.4\n.target sm_80\n"));
+    assert!(file("sm_90a").text.contains("\n.version 8.0\n.target sm_90a\n"));
 }
 
 #[test]
 fn no_kernel_uses_local_memory_or_calls_a_function() {
-    for (arch, ptx) in FILES {
+    for ptx in &PTX {
         for word in [".local", ".func", "call."] {
-            assert!(!ptx.contains(word), "{arch}: {word}");
+            assert!(!ptx.text.contains(word), "{}: {word}", ptx.arch);
         }
     }
 }

@@ -18,6 +18,14 @@ pub const F32: f64 = 6e-5;
 /// all the weight; the third unit is for elements that cancel below their row's root mean square.
 pub const ATTENTION: f64 = 3.0 * BF16;
 
+/// The mean excess of magnitudes, in the same units, over all values of a kernel: far above what rounding to
+/// nearest leaves of that many values, a quarter or less of what truncation to bf16 gives.
+pub const BIAS: f64 = BF16 / 16.0;
+
+/// Values from which on [`BIAS`] is asked for: fewer may be that far off by chance, the more so where the
+/// elements of a row share the rounding of a probability.
+pub const BIAS_MIN_VALUES: usize = 20_000;
+
 /// How far outside its token's interval of the cumulative distribution a drawn number may lie. A weight is
 /// 2^32 · exp(−gap) by an exp2 of an f32 near 32, which errs by 2^-19; sums are exact.
 pub const DRAW: f64 = 1e-5;

@@ -6,6 +6,7 @@ use bytemuck::Pod;
 use half::bf16;
 
 use super::Outcome;
+use super::bounds;
 use super::rig::{Guarded, Rig};
 use crate::driver::Result;
 use crate::kernels::Launch;
@@ -24,9 +25,27 @@ pub fn error(expected: &[f64], found: &[f64], width: usize) -> f64 {
     rows.map(|(expected, found)| row_error(expected, found)).fold(0.0, f64::max)
 }
 
-fn row_error(expected: &[f64], found: &[f64]) -> f64 {
+/// The sum over all elements of how much too large their magnitudes are, in the same units.
+///
+/// Rounding errs both ways and cancels; what truncates, or drops a small term everywhere, does not.
+fn excess(expected: &[f64], found: &[f64], width: usize) -> f64 {
+    let rows = expected.chunks(width.max(1)).zip(found.chunks(width.max(1)));
+    let row = |(expected, found): (&[f64], &[f64])| {
+        let floor = floor(expected);
+        let element = |(e, f): (&f64, &f64)| (f - e) * e.signum() / e.abs().max(floor);
+        expected.iter().zip(found).map(element).sum::<f64>()
+    };
+    rows.map(row).sum()
+}
+
+/// The root mean square of a row, below which no element counts as smaller.
+fn floor(expected: &[f64]) -> f64 {
     let mean_square = expected.iter().map(|e| e * e).sum::<f64>() / expected.len() as f64;
-    let floor = mean_square.sqrt().max(f64::MIN_POSITIVE);
+    mean_square.sqrt().max(f64::MIN_POSITIVE)
+}
+
+fn row_error(expected: &[f64], found: &[f64]) -> f64 {
+    let floor = floor(expected);
     let element = |(e, f): (&f64, &f64)| if e == f { 0.0 } else { (f - e).abs() / e.abs().max(floor) };
     // `f64::max` would drop a NaN.
     let worst = |worst: f64, error: f64| if error.is_nan() { f64::INFINITY } else { worst.max(error) };
@@ -40,18 +59,28 @@ pub(super) struct Tally {
     shapes: usize,
     shape: String,
     worst_error: f64,
+    compared: usize,
+    excess: f64,
     failures: Vec<String>,
 }
 
 impl Tally {
     pub(super) fn new(kernel: &'static str, bound: f64) -> Self {
-        Self { kernel, bound, shapes: 0, shape: String::new(), worst_error: 0.0, failures: Vec::new() }
+        let (shape, failures) = (String::new(), Vec::new());
+        Self { kernel, bound, shapes: 0, shape, worst_error: 0.0, compared: 0, excess: 0.0, failures }
     }
 
     pub(super) fn finish(self, arch: &'static str) -> Outcome {
         let Self { kernel, bound, shapes, worst_error, mut failures, .. } = self;
         if shapes == 0 {
             failures.push("its case ran no shape".to_owned());
+        }
+        let bias = self.excess / self.compared.max(1) as f64;
+        if self.compared >= bounds::BIAS_MIN_VALUES && bias.abs() > bounds::BIAS {
+            let bound = bounds::BIAS;
+            failures.push(format!(
+                "its magnitudes are off by {bias:+.2e} on average, allowed is {bound:.2e}: something truncates"
+            ));
         }
         Outcome { kernel, arch, shapes, worst_error, bound, failures }
     }
@@ -73,6 +102,8 @@ impl Tally {
     pub(super) fn close(&mut self, what: &str, expected: &[f64], found: &[f64], width: usize) {
         let error = error(expected, found, width);
         self.worst_error = self.worst_error.max(error);
+        self.compared += expected.len();
+        self.excess += excess(expected, found, width);
         if error > self.bound {
             let bound = self.bound;
             self.fail(format!("{what} is off by {error:.2e}, allowed is {bound:.2e}"));
@@ -157,6 +188,23 @@ mod tests {
         assert_eq!(error(&[1.0, 2.0], &[1.0, f64::NAN], 2), f64::INFINITY);
         assert!(error(&[0.0, 0.0], &[0.0, 1e-3], 2) > 1e100);
         assert_eq!(error(&[0.0], &[-0.0], 1), 0.0);
+    }
+
+    #[test]
+    fn truncation_shows_where_rounding_passes() {
+        let expected: Vec<f64> = (0..20_000).map(|i| (f64::from(i) * 0.37).sin()).collect();
+        let judge = |found: Vec<f64>| {
+            let mut tally = Tally::new("k", bounds::ATTENTION);
+            tally.shape("n=20000");
+            tally.close("out", &expected, &found, 100);
+            tally.finish("sm_80").failures
+        };
+        let rounded = expected.iter().map(|&x| bf16::from_f64(x).to_f64());
+        assert_eq!(judge(rounded.collect()), [""; 0]);
+        let truncated =
+            expected.iter().map(|&x| f64::from(f32::from_bits((x as f32).to_bits() & 0xffff_0000)));
+        let failures = judge(truncated.collect());
+        assert!(failures.len() == 1 && failures[0].contains("truncates"), "{failures:?}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ const SHAPES: [(&str, (usize, usize)); 6] = [
 ];
 
 /// Elements of a type in a register.
-fn elements(ty: T) -> usize {
+pub(super) fn elements(ty: T) -> usize {
     4 / (ty.bytes() as usize).min(4)
 }
 
@@ -94,6 +94,19 @@ fn single_of_half(bits: u32) -> f32 {
     f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
+/// An element of a 32-bit register, of a type of at most 32 bits that is a factor.
+#[inline(always)]
+pub(super) fn element(ty: T, register: u32, index: usize) -> f64 {
+    f64::from(match ty {
+        T::F16 => single_of_half(register >> (16 * index)),
+        T::Bf16 => f32::from_bits(register >> (16 * index) << 16),
+        // Tensor cores read 10 bits of fraction.
+        T::Tf32 => f32::from_bits(register & !0x1FFF),
+        T::S8 => f32::from((register >> (8 * index)) as i8),
+        _ => f32::from((register >> (8 * index)) as u8),
+    })
+}
+
 /// A as rows of k, B as k rows of 8 columns.
 struct Tiles {
     a: [[f64; 32]; 16],
@@ -105,45 +118,38 @@ impl Tiles {
         let mut tiles = Self { a: [[0.0; 32]; 16], b: [[0.0; 8]; 32] };
         for (matrix, ty, slots) in [(Matrix::A, op.a_type, &op.a), (Matrix::B, op.b_type, &op.b)] {
             for (register, &slot) in slots.iter().enumerate() {
-                let word = || context.rows.word(slot);
+                if ty == T::F64 {
+                    tiles.place(matrix, register, &[context.rows.double(slot).map(f64::from_bits)]);
+                    continue;
+                }
+                let word = context.rows.word(slot);
+                // A constant type and number of elements make each case a loop without branches.
                 match ty {
-                    T::F64 => {
-                        let values = context.rows.double(slot).map(f64::from_bits);
-                        tiles.place(matrix, register, &[values]);
+                    T::F16 => tiles.widen::<2>(matrix, register, word, |bits, at| element(T::F16, bits, at)),
+                    T::Bf16 => {
+                        tiles.widen::<2>(matrix, register, word, |bits, at| element(T::Bf16, bits, at))
                     }
-                    // Tensor cores read 10 bits of fraction.
                     T::Tf32 => {
-                        tiles.widen::<1>(matrix, register, word(), |bits, _| f32::from_bits(bits & !0x1FFF))
+                        tiles.widen::<1>(matrix, register, word, |bits, at| element(T::Tf32, bits, at))
                     }
-                    T::F16 => tiles.widen::<2>(matrix, register, word(), |bits, part| {
-                        single_of_half(bits >> (16 * part))
-                    }),
-                    T::Bf16 => tiles.widen::<2>(matrix, register, word(), |bits, part| {
-                        f32::from_bits(bits >> (16 * part) << 16)
-                    }),
-                    T::S8 => tiles.widen::<4>(matrix, register, word(), |bits, part| {
-                        f32::from((bits >> (8 * part)) as i8)
-                    }),
-                    _ => tiles.widen::<4>(matrix, register, word(), |bits, part| {
-                        f32::from((bits >> (8 * part)) as u8)
-                    }),
+                    T::S8 => tiles.widen::<4>(matrix, register, word, |bits, at| element(T::S8, bits, at)),
+                    _ => tiles.widen::<4>(matrix, register, word, |bits, at| element(T::U8, bits, at)),
                 }
             }
         }
         tiles
     }
 
-    /// Places the E elements of each lane's register, which binary32 holds exactly.
+    /// Places the E elements of each lane's register.
     #[inline(always)]
     fn widen<const E: usize>(
         &mut self,
         matrix: Matrix,
         register: usize,
         row: &Row<u32>,
-        element: impl Fn(u32, usize) -> f32,
+        value: impl Fn(u32, usize) -> f64,
     ) {
-        let values: [Row<f64>; E] =
-            std::array::from_fn(|part| row.map(|bits| f64::from(element(bits, part))));
+        let values: [Row<f64>; E] = std::array::from_fn(|part| row.map(|bits| value(bits, part)));
         self.place(matrix, register, &values);
     }
 

@@ -194,7 +194,12 @@ impl Rows<'_> {
 
     #[inline(always)]
     pub(crate) fn pred(&self, slot: Slot) -> Mask {
-        self.preds[slot.0 as usize]
+        if slot.is_register() {
+            self.preds[slot.0 as usize]
+        } else {
+            // A literal, the same in all lanes.
+            if self.constants.words[(slot.0 & !Slot::CONSTANT) as usize][0] != 0 { Mask::MAX } else { 0 }
+        }
     }
 
     #[inline(always)]

@@ -7,7 +7,9 @@ use crate::exec::context::{Context, Environment, PrivateBase, lanes};
 use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Counts, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
-use crate::exec::{Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp};
+use crate::exec::{
+    Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp, wmma,
+};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
 use crate::program::{FunctionInfo, Inst, NOWHERE, Op, Pc, Program};
 
@@ -296,12 +298,21 @@ impl Warp {
                     .frame(fragment.frame().registers, shared.constants, active)
                     .word(op.members);
                 let members = row[active.trailing_zeros() as usize & 31];
-                if let Some(lane) = lanes(active).find(|&lane| row[lane] != members) {
+                let same =
+                    lanes(active).filter(|&lane| row[lane] == members).fold(0, |bits, lane| bits | 1 << lane);
+                if same == active {
+                    return self.together(inst, fragment, active, members, shared);
+                }
+                if let Some(lane) = lanes(active & !same & members).next() {
                     return Err(Cause::MemberMask { first: members, second: row[lane] });
                 }
-                self.together(inst, fragment, active, members, shared)
+                // Groups with masks of their own execute one after the other and meet behind.
+                fragment.pc = pc.wrapping_sub(1);
+                Ok(self.split(fragment, same, pc, pc + 1).map_or(Next::Other, Next::Same))
             }
-            Op::Mma(_) | Op::Matrix(_) => self.together(inst, fragment, active, Mask::MAX, shared),
+            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+                self.together(inst, fragment, active, Mask::MAX, shared)
+            }
             Op::Barrier(op) => {
                 let members = if op.aligned { Mask::MAX } else { active };
                 self.together(inst, fragment, active, members, shared)
@@ -366,6 +377,7 @@ impl Warp {
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
+            Op::Wmma(op) => wmma::execute(&mut context, op)?,
             _ => {}
         }
         Ok(())
@@ -445,10 +457,10 @@ impl Warp {
         let (function, lanes) = match op.target {
             call::Target::Function(index) => (index, active),
             call::Target::Register(slot) => {
-                call::resolve(&shared.context(self, frame, pc, active), slot, program.functions.len())?
+                call::resolve(&shared.context(self, frame, pc, active), slot, &program.functions)?
             }
-            call::Target::Print => {
-                call::print(&mut shared.context(self, frame, pc, active), op)?;
+            call::Target::Print | call::Target::Malloc | call::Target::Free => {
+                call::provided(&mut shared.context(self, frame, pc, active), op)?;
                 fragment.pc += 1;
                 return Ok(Next::Same(fragment));
             }

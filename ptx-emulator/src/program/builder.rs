@@ -142,7 +142,8 @@ impl<'a> Builder<'a> {
         self.counts = Counts::default();
         (self.local_bytes, self.param_bytes) = (0, 0);
         let entry = self.program.code.len() as Pc;
-        let mut info = FunctionInfo { entry, ..FunctionInfo::default() };
+        let number = self.number(function);
+        let mut info = FunctionInfo { number, entry, ..FunctionInfo::default() };
         let mut params = HashMap::new();
         for (list, out) in [(&function.params, &mut info.params), (&function.returns, &mut info.returns)] {
             for variable in list {
@@ -447,9 +448,14 @@ impl<'a> Builder<'a> {
         d
     }
 
-    /// The address of a function: its number among the kernel's, above zero.
+    fn number(&self, function: &Function<'_>) -> u32 {
+        super::load::function_number(self.module, function.name).unwrap_or(u32::MAX)
+    }
+
+    /// The address of a function, the same in every kernel of the file.
     pub(crate) fn function_value(&mut self, index: u32) -> Typed {
-        self.constant(Class::Double, exec::call::function_address(index))
+        let number = self.number(self.queue[index as usize]);
+        self.constant(Class::Double, exec::call::function_address(number))
     }
 
     /// A special register, read into a temporary just before the instruction.
