@@ -1,0 +1,3 @@
+//! PTX, executed on the CPU: exactly, slowly and suspiciously.
+
+pub mod text;
