@@ -87,8 +87,8 @@ impl Default for MachineOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ModuleId(usize);
 
-/// A kernel on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// A kernel on a device; the default is the first that was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct KernelId(usize);
 
 /// One launch.

@@ -97,7 +97,7 @@ impl Order {
 }
 
 /// The set of threads that a strong operation speaks to, from the narrowest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// `.cta`: the own block.
     Cta,

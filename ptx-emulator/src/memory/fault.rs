@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{AccessKind, DeviceId, Order, Scope, Site, Thread};
+use super::{AccessKind, DeviceId, Scope, Site, Thread};
 
 /// A result of an operation on memory; faults are boxed to keep the good way fast.
 pub type Result<T> = std::result::Result<T, Box<Fault>>;
@@ -130,25 +130,21 @@ pub struct RacingAccess {
     pub thread: Thread,
     /// Which instruction; [`Site::NONE`] for copies and fills.
     pub site: Site,
-    /// Plain, or how strong.
-    pub order: Order,
-    /// Towards whom, if strong.
-    pub scope: Scope,
+    /// Of a strong access; `None` of a plain one.
+    pub scope: Option<Scope>,
 }
 
 impl fmt::Display for RacingAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, thread, order, scope, .. } = self;
-        let scope = match scope {
-            Scope::Cta => ".cta",
-            Scope::Cluster => ".cluster",
-            Scope::Gpu => ".gpu",
-            Scope::Sys => ".sys",
+        let Self { kind, thread, scope, .. } = self;
+        let strength = match scope {
+            None => "plain",
+            Some(Scope::Cta) => "strong .cta",
+            Some(Scope::Cluster) => "strong .cluster",
+            Some(Scope::Gpu) => "strong .gpu",
+            Some(Scope::Sys) => "strong .sys",
         };
-        match order {
-            Order::Weak => write!(f, "the plain {kind} by {thread}"),
-            _ => write!(f, "the strong {kind} ({scope}) by {thread}"),
-        }
+        write!(f, "the {strength} {kind} by {thread}")
     }
 }
 

@@ -2,12 +2,20 @@
 
 mod access;
 mod blocks;
+mod causality;
 mod clock;
 mod fault;
+mod granule;
+mod history;
 mod lanes;
+mod ordered;
 mod region;
+mod shadow;
 mod space;
+#[cfg(test)]
+mod tests;
 mod tracking;
+mod weak;
 
 pub use access::{
     Access, AccessKind, BlockId, DeviceId, GridId, Order, Scope, Site, Thread, WarpAccess, Width,
@@ -19,8 +27,10 @@ pub use lanes::Row;
 pub use space::{LOCAL_WINDOW, SHARED_WINDOW};
 
 use blocks::Blocks;
+use causality::Causality;
 use region::Region;
 use space::{AddressSpace, Place, RegionId, Request};
+use weak::Weak;
 
 /// How suspicious memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +56,21 @@ pub struct Memory {
     options: MemoryOptions,
     space: AddressSpace,
     blocks: Blocks,
+    causality: Causality,
+    weak: Option<Weak>,
 }
 
 /// Allocations.
 impl Memory {
     /// An empty memory.
     pub fn new(options: MemoryOptions) -> Self {
-        Self { options, space: AddressSpace::default(), blocks: Blocks::new() }
+        Self {
+            options,
+            space: AddressSpace::default(),
+            blocks: Blocks::new(),
+            causality: Causality::new(),
+            weak: options.weak.map(Weak::new),
+        }
     }
 
     /// Allocates `bytes` of uninitialised memory, aligned to 256 bytes, and returns its address.
@@ -81,23 +99,30 @@ impl Memory {
 impl Memory {
     /// A grid that starts on `device` after everything in `after` (the end of its stream).
     pub fn begin_grid(&mut self, device: DeviceId, after: &Clock) -> GridId {
-        let _ = after;
+        if self.is_ordered() {
+            self.causality.begin_grid(device, after);
+        }
         self.blocks.begin_grid(device)
     }
 
     /// All blocks of `grid` have ended; whoever acquires the clock comes after the grid.
     pub fn end_grid(&mut self, grid: GridId) -> Clock {
-        let _ = grid;
-        Clock::default()
+        if self.is_ordered() { self.causality.end_grid(grid) } else { Clock::default() }
     }
 
     /// A block starts, with uninitialised shared memory.
     pub fn begin_block(&mut self, spec: &BlockSpec) -> BlockId {
+        if self.is_ordered() {
+            self.causality.begin_block(spec.grid, spec.n_threads);
+        }
         self.blocks.begin_block(spec)
     }
 
     /// All threads of `block` have exited. Its shared memory is gone.
     pub fn end_block(&mut self, block: BlockId) {
+        if self.is_ordered() {
+            self.causality.end_block(block);
+        }
         self.blocks.get_mut(block).shared = Region::default();
     }
 
@@ -108,43 +133,59 @@ impl Memory {
 
     /// Everything that `thread` did so far happens before whoever acquires `clock`: the arrival at a barrier.
     pub fn release(&mut self, thread: Thread, clock: &mut Clock) {
-        let _ = (thread, clock);
+        if self.is_ordered() {
+            self.causality.release(thread, clock);
+        }
     }
 
     /// Everything released into `clock` happens before what `thread` does from now on: the end of a wait.
     pub fn acquire(&mut self, thread: Thread, clock: &Clock) {
-        let _ = (thread, clock);
+        if self.is_ordered() {
+            self.causality.acquire(thread, clock);
+        }
     }
 
     /// The threads `indices` of `block` have all arrived at a barrier and all leave it (`bar.sync`,
     /// `bar.warp.sync`).
     pub fn barrier(&mut self, block: BlockId, indices: impl Iterator<Item = u32> + Clone) {
-        let _ = (block, indices);
+        if self.is_ordered() {
+            self.causality.barrier(block, indices);
+        }
     }
 
     /// A fence of `thread`: `fence.acq_rel`, `fence.sc`, `membar` (which is `.sc`).
     pub fn fence(&mut self, thread: Thread, order: Order, scope: Scope) {
-        let _ = (thread, order, scope);
+        if self.is_ordered() {
+            self.causality.fence(thread, order, scope);
+        }
     }
 
     /// An asynchronous copy that `thread` starts now: an agent for the accesses of `cp.async` up to a commit,
     /// or of one `cp.async.bulk`.
     pub fn begin_async(&mut self, thread: Thread) -> Thread {
-        thread
+        if self.is_ordered() { self.causality.begin_async(thread) } else { thread }
     }
 
     /// The asynchronous copy is complete for whoever acquires `clock`: the waiting thread, or the phase of its
     /// mbarrier.
     pub fn end_async(&mut self, copy: Thread, clock: &mut Clock) {
-        let _ = (copy, clock);
+        if self.is_ordered() {
+            self.causality.end_async(copy, clock);
+        }
     }
 
     /// A step of time: bounds how long stores stay invisible.
-    pub fn tick(&mut self) {}
+    #[inline]
+    pub fn tick(&mut self) {
+        if let Some(weak) = &mut self.weak {
+            weak.tick();
+            self.settle_due();
+        }
+    }
 
-    /// How many stores are not yet visible to everybody.
+    /// How many stores are, perhaps, not yet visible to everybody.
     pub fn pending(&self) -> usize {
-        0
+        self.weak.as_ref().map_or(0, Weak::pending)
     }
 }
 
@@ -159,6 +200,9 @@ impl Memory {
         let request = Request::new(AccessKind::Load, access.thread, access.site, address, width);
         let place = self.resolve(&request)?;
         self.check_initialised(&request, place)?;
+        if self.is_ordered() {
+            return self.load_ordered(access, place, width.mask());
+        }
         Ok(self.region(place.region).load(place.offset, width))
     }
 
@@ -170,6 +214,9 @@ impl Memory {
     pub fn store(&mut self, access: &Access, address: u64, width: Width, value: u64) -> Result<()> {
         let request = Request::new(AccessKind::Store, access.thread, access.site, address, width);
         let place = self.resolve(&request)?;
+        if self.is_ordered() {
+            return self.store_ordered(access, place, width.mask(), value);
+        }
         self.region_mut(place.region).store(place.offset, width, value);
         Ok(())
     }
@@ -188,6 +235,9 @@ impl Memory {
         let request = Request::new(AccessKind::Atomic, access.thread, access.site, address, width);
         let place = self.resolve(&request)?;
         self.check_initialised(&request, place)?;
+        if self.is_ordered() {
+            return self.rmw_ordered(access, place, width, update);
+        }
         let old = self.region(place.region).load(place.offset, width);
         if let Some(new) = update(old) {
             self.region_mut(place.region).store(place.offset, width, new);
@@ -204,6 +254,10 @@ impl Memory {
             return Ok(());
         };
         self.check_initialised(&request, place)?;
+        if self.is_piecewise(agent) {
+            return self.read_piecewise(&Access::weak(agent, request.site), place, out);
+        }
+        self.range_ordered(agent, place, out.len(), request.kind)?;
         out.copy_from_slice(self.region(place.region).bytes(place.offset, out.len()));
         Ok(())
     }
@@ -213,8 +267,13 @@ impl Memory {
     /// # Errors
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn write(&mut self, agent: Thread, address: u64, bytes: &[u8]) -> Result<()> {
-        if let Some((_, place)) = self.range(AccessKind::Store, agent, address, bytes.len())? {
+        if let Some((request, place)) = self.range(AccessKind::Store, agent, address, bytes.len())? {
+            if self.is_piecewise(agent) {
+                return self.write_piecewise(&Access::weak(agent, request.site), place, bytes);
+            }
+            self.range_ordered(agent, place, bytes.len(), request.kind)?;
             self.region_mut(place.region).bytes_mut(place.offset, bytes.len()).copy_from_slice(bytes);
+            self.settle_range(place, bytes.len());
         }
         Ok(())
     }
@@ -225,12 +284,14 @@ impl Memory {
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn fill(&mut self, agent: Thread, address: u64, bytes: u64, pattern: &[u8]) -> Result<()> {
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        if let Some((_, place)) = self.range(AccessKind::Store, agent, address, length)? {
+        if let Some((request, place)) = self.range(AccessKind::Store, agent, address, length)? {
+            self.range_ordered(agent, place, length, request.kind)?;
             for chunk in
                 self.region_mut(place.region).bytes_mut(place.offset, length).chunks_mut(pattern.len())
             {
                 chunk.copy_from_slice(&pattern[..chunk.len()]);
             }
+            self.settle_range(place, length);
         }
         Ok(())
     }

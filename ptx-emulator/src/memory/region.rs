@@ -9,22 +9,30 @@ pub(super) struct Region {
     bytes: Vec<u8>,
     /// Bit `i % 64` of word `i / 64` tells of byte `i`.
     initialised: Vec<u64>,
-    /// Shadow state; empty while neither races are looked for nor memory is weak.
-    pub(super) tracking: Tracking,
+    /// Made with the first access that it matters for.
+    tracking: Option<Box<Tracking>>,
 }
 
 impl Region {
     /// Zeros that count as uninitialised.
     pub(super) fn new(bytes: usize) -> Self {
-        Self {
-            bytes: vec![0; bytes],
-            initialised: vec![0; bytes.div_ceil(64)],
-            tracking: Tracking::default(),
-        }
+        Self { bytes: vec![0; bytes], initialised: vec![0; bytes.div_ceil(64)], tracking: None }
     }
 
     pub(super) fn len(&self) -> u64 {
         self.bytes.len() as u64
+    }
+
+    /// What is known of accesses, if there were any for which it matters.
+    #[inline]
+    pub(super) fn tracking(&self) -> Option<&Tracking> {
+        self.tracking.as_deref()
+    }
+
+    /// What is known of accesses.
+    #[inline]
+    pub(super) fn tracking_mut(&mut self) -> &mut Tracking {
+        self.tracking.get_or_insert_default()
     }
 
     /// The value at `offset`, which is aligned and in bounds.
@@ -85,6 +93,17 @@ impl Region {
             at = upto;
         }
         None
+    }
+
+    /// Stores the bytes of `mask` of a granule.
+    pub(super) fn store_masked(&mut self, granule: usize, mask: u8, value: u64) {
+        let mut left = mask;
+        while left != 0 {
+            let at = left.trailing_zeros() as usize;
+            self.bytes[granule * 8 + at] = value.to_le_bytes()[at];
+            left &= left - 1;
+        }
+        self.initialised[granule / 8] |= u64::from(mask) << (granule % 8 * 8);
     }
 
     /// The granule (aligned 8 bytes) around `offset`, zero beyond the end.
