@@ -94,9 +94,11 @@ impl Capture {
     fn is_joined(&self) -> bool {
         let known = &self.lanes[0].joined;
         let last_node = |lane: &Lane| lane.work.iter().rposition(Work::is_node).map_or(0, |at| at + 1);
-        self.lanes.iter().enumerate().skip(1).all(|(i, lane)| {
-            known.get(i).copied().unwrap_or(0) >= last_node(lane)
-        })
+        self.lanes
+            .iter()
+            .enumerate()
+            .skip(1)
+            .all(|(i, lane)| known.get(i).copied().unwrap_or(0) >= last_node(lane))
     }
 
     /// Ends the recording.
@@ -159,7 +161,10 @@ mod tests {
         };
         assert_eq!(made, waited);
         let again = recorded.instantiate(|| machine.event());
-        assert!(matches!(&again[0][1], Work::Record(again) if again != made), "every replay has its own points");
+        assert!(
+            matches!(&again[0][1], Work::Record(again) if again != made),
+            "every replay has its own points"
+        );
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl Pinned {
         let met = vec![0; bytes.div_ceil(WORD)];
         let layout = Self::layout(met.len());
         // SAFETY: the layout has a size.
-        let host = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        let host =
+            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
         Self { host: host.cast(), device, bytes, met }
     }
 

@@ -1,12 +1,12 @@
 //! The machine with what its host side queues and holds.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::thread::ThreadId;
 
-use ptx_emulator::memory::{Access, DeviceId, Order, Owner, Scope, Site, Thread, Width};
+use ptx_emulator::memory::{Access, DeviceId, MemoryOptions, Order, Owner, Scope, Site, Thread, Width};
 use ptx_emulator::{
-    DeviceOptions, Launch, Machine, MachineOptions, MemoryOptions, Module, ModuleId, Outcome, Policy, RunError,
+    DeviceOptions, Kernel, Launch, Machine, MachineOptions, Module, ModuleId, Outcome, Policy, RunError,
     StreamId,
 };
 
@@ -17,8 +17,9 @@ use super::pinned::Pinned;
 use super::work::{HostRange, KernelLaunch, Point, Work};
 use crate::driver::DevicePtr;
 
-/// Instructions of warps between two looks at what the host does.
+/// Instructions of warps between two looks at what the host does, and while another thread of it may enqueue work.
 const SLICE: u64 = 200_000;
+const SHORT_SLICE: u64 = 20_000;
 /// Blocks of a multiprocessor that run at a time. Hardware has up to 32; fewer stay in the host's caches.
 pub(super) const RESIDENT_BLOCKS: u32 = 4;
 
@@ -26,7 +27,7 @@ pub(super) const RESIDENT_BLOCKS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct State {
     machine: Machine,
-    pub(super) streams: HashMap<u64, Stream>,
+    pub(super) streams: BTreeMap<u64, Stream>,
     pub(super) events: HashMap<u64, Event>,
     pub(super) modules: HashMap<u64, (ModuleId, Arc<Module>)>,
     /// With the module that each belongs to.
@@ -112,7 +113,7 @@ impl State {
         });
         Self {
             machine,
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
             events: HashMap::new(),
             modules: HashMap::new(),
             kernels: HashMap::new(),
@@ -144,6 +145,13 @@ impl State {
         let id = self.new_id();
         self.modules.insert(id, (loaded, module));
         Ok(id)
+    }
+
+    /// A kernel of a loaded module by its name: its number in the machine, and what its text says.
+    pub(super) fn find_kernel(&self, module: u64, entry: &str) -> Option<(ptx_emulator::KernelId, &Kernel)> {
+        let (loaded, module) = self.modules.get(&module).expect("the caller's module is alive");
+        let kernel = module.kernels().iter().find(|kernel| kernel.name() == entry)?;
+        Some((self.machine.kernel(*loaded, entry)?, kernel))
     }
 }
 
@@ -193,7 +201,8 @@ impl State {
 
     /// What the host wrote to pinned memory becomes visible to the devices, as stores of the host that release.
     fn publish_pinned(&mut self) -> Result<(), RunError> {
-        let access = Access { thread: Thread::HOST, site: Site::NONE, order: Order::Release, scope: Scope::Sys };
+        let access =
+            Access { thread: Thread::HOST, site: Site::NONE, order: Order::Release, scope: Scope::Sys };
         let memory = self.machine.memory();
         for pinned in &mut self.pinned {
             for (offset, value) in pinned.host_changes() {
@@ -218,7 +227,7 @@ impl State {
         let mut now = Vec::new();
         for pinned in &mut self.pinned {
             now.resize(pinned.bytes, 0);
-            memory.peek(pinned.device.0, &mut now);
+            memory.peek(pinned.device.0, &mut now).expect("listed as long as it is allocated");
             pinned.take(&now);
         }
     }
@@ -289,6 +298,13 @@ impl State {
         self.captures.iter_mut().find(|capture| capture.streams().any(|lane| lane == stream))
     }
 
+    /// The work of each lane of a graph, for one more launch of it.
+    pub(super) fn instantiate(&mut self, graph: u64) -> Vec<Vec<Work<Point>>> {
+        let machine = &mut self.machine;
+        let graph = self.graphs.get(&graph).expect("the caller's graph is alive");
+        graph.recorded.instantiate(|| machine.event())
+    }
+
     pub(super) fn new_point(&mut self) -> Point {
         self.machine.event()
     }
@@ -317,7 +333,8 @@ impl State {
     pub(super) fn step(&mut self) -> Result<Step, RunError> {
         let fed = self.feed()?;
         self.publish_pinned()?;
-        let outcome = self.machine.advance(SLICE)?;
+        let slice = if self.others_are_busy() { SHORT_SLICE } else { SLICE };
+        let outcome = self.machine.advance(slice)?;
         self.collect_pinned();
         self.bury_streams();
         Ok(match outcome {
@@ -327,6 +344,11 @@ impl State {
             Outcome::Idle => Step::Idle,
             Outcome::Stalled(deadlock) => Step::Stuck(deadlock.to_string()),
         })
+    }
+
+    /// Whether a thread of the host other than those that wait may enqueue something.
+    pub(super) fn others_are_busy(&self) -> bool {
+        self.n_waiting < self.users.len()
     }
 
     /// Whether time is all that passes.
@@ -371,7 +393,7 @@ impl State {
                     params: parameters[..kernel.param_bytes()].to_vec(),
                     programmatic: config.programmatic,
                 };
-                machine.launch(stream, &launch)?;
+                machine.launch(stream, &launch).expect("the launch was checked when it was enqueued");
             }
             Work::CopyIn { to, from } => {
                 // SAFETY: the enqueuer keeps the range valid and untouched until now.

@@ -35,13 +35,27 @@ pub(super) struct KernelLaunch {
 pub(super) enum Work<P> {
     Launch(KernelLaunch),
     /// Host to device.
-    CopyIn { to: u64, from: HostRange },
+    CopyIn {
+        to: u64,
+        from: HostRange,
+    },
     /// Device to host.
-    CopyOut { to: HostRange, from: u64 },
+    CopyOut {
+        to: HostRange,
+        from: u64,
+    },
     /// Within the machine.
-    Copy { to: u64, from: u64, bytes: usize },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
     /// `bytes` of copies of the pattern.
-    Fill { to: u64, bytes: usize, pattern: Arc<[u8]> },
+    Fill {
+        to: u64,
+        bytes: usize,
+        pattern: Arc<[u8]>,
+    },
     /// The point is reached when all before it has ended.
     Record(P),
     /// What follows begins after the point.
