@@ -184,11 +184,12 @@ enum Route {
     Mixed(Row<u64>),
 }
 
-fn route(context: &Context<'_>, space: Space, address: &Address, bytes: u64) -> Done<Route> {
+fn route(context: &mut Context<'_>, space: Space, address: &Address, bytes: u64) -> Done<Route> {
     let mut row = context.addresses(address);
     let misaligned = row.map(|at| at & (bytes - 1) != 0);
     for lane in context.active() {
         if misaligned[lane] {
+            *context.culprit = Some(lane);
             return Err(Cause::Misaligned { address: row[lane], bytes: bytes as u32 });
         }
     }
@@ -220,6 +221,7 @@ pub(crate) fn load(context: &mut Context<'_>, op: &Load) -> Done {
             }
             Route::Mixed(row) => {
                 for lane in context.active() {
+                    *context.culprit = Some(lane);
                     out[lane] = load_lane(context, op, lane, row[lane].wrapping_add(skip))?;
                 }
             }
@@ -260,6 +262,7 @@ pub(crate) fn store(context: &mut Context<'_>, op: &Store) -> Done {
             }
             Route::Mixed(row) => {
                 for lane in context.active() {
+                    *context.culprit = Some(lane);
                     store_lane(context, op, lane, row[lane].wrapping_add(skip), values[lane])?;
                 }
             }

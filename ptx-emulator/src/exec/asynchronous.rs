@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::access::SCOPES;
 use super::address::{Region, generic, region_of};
 use super::context::{Cause, Context, Done};
 use super::mbarrier::{self, PhaseClocks};
@@ -233,6 +232,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
         }
         Async::Wait { bulk, left } => {
             for lane in context.active() {
+                *context.culprit = Some(lane);
                 wait(context, lane, *bulk, *left)?;
             }
             Ok(())
@@ -240,6 +240,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
         Async::Arrive { address, space, increments } => {
             let addresses = context.addresses(address).map(|at| generic(*space, at));
             for lane in context.active() {
+                *context.culprit = Some(lane);
                 wait(context, lane, false, None)?;
                 mbarrier::arrive(context, lane, addresses[lane], *increments)?;
             }
@@ -259,6 +260,7 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
     let from = context.addresses(from);
     let read = read.map(|typed| context.rows.wide(typed.slot, typed.class));
     for lane in context.active() {
+        *context.culprit = Some(lane);
         let (to, from) = (to[lane], from[lane]);
         let read = read.map_or(u64::from(bytes), |row| row[lane] & 0xFFFF_FFFF);
         let misaligned = [to, from].into_iter().find(|at| at % u64::from(bytes) != 0);
@@ -337,6 +339,7 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
     let sizes = context.rows.wide(bytes.slot, bytes.class);
     let barriers = barrier.map(|address| context.addresses(&address).map(|at| generic(Space::Shared, at)));
     for lane in context.active() {
+        *context.culprit = Some(lane);
         let (to, from, bytes) = (to[lane], from[lane], sizes[lane] & 0xFFFF_FFFF);
         if bytes % 16 != 0 || to % 16 != 0 || from % 16 != 0 {
             return Err(Cause::AsyncCopy {

@@ -191,6 +191,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
         let swaps = op.swap.map_or([0; LANES], |swap| context.rows.wide(swap.slot, swap.class));
         let mut old: Row<u64> = [0; LANES];
         for lane in context.active() {
+            *context.culprit = Some(lane);
             let base = addresses[lane];
             if region_of(base).0 != Region::Memory {
                 return Err(Cause::PrivateAddress { address: base });

@@ -19,8 +19,11 @@ impl Private {
         self.written.resize(bytes, false);
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
+    /// Makes room for a call's variables at `base`, none of them written.
+    pub(crate) fn open(&mut self, base: u32, bytes: u32) {
+        let end = (base + bytes) as usize;
+        self.resize(end.max(self.bytes.len()));
+        self.written[base as usize..].fill(false);
     }
 
     /// Writes the first bytes: the parameters of an entry.
@@ -62,11 +65,6 @@ impl Private {
         let (from, to, bytes) = (from as usize, to as usize, bytes as usize);
         self.bytes.copy_within(from..from + bytes, to);
         self.written.copy_within(from..from + bytes, to);
-    }
-
-    /// Declares bytes as never written.
-    pub(crate) fn forget(&mut self, from: u32) {
-        self.written[from as usize..].fill(false);
     }
 }
 
@@ -190,6 +188,8 @@ pub(crate) struct Context<'a> {
     pub(crate) output: &'a mut String,
     /// Counts changes that another warp may wait for.
     pub(crate) progress: &'a mut u64,
+    /// The lane at work, where an instruction goes lane by lane.
+    pub(crate) culprit: &'a mut Option<usize>,
 }
 
 impl Context<'_> {

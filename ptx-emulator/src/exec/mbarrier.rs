@@ -210,6 +210,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Operation) -> Done {
     let addresses = context.addresses(&address).map(|at| generic(op.space, at));
     let mut result: Row<u64> = [0; LANES];
     for lane in lanes(context.rows.mask) {
+        *context.culprit = Some(lane);
         let value = operand.map(|row| row[lane]);
         result[lane] = lane_operation(context, op.kind, lane, addresses[lane], value)?;
     }

@@ -90,10 +90,10 @@ impl Registers {
         }
     }
 
-    /// Forgets which lanes of the registers from `base` on were written: a new call starts there.
-    pub(crate) fn forget(&mut self, base: Counts) {
+    /// Forgets that `lanes` have written registers from `base` on: a new call starts there.
+    pub(crate) fn forget(&mut self, base: Counts, lanes: Mask) {
         for (written, from) in self.written.iter_mut().zip([base.preds, base.words, base.doubles]) {
-            written[from as usize..].fill(0);
+            written[from as usize..].iter_mut().for_each(|written| *written &= !lanes);
         }
     }
 

@@ -233,6 +233,7 @@ impl Block {
             find_spins: around.find_spins,
             warp_instructions: 0,
             thread_instructions: 0,
+            culprit: None,
         };
         let turn = warp.run(&mut shared, budget);
         (turn, Executed { warp: shared.warp_instructions, thread: shared.thread_instructions })

@@ -238,7 +238,24 @@ impl Machine {
             });
             waits || warp.spin.spinning
         };
-        !memory_moves && !copies_move && warps.iter().all(stuck)
+        if memory_moves || copies_move || !warps.iter().all(stuck) {
+            return false;
+        }
+        // Lanes that wait for a lane that spins may be what it spins on.
+        let released = self.release_joins(warps);
+        if released {
+            self.progress += 1;
+            self.forget_spins(warps);
+        }
+        !released
+    }
+
+    fn release_joins(&mut self, warps: &[Address]) -> bool {
+        let mut any = false;
+        for &at in warps {
+            any |= self.block_mut(at).warps[at.warp].release_joins();
+        }
+        any
     }
 
     fn forget_spins(&mut self, warps: &[Address]) {
@@ -274,11 +291,7 @@ impl Machine {
             self.time_ns = self.time_ns.max(first);
             return Ok(true);
         }
-        let mut released = false;
-        for &at in warps {
-            released |= self.block_mut(at).warps[at.warp].release_joins();
-        }
-        Ok(released)
+        Ok(self.release_joins(warps))
     }
 
     fn end_block(&mut self, at: Address) {

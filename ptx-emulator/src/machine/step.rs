@@ -9,7 +9,7 @@ use crate::exec::rows::{Constants, Counts, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
-use crate::program::{Inst, NOWHERE, Op, Pc, Program};
+use crate::program::{FunctionInfo, Inst, NOWHERE, Op, Pc, Program};
 
 /// A fragment that spins this long while lanes wait for it lets them go on.
 const PATIENCE: u64 = 20_000;
@@ -45,6 +45,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) find_spins: bool,
     pub(crate) warp_instructions: u64,
     pub(crate) thread_instructions: u64,
+    /// The lane that an instruction worked on when it failed.
+    pub(crate) culprit: Option<usize>,
 }
 
 /// A failure, and where.
@@ -78,6 +80,7 @@ impl Shared<'_> {
             site: Site(self.site_base + pc),
             output: self.output,
             progress: self.progress,
+            culprit: &mut self.culprit,
         }
     }
 }
@@ -211,13 +214,10 @@ impl Warp {
                 }
                 fragment.pc = pc + 1;
             } else {
-                let mask = fragment.mask;
+                shared.culprit = None;
                 let next = self.execute(inst, fragment, active, shared);
-                match next.map_err(|cause| Failure {
-                    cause,
-                    pc,
-                    mask: if active == 0 { mask } else { active },
-                })? {
+                let lanes = shared.culprit.map_or(active, |lane| 1 << lane);
+                match next.map_err(|cause| Failure { cause, pc, mask: lanes })? {
                     Next::Same(same) => fragment = same,
                     Next::Other => return Ok(true),
                     Next::Yield(same) => {
@@ -464,7 +464,7 @@ impl Warp {
             params: (frame.private.params + caller.param_bytes).next_multiple_of(16),
         };
         let registers = frame.registers.plus(caller.registers);
-        self.open_frame(registers, callee.registers, private, callee.local_bytes, callee.param_bytes);
+        self.open_frame(registers, callee, private, lanes);
         call::pass(&mut shared.context(self, frame, pc, lanes), op, callee, private.params);
         let entry = callee.entry;
         let enter = |fragment: &mut Fragment| {
@@ -494,19 +494,14 @@ impl Warp {
         Next::Same(fragment)
     }
 
-    fn open_frame(
-        &mut self,
-        base: Counts,
-        counts: Counts,
-        private: PrivateBase,
-        local_bytes: u32,
-        param_bytes: u32,
-    ) {
-        self.registers.grow(base.plus(counts));
-        for lane in 0..32 {
+    /// Makes room for a call of `callee` by `called`, with nothing in it.
+    fn open_frame(&mut self, base: Counts, callee: &FunctionInfo, private: PrivateBase, called: Mask) {
+        self.registers.grow(base.plus(callee.registers));
+        self.registers.forget(base, called);
+        for lane in lanes(called) {
             let (local, params) = (&mut self.privates.local[lane], &mut self.privates.params[lane]);
-            local.resize(local.len().max((private.local + local_bytes) as usize));
-            params.resize(params.len().max((private.params + param_bytes) as usize));
+            local.open(private.local, callee.local_bytes);
+            params.open(private.params, callee.param_bytes);
         }
     }
 

@@ -257,8 +257,12 @@ impl Warp {
 
     /// Notes a backward branch; true if the warp is in the state of an earlier one, with nothing changed since.
     pub(crate) fn note_repetition(&mut self, fragment: &Fragment, counts: Counts) -> bool {
-        let hash = self.hash(fragment, counts);
         self.spin.visits += 1;
+        // Long computations are looked at now and then; a cycle shows at every stride.
+        if self.spin.visits > 256 && !self.spin.visits.is_multiple_of(64) {
+            return false;
+        }
+        let hash = self.hash(fragment, counts);
         if self.spin.saved == Some((fragment.pc, hash)) {
             self.spin.spinning = true;
         } else if self.spin.visits.is_power_of_two() {
