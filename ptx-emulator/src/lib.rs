@@ -1,4 +1,4 @@
-//! PTX, executed on the CPU: exactly, slowly and suspiciously.
+#![doc = include_str!("../README.md")]
 
 mod exec;
 mod machine;

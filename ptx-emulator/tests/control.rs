@@ -1,5 +1,7 @@
 //! Divergence, calls, barriers and their failures.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Rig, params};

@@ -1,5 +1,7 @@
 //! Planted faults between threads, blocks and devices: races, weak memory, asynchronous copies.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;
@@ -280,7 +282,7 @@ fn only_the_wait_of_a_dependent_launch_orders_it() {
         assert_eq!(run("griddepcontrol.wait;", true, seed).unwrap(), 6);
         assert_eq!(run("", false, seed).unwrap(), 6);
     }
-    assert!((0..30).any(|seed| run("", true, seed).is_err()), "nothing orders the two");
+    assert!((0..9).all(|seed| run("", true, seed).is_err()), "nothing orders the two");
 }
 
 #[test]

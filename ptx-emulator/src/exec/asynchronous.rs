@@ -289,8 +289,9 @@ fn read_lane(memory: &mut Memory, access: &Access, from: u64, out: &mut [u8]) ->
     let mut at = 0;
     while at < out.len() {
         let left = out.len() - at;
-        let step =
-            [8, 4, 2, 1].into_iter().find(|&step| step <= left && (from + at as u64) % step as u64 == 0);
+        let step = [8, 4, 2, 1]
+            .into_iter()
+            .find(|&step| step <= left && (from + at as u64).is_multiple_of(step as u64));
         let step = step.unwrap_or(1);
         let Some(width) = Width::from_bytes(step as u64) else { return Ok(()) };
         let value = memory.load(access, from + at as u64, width)?;

@@ -93,7 +93,7 @@ pub(crate) fn resolve(context: &Context<'_>, slot: Slot, functions: usize) -> Do
     let first = context.rows.mask.trailing_zeros() as usize & 31;
     let address = row[first];
     let index = address.wrapping_sub(FUNCTION_BASE) / 16;
-    if address < FUNCTION_BASE || address % 16 != 0 || index >= functions as u64 {
+    if address < FUNCTION_BASE || !address.is_multiple_of(16) || index >= functions as u64 {
         return Err(Cause::CallTarget { address });
     }
     let same = context.active().filter(|&lane| row[lane] == address).fold(0, |bits, lane| bits | 1 << lane);

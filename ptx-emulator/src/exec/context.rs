@@ -51,7 +51,7 @@ impl Private {
     }
 
     fn range(&self, offset: u64, bytes: usize) -> Result<std::ops::Range<usize>, Cause> {
-        if offset % bytes as u64 != 0 {
+        if !offset.is_multiple_of(bytes as u64) {
             return Err(Cause::Misaligned { address: offset, bytes: bytes as u32 });
         }
         match usize::try_from(offset).ok().filter(|start| start + bytes <= self.bytes.len()) {

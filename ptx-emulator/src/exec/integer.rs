@@ -348,3 +348,73 @@ fn dot_2(mode: u32, a: u32, b: u32, c: u32) -> u32 {
     let product = |index| part(a, index, 16, mode & 1 != 0) * part(b, first + index, 8, mode & 2 != 0);
     (0..2).map(product).fold(c, |sum, term| sum.wrapping_add(term as u32))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::exec::harness::evaluate;
+
+    /// Extends a 32-bit pattern as PTX reads it.
+    fn wide(bits: u32, signed: bool) -> i128 {
+        if signed { i128::from(bits as i32) } else { i128::from(bits) }
+    }
+
+    proptest! {
+        #[test]
+        fn thirty_two_bits_follow_wide_integers(a: u32, b: u32, c: u32) {
+            for signed in [false, true] {
+                let ty = if signed { "s32" } else { "u32" };
+                let (x, y, z) = (wide(a, signed), wide(b, signed), wide(c, signed));
+                let run = |name: &str| evaluate(&format!("{name}.{ty}"), &[a.into(), b.into(), c.into()]) as u32;
+                prop_assert_eq!(run("add"), (x + y) as u32);
+                prop_assert_eq!(run("sub"), (x - y) as u32);
+                prop_assert_eq!(run("mul.lo"), (x * y) as u32);
+                prop_assert_eq!(run("mul.hi"), ((x * y) >> 32) as u32);
+                prop_assert_eq!(run("mad.lo"), (x * y + z) as u32);
+                prop_assert_eq!(run("mad.hi"), (((x * y) >> 32) + z) as u32);
+                prop_assert_eq!(run("min"), x.min(y) as u32);
+                prop_assert_eq!(run("max"), x.max(y) as u32);
+                prop_assert_eq!(run("sad"), (z + (x - y).abs()) as u32);
+                if b != 0 {
+                    prop_assert_eq!(run("div"), (x / y) as u32);
+                    prop_assert_eq!(run("rem"), (x % y) as u32);
+                }
+                let product = evaluate(&format!("mul.wide.{ty}"), &[a.into(), b.into()]);
+                prop_assert_eq!(product, (x * y) as u64);
+                let low = |bits: u32| if signed { i128::from((bits << 8) as i32 >> 8) } else { i128::from(bits & 0xFF_FFFF) };
+                prop_assert_eq!(run("mul24.lo"), (low(a) * low(b)) as u32);
+                prop_assert_eq!(run("mul24.hi"), ((low(a) * low(b)) >> 16) as u32);
+            }
+            let sum = i64::from(a as i32) + i64::from(b as i32);
+            let clamped = sum.clamp(i32::MIN.into(), i32::MAX.into()) as u32;
+            prop_assert_eq!(evaluate("add.sat.s32", &[a.into(), b.into()]) as u32, clamped);
+        }
+
+        #[test]
+        fn sixty_four_and_sixteen_bits(a: u64, b: u64, c: u64) {
+            prop_assert_eq!(evaluate("mul.hi.u64", &[a, b]), ((u128::from(a) * u128::from(b)) >> 64) as u64);
+            prop_assert_eq!(evaluate("mad.lo.s64", &[a, b, c]), a.wrapping_mul(b).wrapping_add(c));
+            prop_assert_eq!(evaluate("max.s64", &[a, b]) as i64, (a as i64).max(b as i64));
+            let (x, y) = (a as u16 as i16, b as u16 as i16);
+            let words = [u64::from(x as u16), u64::from(y as u16)];
+            prop_assert_eq!(evaluate("sub.s16", &words) as u16, x.wrapping_sub(y) as u16);
+            prop_assert_eq!(evaluate("mul.wide.s16", &words) as u32, (i32::from(x) * i32::from(y)) as u32);
+            prop_assert_eq!(evaluate("min.s16", &words) as u16, x.min(y) as u16);
+        }
+
+        #[test]
+        fn dot_products_of_bytes(a: [i8; 4], b: [u8; 4], c: i32) {
+            let words = [u32::from_le_bytes(a.map(|x| x as u8)).into(), u32::from_le_bytes(b).into(), u64::from(c as u32)];
+            let model = a.iter().zip(b).fold(c, |sum, (a, b)| sum.wrapping_add(i32::from(*a) * i32::from(b)));
+            prop_assert_eq!(evaluate("dp4a.s32.u32", &words) as u32, model as u32);
+        }
+    }
+
+    #[test]
+    fn division_by_zero_is_all_ones() {
+        assert_eq!(evaluate("div.u32", &[7, 0]) as u32, u32::MAX);
+        assert_eq!(evaluate("rem.u32", &[7, 0]) as u32, 7);
+        assert_eq!(evaluate("div.s32", &[0x8000_0000, 0xFFFF_FFFF]) as u32, 0x8000_0000);
+    }
+}

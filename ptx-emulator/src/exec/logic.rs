@@ -46,7 +46,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         "or" => (by_width!(ty, line, |a, b| a | b), 2),
         "xor" => (by_width!(ty, line, |a, b| a ^ b), 2),
         "not" => (by_width!(ty, line, |a| !a), 1),
-        "cnot" => (by_width!(ty, line, |a| if a == 0 { 1 } else { a & 0 }), 1),
+        "cnot" => (by_width!(ty, line, |a| if a == 0 { 1 } else { 0 }), 1),
         "brev" => (by_width!(ty, line, |a| a.reverse_bits()), 1),
         _ => return line.refuse(),
     };
@@ -312,4 +312,82 @@ fn find_nth_set(mask: u32, base: u32, offset: i32) -> u32 {
         _ => (0..=base.min(31)).rev().filter(set).nth(offset.unsigned_abs() as usize - 1),
     };
     found.unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::exec::harness::evaluate;
+
+    proptest! {
+        #[test]
+        fn bits_one_by_one(a: u32, b: u32, c: u32, table in 0u32..256) {
+            let run = |name: &str, sources: &[u32]| {
+                let sources: Vec<u64> = sources.iter().map(|&bits| bits.into()).collect();
+                evaluate(name, &sources) as u32
+            };
+            prop_assert_eq!(run("and.b32", &[a, b]), a & b);
+            prop_assert_eq!(run("not.b32", &[a]), !a);
+            prop_assert_eq!(run("cnot.b32", &[a]), u32::from(a == 0));
+            prop_assert_eq!(run("popc.b32", &[a]), a.count_ones());
+            prop_assert_eq!(run("clz.b32", &[a]), a.leading_zeros());
+            prop_assert_eq!(run("brev.b32", &[a]), a.reverse_bits());
+            let looked_up = (0..32).fold(0, |out, bit| {
+                let index = (a >> bit & 1) << 2 | (b >> bit & 1) << 1 | c >> bit & 1;
+                out | (table >> index & 1) << bit
+            });
+            prop_assert_eq!(run(&format!("lop3.b32 {table}"), &[a, b, c]), looked_up);
+        }
+
+        #[test]
+        fn shifts_clamp_and_funnels_wrap(a: u32, b: u32, n in 0u32..70) {
+            let wide = u64::from(b) << 32 | u64::from(a);
+            let run = |name: &str, second: u32| evaluate(name, &[a.into(), second.into(), n.into()]) as u32;
+            prop_assert_eq!(evaluate("shl.b32", &[a.into(), n.into()]) as u32, (u64::from(a) << n.min(32)) as u32);
+            prop_assert_eq!(evaluate("shr.s32", &[a.into(), n.into()]) as u32, (i64::from(a as i32) >> n.min(63)) as u32);
+            prop_assert_eq!(run("shf.l.wrap.b32", b), ((wide << (n & 31)) >> 32) as u32);
+            prop_assert_eq!(run("shf.r.clamp.b32", b), (wide >> n.min(32)) as u32);
+        }
+
+        #[test]
+        fn fields_by_the_manuals_loop(a: u32, b: u32, position in 0u32..300, length in 0u32..300) {
+            // PTX ISA, bfe and bfi, as their pseudocode says.
+            let (pos, len) = (position & 255, length & 255);
+            let bit = |value: u32, index: u32| if index < 32 { value >> index & 1 } else { 0 };
+            for signed in [false, true] {
+                let sign = if !signed || len == 0 { 0 } else { bit(a, (pos + len - 1).min(31)) };
+                let model = (0..32).fold(0, |out, i| {
+                    out | (if i < len && pos + i <= 31 { bit(a, pos + i) } else { sign }) << i
+                });
+                let name = if signed { "bfe.s32" } else { "bfe.u32" };
+                prop_assert_eq!(evaluate(name, &[a.into(), position.into(), length.into()]) as u32, model);
+            }
+            let model = (0..len).filter(|i| pos + i <= 31).fold(b, |out, i| out & !(1 << (pos + i)) | bit(a, i) << (pos + i));
+            let sources = [a.into(), b.into(), position.into(), length.into()];
+            prop_assert_eq!(evaluate("bfi.b32", &sources) as u32, model);
+        }
+
+        #[test]
+        fn bytes_are_permuted(a: u32, b: u32, c: u32) {
+            let bytes: Vec<u8> = a.to_le_bytes().into_iter().chain(b.to_le_bytes()).collect();
+            let pick = |index: u32| {
+                let byte = bytes[(c >> (4 * index) & 7) as usize];
+                if c >> (4 * index) & 8 == 0 { byte } else if byte & 128 != 0 { 255 } else { 0 }
+            };
+            let model = u32::from_le_bytes([pick(0), pick(1), pick(2), pick(3)]);
+            prop_assert_eq!(evaluate("prmt.b32", &[a.into(), b.into(), c.into()]) as u32, model);
+        }
+    }
+
+    #[test]
+    fn leading_bits_and_masks() {
+        assert_eq!(evaluate("bfind.s32", &[0xFFFF_FFF0]) as u32, 3);
+        assert_eq!(evaluate("bfind.u32", &[0]) as u32, u32::MAX);
+        assert_eq!(evaluate("bfind.shiftamt.u32", &[0x10]) as u32, 27);
+        assert_eq!(evaluate("bmsk.clamp.b32", &[4, 8]) as u32, 0xFF0);
+        assert_eq!(evaluate("szext.wrap.s32", &[0x8, 4]) as u32, 0xFFFF_FFF8);
+        assert_eq!(evaluate("prmt.b32.rc16", &[0x4433_2211, 0, 1]) as u32, 0x4433_4433);
+        assert_eq!(evaluate("fns.b32", &[0b1011_0000, 4, 2]) as u32, 5);
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::address::generic;
 use super::context::{Cause, Context, Done};
-use super::rows::{LANES, Slot};
+use super::rows::Slot;
 use crate::memory::{Order, Scope, Width};
 use crate::program::{Address, Decoded, Line, Op};
 use crate::text::{ScalarType as T, Space};
@@ -62,10 +62,10 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &MatrixAccess) -> Done {
         } else {
             let values = *context.rows.word(slot);
             let mut matrix = [[0; 8]; 8];
-            for lane in 0..LANES {
+            for (lane, value) in values.into_iter().enumerate() {
                 for part in 0..2 {
                     let (row, column) = place(lane, part, op.transposed);
-                    matrix[row][column] = (values[lane] >> (16 * part)) as u16;
+                    matrix[row][column] = (value >> (16 * part)) as u16;
                 }
             }
             write(context, index, &rows, &matrix)?;

@@ -9,7 +9,7 @@ use super::access::SCOPES;
 use super::address::generic;
 use super::context::{Cause, Context, Done, lanes};
 use super::rows::{Class, LANES, Row, Slot};
-use crate::memory::{Access, Clock, Memory, Order, Scope, Thread, Width};
+use crate::memory::{Access, Clock, Memory, Order, Scope, Width};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
 use crate::text::{Operand, ScalarType as T, Space};
 
@@ -166,7 +166,9 @@ fn change(
     })?;
     let (_, ended) = outcome?;
     let entry = clocks.clocks.entry(address).or_default();
-    if arrivals > 0 || bytes < 0 {
+    if access.thread.async_copy().is_some() {
+        memory.end_async(access.thread, &mut entry[0]);
+    } else if arrivals > 0 || bytes < 0 {
         memory.release(access.thread, &mut entry[0]);
     }
     if ended {
@@ -185,7 +187,7 @@ pub(crate) fn arrive(context: &mut Context<'_>, lane: usize, address: u64, incre
     Ok(())
 }
 
-/// An asynchronous copy has written its bytes.
+/// An asynchronous copy, `access`'s agent, has written its bytes and ends.
 pub(crate) fn complete_bytes(
     memory: &mut Memory,
     clocks: &mut PhaseClocks,
@@ -193,9 +195,6 @@ pub(crate) fn complete_bytes(
     address: u64,
     bytes: u64,
 ) -> Done {
-    let mut clock = Clock::default();
-    let agent: Thread = access.thread;
-    memory.end_async(agent, &mut clock);
     change(memory, clocks, access, address, (0, 0, -(bytes as i64)))?;
     Ok(())
 }

@@ -13,6 +13,8 @@ mod convert;
 mod data;
 mod float;
 mod halves;
+#[cfg(test)]
+mod harness;
 mod integer;
 mod logic;
 pub(crate) mod matrix;
@@ -31,7 +33,7 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 17] = [
+const FAMILIES: [Family; 18] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
@@ -43,6 +45,7 @@ const FAMILIES: [Family; 17] = [
     (convert::NAMES, convert::decode),
     (data::NAMES, data::decode),
     (float::NAMES, arithmetic),
+    (halves::NAMES, arithmetic),
     (integer::NAMES, arithmetic),
     (logic::NAMES, logic::decode),
     (matrix::NAMES, matrix::decode),
@@ -65,5 +68,26 @@ fn arithmetic(line: &mut Line<'_, '_>) -> Decoded<Op> {
         Some(T::F16 | T::F16x2 | T::Bf16 | T::Bf16x2) => halves::decode(line),
         Some(_) => integer::decode(line),
         None => Err(Refusal::NoType),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::FAMILIES;
+
+    /// The README's table lists what is decoded, and nothing else.
+    #[test]
+    fn the_readme_lists_every_instruction() {
+        let readme = include_str!("../../README.md");
+        let rows = readme.lines().skip_while(|line| !line.starts_with("## Instructions")).skip(1);
+        let rows = rows.take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| `"));
+        let listed: BTreeSet<&str> = rows
+            .filter_map(|row| row.split('|').nth(1))
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+            .collect();
+        let decoded: BTreeSet<&str> = FAMILIES.iter().flat_map(|family| family.0).copied().collect();
+        assert_eq!(listed, decoded);
     }
 }

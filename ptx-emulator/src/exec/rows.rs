@@ -6,7 +6,7 @@
 use half::{bf16, f16};
 
 /// Lanes of a warp.
-pub const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 /// One value per lane.
 pub(crate) type Row<T> = [T; LANES];
 /// One bit per lane.

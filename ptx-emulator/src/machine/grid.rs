@@ -78,8 +78,6 @@ pub(super) struct Grid {
     number: u64,
     next_block: u64,
     pub(super) blocks: Vec<Block>,
-    /// What happens before its blocks.
-    pub(super) began: Clock,
 }
 
 /// Checks a launch against the kernel and the limits of a device.
@@ -126,12 +124,12 @@ impl Grid {
     pub(super) fn new(
         image: Arc<Image>,
         launch: Launch,
-        began: Clock,
+        began: &Clock,
         number: u64,
         memory: &mut Memory,
     ) -> Self {
-        let id = memory.begin_grid(image.device, &began);
-        Self { image, launch, id, number, next_block: 0, blocks: Vec::new(), began }
+        let id = memory.begin_grid(image.device, began);
+        Self { image, launch, id, number, next_block: 0, blocks: Vec::new() }
     }
 
     pub(super) fn block_count(&self) -> u64 {

@@ -4,7 +4,7 @@ use super::grid::{Executed, Surroundings, budget};
 use super::report::{Deadlock, Place, Report, RunError, Waiter};
 use super::step::{Failure, Turn};
 use super::warp::{Spin, State};
-use super::{Machine, Outcome, Policy};
+use super::{Counters, Machine, Outcome, Policy};
 use crate::exec::Cause;
 use crate::memory::{Fault, Site, Thread};
 use crate::program::Op;
@@ -52,7 +52,8 @@ impl Machine {
     /// # Errors
     /// As of [`Machine::run`].
     pub fn advance(&mut self, instructions: u64) -> Result<Outcome, RunError> {
-        let end = self.counters.warp_instructions.saturating_add(instructions);
+        let limit = self.options.max_instructions.unwrap_or(u64::MAX);
+        let end = self.counters.warp_instructions.saturating_add(instructions).min(limit);
         while self.counters.warp_instructions < end {
             self.start_commands()?;
             self.start_blocks();
@@ -72,6 +73,10 @@ impl Machine {
                 return Ok(outcome);
             }
             self.end_grids();
+        }
+        if self.counters.warp_instructions >= limit {
+            let Counters { warp_instructions: executed, .. } = self.counters;
+            return Err(RunError::Budget { executed, policy: self.options.policy, seed: self.options.seed });
         }
         Ok(Outcome::Running)
     }
@@ -105,9 +110,7 @@ impl Machine {
         loop {
             if n_blocked == warps.len() {
                 if self.unblock(warps)? {
-                    blocked.fill(false);
-                    n_blocked = 0;
-                    continue;
+                    return Ok(None);
                 }
                 return Ok(Some(Outcome::Stalled(Box::new(self.deadlock()))));
             }
@@ -222,11 +225,12 @@ impl Machine {
 
     /// Whether every warp waits or repeats itself, and no store or copy is on its way.
     fn only_spins(&mut self, warps: &[Address]) -> bool {
-        let quiet = self.stall.quiet_turns(self.progress);
-        if quiet == 0 {
+        if self.stall.progress != self.progress {
             self.forget_spins(warps);
+            return false;
         }
-        if quiet <= QUIET_TURNS * warps.len() as u64 || quiet % 64 != 0 {
+        let quiet = self.stall.turns;
+        if quiet <= QUIET_TURNS * warps.len() as u64 || !quiet.is_multiple_of(64) {
             return false;
         }
         let memory_moves = self.memory.pending() > 0;

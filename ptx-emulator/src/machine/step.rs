@@ -277,19 +277,19 @@ impl Warp {
         let pc = fragment.pc;
         match &inst.op {
             Op::Branch { target, reconverge } => {
-                return Ok(self.branch(fragment, active, *target, *reconverge, shared));
+                Ok(self.branch(fragment, active, *target, *reconverge, shared))
             }
             _ if active == 0 => {
                 fragment.pc += 1;
-                return Ok(Next::Same(fragment));
+                Ok(Next::Same(fragment))
             }
             Op::BranchTable { index, targets, reconverge } => {
-                return self.branch_table(fragment, active, *index, targets, *reconverge, shared);
+                self.branch_table(fragment, active, *index, targets, *reconverge, shared)
             }
-            Op::Exit => return Ok(self.leave(fragment, active, shared)),
-            Op::Return => return self.give_back(fragment, active, shared),
-            Op::Trap => return Err(Cause::Trap),
-            Op::Call(op) => return self.call(op, fragment, active, shared),
+            Op::Exit => Ok(self.leave(fragment, active, shared)),
+            Op::Return => self.give_back(fragment, active, shared),
+            Op::Trap => Err(Cause::Trap),
+            Op::Call(op) => self.call(op, fragment, active, shared),
             Op::Warp(op) if op.kind != CollectiveKind::ActiveMask => {
                 let row = *self
                     .registers
@@ -299,18 +299,22 @@ impl Warp {
                 if let Some(lane) = lanes(active).find(|&lane| row[lane] != members) {
                     return Err(Cause::MemberMask { first: members, second: row[lane] });
                 }
-                return self.together(inst, fragment, active, members, shared);
+                self.together(inst, fragment, active, members, shared)
             }
-            Op::Mma(_) | Op::Matrix(_) => return self.together(inst, fragment, active, Mask::MAX, shared),
+            Op::Mma(_) | Op::Matrix(_) => self.together(inst, fragment, active, Mask::MAX, shared),
             Op::Barrier(op) => {
                 let members = if op.aligned { Mask::MAX } else { active };
-                return self.together(inst, fragment, active, members, shared);
+                self.together(inst, fragment, active, members, shared)
             }
-            Op::Grid(GridControl::LaunchDependents) => *shared.triggered = true,
+            Op::Grid(GridControl::LaunchDependents) => {
+                *shared.triggered = true;
+                fragment.pc = pc + 1;
+                Ok(Next::Yield(fragment))
+            }
             Op::Grid(GridControl::Wait) => {
                 fragment.state = State::Grid;
                 self.fragments.push(fragment);
-                return Ok(Next::Other);
+                Ok(Next::Other)
             }
             Op::Sleep(slot) => {
                 let rows = self.registers.frame(fragment.frame().registers, shared.constants, active);
@@ -318,17 +322,15 @@ impl Warp {
                 fragment.state =
                     State::Sleeping { until_ns: shared.environment.time_ns + u64::from(longest) };
                 self.fragments.push(fragment);
-                return Ok(Next::Other);
+                Ok(Next::Other)
             }
             op => {
                 let gives_way = matches!(op, Op::Mbarrier(op) if op.is_test());
                 self.simple(op, &fragment, active, shared)?;
                 fragment.pc = pc + 1;
-                return Ok(if gives_way { Next::Yield(fragment) } else { Next::Same(fragment) });
+                Ok(if gives_way { Next::Yield(fragment) } else { Next::Same(fragment) })
             }
         }
-        fragment.pc = pc + 1;
-        Ok(Next::Same(fragment))
     }
 
     /// Instructions that leave control flow alone.

@@ -33,11 +33,13 @@ pub(super) struct Stream {
     pub(super) grids: Vec<Grid>,
     /// The end of all that the stream has done.
     pub(super) end: Clock,
+    /// What the last launch began after, unless another command came behind it.
+    began: Option<Clock>,
 }
 
 impl Stream {
     pub(super) fn new(device: DeviceId) -> Self {
-        Self { device, queue: VecDeque::new(), grids: Vec::new(), end: Clock::default() }
+        Self { device, queue: VecDeque::new(), grids: Vec::new(), end: Clock::default(), began: None }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -78,6 +80,9 @@ impl Machine {
             return Ok(true);
         }
         let Some((command, since)) = self.streams[index].queue.pop_front() else { return Ok(false) };
+        if !matches!(command, Command::Launch(_)) {
+            self.streams[index].began = None;
+        }
         match command {
             Command::Launch(launch) => self.start_grid(index, launch, &since),
             Command::Record(event) => {
@@ -103,13 +108,15 @@ impl Machine {
 
     fn start_grid(&mut self, index: usize, launch: Launch, since: &Clock) {
         let image = Arc::clone(&self.images[launch.kernel.0]);
-        let before = match self.streams[index].grids.last() {
-            Some(grid) => grid.began.clone(),
-            None => self.streams[index].end.clone(),
+        // Even where the launch before has ended by now, a dependent may not rely on it before its wait.
+        let before = match &self.streams[index].began {
+            Some(began) if launch.programmatic => began.clone(),
+            _ => self.streams[index].end.clone(),
         };
         let began = self.merged(index, &[&before, since]);
+        self.streams[index].began = Some(began.clone());
         self.launches += 1;
-        let grid = Grid::new(image, launch, began, self.launches, &mut self.memory);
+        let grid = Grid::new(image, launch, &began, self.launches, &mut self.memory);
         self.streams[index].grids.push(grid);
     }
 

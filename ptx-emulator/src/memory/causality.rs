@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::clock::{Finished, Grids, VectorClock};
+use super::view::View;
 use super::{Access, BlockId, Clock, DeviceId, GridId, Order, Scope, Thread};
 
 /// The first half of a synchronisation.
@@ -24,7 +25,7 @@ struct ThreadState {
     clock: u32,
     /// What precedes them, its own operations apart.
     known: Arc<VectorClock>,
-    /// Its last release fence, and earlier ones of wider scope.
+    /// Its last release fence, and earlier ones of wider scope after it.
     fences: Vec<Release>,
     /// Observed by relaxed loads, for the next acquire fence.
     observed: Vec<Release>,
@@ -63,8 +64,9 @@ enum Domain {
     Block(BlockId),
 }
 
+/// All grids and blocks since the start.
 #[derive(Debug, Default)]
-struct States {
+pub(super) struct States {
     grids: Vec<GridState>,
     blocks: Vec<BlockState>,
 }
@@ -209,7 +211,7 @@ impl Causality {
             let known = self.advance(thread);
             if let Some(state) = self.thread_mut(thread) {
                 state.fences.retain(|fence| fence.scope > scope);
-                state.fences.push(Release { known, scope, block: thread.block });
+                state.fences.insert(0, Release { known, scope, block: thread.block });
             }
         }
     }
@@ -242,12 +244,18 @@ impl Causality {
         releases
     }
 
-    /// Adds a release to what a store carries.
+    /// Adds a release to others, which are sorted by block and scope.
     pub(super) fn merge_release(&self, releases: &mut Vec<Release>, release: &Release) {
-        match releases.iter_mut().find(|it| it.scope == release.scope && it.block == release.block) {
-            Some(same) => join(&mut same.known, &release.known, &self.states),
-            None => releases.push(release.clone()),
+        match releases.binary_search_by_key(&(release.block, release.scope), |it| (it.block, it.scope)) {
+            Ok(at) => join(&mut releases[at].known, &release.known, &self.states),
+            Err(at) => releases.insert(at, release.clone()),
         }
+    }
+
+    /// Whether an atomic that observes `release` takes it over: what it releases itself contains it.
+    pub(super) fn takes_over(&self, access: &Access, release: &Release) -> bool {
+        let both = access.order.acquires() && access.order.releases();
+        both && access.scope >= release.scope && self.synchronises(release, access.scope, access.thread.block)
     }
 
     /// A load has observed a store that is morally strong with it, and with it what the store carries.
@@ -297,7 +305,7 @@ impl Causality {
             Some(number) => (block.copies.iter().find(|it| it.0 == number).map(|it| &it.1), 0),
             None => (block.threads.get(thread.index as usize).map(|it| &it.known), self.clock(thread)),
         };
-        View { states: &self.states, thread, clock, known: known.map(Arc::as_ref) }
+        View::new(&self.states, thread, clock, known.map(Arc::as_ref))
     }
 
     #[inline]
@@ -368,41 +376,5 @@ fn reach(scope: Scope) -> usize {
         Scope::Sys => 0,
         Scope::Gpu => 1,
         Scope::Cta | Scope::Cluster => 2,
-    }
-}
-
-/// What one thread knows.
-#[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    states: &'a States,
-    pub(super) thread: Thread,
-    /// Of its next operation.
-    pub(super) clock: u32,
-    known: Option<&'a VectorClock>,
-}
-
-impl View<'_> {
-    /// Whether the operation of `who` at `clock` precedes the thread's next.
-    #[inline]
-    pub(super) fn knows(&self, who: Thread, clock: u32) -> bool {
-        who == self.thread || self.known.is_some_and(|known| known.contains(who, clock, self.states))
-    }
-
-    /// The first of the threads `first + lane` whose operation at `clock` does not precede the thread's next.
-    #[inline]
-    pub(super) fn first_unknown(&self, first: Thread, mut lanes: u32, clock: u32) -> Option<Thread> {
-        let everybody =
-            first.async_copy().is_none() && self.known.is_some_and(|known| known.floor(first.block) >= clock);
-        if everybody {
-            return None;
-        }
-        while lanes != 0 {
-            let who = Thread { block: first.block, index: first.index + lanes.trailing_zeros() };
-            if !self.knows(who, clock) {
-                return Some(who);
-            }
-            lanes &= lanes - 1;
-        }
-        None
     }
 }

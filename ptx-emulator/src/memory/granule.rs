@@ -159,13 +159,13 @@ impl Parts<'_> {
         access: &Access,
         piece: &Piece,
         value: u64,
-        carried: &[Release],
+        carried: Vec<Release>,
         whole: bool,
     ) {
         // A release store belongs to what it releases, as the race check has it.
         let clock = self.causality.view(access.thread).clock;
-        let mut releases = self.releases(access, piece);
-        for release in carried {
+        let mut releases = carried;
+        for release in &self.releases(access, piece) {
             self.causality.merge_release(&mut releases, release);
         }
         let mut message = Message::new(piece.mask, value, access.thread, clock);

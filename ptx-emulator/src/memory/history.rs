@@ -1,7 +1,8 @@
 //! The stores to one granule (8 aligned bytes) that still matter: to readers that may see an older one, and to
 //! readers that synchronise through one.
 
-use super::causality::{Release, View};
+use super::causality::Release;
+use super::view::View;
 use super::{Scope, Thread};
 
 /// Observers of one store that are told apart; with more, it counts as observed by everybody.

@@ -38,7 +38,7 @@ impl Memory {
         let unchanged = (parts.region.granule(piece.granule) ^ value) & expand(piece.mask) == 0;
         let race = parts.check_race(access, &piece, AccessKind::Store, unchanged);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Store))?;
-        self.parts(piece.region).write(access, &piece, value, &[], false);
+        self.parts(piece.region).write(access, &piece, value, Vec::new(), false);
         Ok(())
     }
 
@@ -61,13 +61,14 @@ impl Memory {
         let race = parts.check_race(access, &piece, AccessKind::Atomic, false);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Atomic))?;
         let mut parts = self.parts(piece.region);
-        let carried = match seen {
+        let mut carried = match seen {
             Some(at) if parts.is_morally_strong(access, &piece, at) => parts.carried(&piece, at),
             _ => Vec::new(),
         };
+        carried.retain(|release| !parts.causality.takes_over(access, release));
         let old = (parts.read(access, &piece, seen) & expand(piece.mask)) >> (8 * piece.start);
         if let Some(new) = update(old) {
-            parts.write(access, &piece, new << (8 * piece.start), &carried, whole);
+            parts.write(access, &piece, new << (8 * piece.start), carried, whole);
         }
         Ok(old)
     }

@@ -3,8 +3,9 @@
 //! Like FastTrack and ThreadSanitizer, an access is remembered by its epoch until a later one makes it
 //! superfluous; lanes of a warp that do the same share one record.
 
-use super::causality::{Causality, View};
+use super::causality::Causality;
 use super::tracking::Histories;
+use super::view::View;
 use super::{AccessKind, BlockId, Scope, Site, Thread};
 
 /// Granules in a page.

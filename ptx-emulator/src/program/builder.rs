@@ -142,7 +142,7 @@ impl<'a> Builder<'a> {
         self.counts = Counts::default();
         (self.local_bytes, self.param_bytes) = (0, 0);
         let entry = self.program.code.len() as Pc;
-        let mut info = FunctionInfo { name: function.name.to_owned(), entry, ..FunctionInfo::default() };
+        let mut info = FunctionInfo { entry, ..FunctionInfo::default() };
         let mut params = HashMap::new();
         for (list, out) in [(&function.params, &mut info.params), (&function.returns, &mut info.returns)] {
             for variable in list {

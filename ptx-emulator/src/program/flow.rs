@@ -10,9 +10,9 @@ use super::{Inst, NOWHERE, Op, Pc};
 pub(crate) fn set_reconvergence(code: &mut [Inst], base: Pc) {
     let graph = Graph::new(code, base);
     let meeting = graph.immediate_post_dominators();
-    for block in 0..graph.starts.len() {
+    for (block, meeting) in meeting.into_iter().enumerate() {
         let last = graph.end(block) - 1;
-        let place = match meeting[block] {
+        let place = match meeting {
             Some(next) if next < graph.starts.len() => base + graph.starts[next] as Pc,
             _ => NOWHERE,
         };

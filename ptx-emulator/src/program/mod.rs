@@ -139,7 +139,6 @@ pub(crate) enum Op {
 /// A function in a program.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FunctionInfo {
-    pub(crate) name: String,
     pub(crate) entry: Pc,
     pub(crate) registers: Counts,
     pub(crate) local_bytes: u32,

@@ -390,8 +390,9 @@ impl<'a> Parser<'a> {
 
     /// Nothing, `+n`, `-n` or `+-n`.
     fn offset(&mut self) -> Parsed<i64> {
-        let negative = if self.accept(b'+') { self.accept(b'-') } else { self.accept(b'-') };
-        if !negative && self.tokens[self.next - 1].kind != TokenKind::Punctuation(b'+') {
+        let positive = self.accept(b'+');
+        let negative = self.accept(b'-');
+        if !positive && !negative {
             return Ok(0);
         }
         let value = self.unsigned("an offset")? as i64;

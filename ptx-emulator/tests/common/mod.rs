@@ -1,5 +1,5 @@
 //! A machine with one device and one stream, and typed buffers on it.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::sync::Arc;
 

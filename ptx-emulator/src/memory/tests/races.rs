@@ -1,9 +1,9 @@
 //! Races: found where PTX has one, and only there.
 
-use Order::{AcqRel, Acquire, Relaxed, Release, Weak};
+use Order::{AcqRel, Acquire, Relaxed, Release, Sc, Weak};
 use Scope::{Cta, Gpu, Sys};
 
-use super::machine::{Loc, Op, Place, X, Y, race};
+use super::machine::{Loc, Machine, Op, Place, X, Y, race, run};
 use crate::memory::{
     Access, AccessKind, BlockSpec, Clock, DeviceId, Fault, GridId, Memory, MemoryOptions, Order, Owner,
     RacingAccess, SHARED_WINDOW, Scope, Site, Thread, Width,
@@ -130,8 +130,15 @@ fn a_plain_value_synchronises_nobody() {
         &[Op::Wait(Relaxed, Sys, Y, 1), Op::St(Weak, Cta, Y, 2), Op::St(Release, Sys, told, 1)],
         &[Op::Wait(Acquire, Sys, told, 1), Op::Ld(Acquire, Sys, Y), get(X)],
     ];
-    let fault = race(Place::Device, &program).unwrap();
-    assert!(matches!(*fault, Fault::Race { second: RacingAccess { site: Site(202), .. }, .. }), "{fault}");
+    for seed in 0..100 {
+        let weak = (seed % 2 == 0).then_some(seed);
+        let options = MemoryOptions { race: true, weak, ..MemoryOptions::default() };
+        let fault = run(options, Place::Device, &program, seed).unwrap_err();
+        assert!(
+            matches!(*fault, Fault::Race { second: RacingAccess { site: Site(202), .. }, .. }),
+            "{fault}"
+        );
+    }
 }
 
 #[test]
@@ -175,6 +182,22 @@ fn only_the_last_strong_store_is_kept() {
         memory.store(&access, at, Width::B8, value).unwrap();
     }
     assert_eq!(memory.space.region(0).tracking().unwrap().histories[&0].len(), 1);
+}
+
+#[test]
+fn sc_fences_order_if_both_reach() {
+    let ordered = |place, first, second| {
+        let options = MemoryOptions { race: true, ..MemoryOptions::default() };
+        let mut machine = Machine::new(options, place, 2);
+        let program = [(0, put(X)), (0, Op::Fence(Sc, first)), (1, Op::Fence(Sc, second)), (1, get(X))];
+        program.into_iter().all(|(thread, op)| machine.step(thread, 0, op, &mut Vec::new()).is_ok())
+    };
+    for scopes in [(Gpu, Gpu), (Gpu, Sys), (Sys, Gpu), (Sys, Sys), (Cta, Sys), (Sys, Cta)] {
+        let (first, second) = scopes;
+        assert!(ordered(Place::Block, first, second), "{scopes:?}");
+        assert_eq!(ordered(Place::Device, first, second), first != Cta && second != Cta, "{scopes:?}");
+        assert_eq!(ordered(Place::Peers, first, second), scopes == (Sys, Sys), "{scopes:?}");
+    }
 }
 
 #[test]
