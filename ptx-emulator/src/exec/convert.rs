@@ -253,7 +253,8 @@ fn float_to_integer(conversion: Conversion, value: f64) -> u64 {
     let (least, most) = range(conversion.to);
     if value.is_nan() {
         let wide = conversion.from == T::F64 || conversion.to.bytes() == 8;
-        return if wide { 1 << (8 * conversion.to.bytes() - 1) } else { 0 };
+        let top = 1 << (8 * conversion.to.bytes() - 1);
+        return if wide { integer_bits(Conversion { saturate: false, ..conversion }, top) } else { 0 };
     }
     let value = (integral(value, rounding) as i128).clamp(least, most);
     integer_bits(conversion, value)

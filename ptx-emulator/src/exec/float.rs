@@ -101,7 +101,7 @@ fn quotient(line: &mut Line<'_, '_>, mode: Mode, rounded: bool) -> Decoded<Op> {
 fn approximate_quotient(a: f32, b: f32) -> f32 {
     let magnitude = b.abs();
     if magnitude > 2f32.powi(126) && magnitude.is_finite() {
-        return if a.is_infinite() { f32::NAN } else { 0f32.copysign(a) * 1f32.copysign(b) };
+        return if a.is_finite() { 0f32.copysign(a) * 1f32.copysign(b) } else { f32::NAN };
     }
     (f64::from(a) / f64::from(b)) as f32
 }

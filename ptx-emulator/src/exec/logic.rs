@@ -46,7 +46,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         "or" => (by_width!(ty, line, |a, b| a | b), 2),
         "xor" => (by_width!(ty, line, |a, b| a ^ b), 2),
         "not" => (by_width!(ty, line, |a| !a), 1),
-        "cnot" => (by_width!(ty, line, |a| if a == 0 { 1 } else { 0 }), 1),
+        "cnot" => (by_width!(ty, line, |a| 1 - a.min(1)), 1),
         "brev" => (by_width!(ty, line, |a| a.reverse_bits()), 1),
         _ => return line.refuse(),
     };
