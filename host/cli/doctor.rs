@@ -45,6 +45,11 @@ pub(super) fn run(json: bool) -> anyhow::Result<()> {
             "generate, eval and bench decode run here at --tp 1; several GPUs are not in this version",
         ),
         Finding::new(
+            "emulator",
+            emulator(),
+            "--device emulate runs GPU code here, in generate, eval and selftest",
+        ),
+        Finding::new(
             "nvshmem",
             nvshmem(),
             "found for later: all-reduce between nodes is not in this version",
@@ -147,6 +152,12 @@ fn gpus() -> Result<String, String> {
         ));
     }
     Ok(gpus.join("; "))
+}
+
+/// The machine that `--device emulate` gives.
+fn emulator() -> Result<String, String> {
+    let devices = Device::emulate(1).map_err(|e| e.to_string())?;
+    Ok(format!("{}, {}", devices[0].label(), devices[0].properties().driver))
 }
 
 /// NVSHMEM's host library: `NVSHMEM_HOME`, else the wheel's place in Python's site-packages.

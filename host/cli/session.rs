@@ -60,6 +60,8 @@ pub(super) enum DeviceChoice {
     Cpu,
     /// The first NVIDIA GPU
     Cuda,
+    /// The GPU's code executed on the CPU, slowly, every access checked (FEWSYNC_EMULATE=race,weak,… for more)
+    Emulate,
 }
 
 impl LayoutArgs {
@@ -135,10 +137,15 @@ impl Drop for Done<'_> {
 fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
     match layout.device {
         DeviceChoice::Cpu => load_reference(model, plan, shape),
-        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, layout)?)),
+        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, layout, || Device::cuda(0))?)),
+        DeviceChoice::Emulate => {
+            memory::check(model)?;
+            let device = || Ok(Device::emulate(1)?.swap_remove(0));
+            Ok(Box::new(load_engine(model, plan, layout, device)?))
+        }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
         DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape),
-        DeviceChoice::Auto => match load_engine(model, plan, layout) {
+        DeviceChoice::Auto => match load_engine(model, plan, layout, || Device::cuda(0)) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
@@ -162,13 +169,18 @@ fn load_reference(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Bo
     Ok(Box::new(reference))
 }
 
-fn load_engine(model: &Model, plan: &Plan, layout: &LayoutArgs) -> Result<Engine, RunError> {
+fn load_engine(
+    model: &Model,
+    plan: &Plan,
+    layout: &LayoutArgs,
+    device: impl FnOnce() -> crate::driver::Result<Device>,
+) -> Result<Engine, RunError> {
     let options = EngineOptions {
         page_size: layout.page_size,
         kv_tokens: layout.kv_tokens,
         ..EngineOptions::default()
     };
-    let device = Device::cuda(0)?;
+    let device = device()?;
     let weight_bytes = Engine::weight_bytes(&model.config, plan.tp())?;
     with_progress(weight_bytes, |loaded| {
         Engine::load(&model.config, &model.source, plan, &device, &options, loaded)

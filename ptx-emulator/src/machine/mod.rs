@@ -6,6 +6,7 @@
 //! expire.
 
 mod grid;
+mod host;
 mod report;
 mod run;
 mod step;
@@ -200,7 +201,7 @@ pub struct Machine {
     images: Vec<Arc<Image>>,
     sites: u32,
     streams: Vec<Stream>,
-    events: Vec<Option<Clock>>,
+    events: Vec<Option<host::Reached>>,
     random: Random,
     time_ns: u64,
     counters: Counters,

@@ -23,7 +23,7 @@ struct Address {
 pub(super) struct Stall {
     /// `Machine::progress` when it was last seen to change, and the turns since.
     progress: u64,
-    turns: u64,
+    pub(super) turns: u64,
     /// The warp of the last turn, for round robin.
     cursor: usize,
     /// The warp that the adversarial policy prefers.

@@ -71,7 +71,9 @@ impl Machine {
 
     fn start_command(&mut self, index: usize) -> Result<bool, RunError> {
         if let Some((Command::Wait(event), _)) = self.streams[index].queue.front() {
-            let Some(clock) = self.events[event.0].clone() else { return Ok(false) };
+            let Some(clock) = self.events[event.0].as_ref().map(|reached| reached.clock.clone()) else {
+                return Ok(false);
+            };
             self.streams[index].queue.pop_front();
             let (end, _) = self.joined(index, &clock);
             self.streams[index].end = end;
@@ -83,7 +85,10 @@ impl Machine {
         }
         match command {
             Command::Launch(launch) => self.start_grid(index, launch, &since),
-            Command::Record(event) => self.events[event.0] = Some(self.streams[index].end.clone()),
+            Command::Record(event) => {
+                let (clock, time_ns) = (self.streams[index].end.clone(), self.time_ns);
+                self.events[event.0] = Some(super::host::Reached { clock, time_ns });
+            }
             Command::Copy { to, from, bytes } => {
                 let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
                 self.as_agent(index, &since, |machine, agent| {
@@ -116,7 +121,7 @@ impl Machine {
     }
 
     /// Runs a copy or fill as the only thread of a grid of its own.
-    fn as_agent(
+    pub(super) fn as_agent(
         &mut self,
         index: usize,
         since: &Clock,

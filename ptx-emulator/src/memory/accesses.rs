@@ -79,6 +79,18 @@ impl Memory {
         Ok(())
     }
 
+    /// The newest bytes of a range of one allocation, whoever wrote them, as a debugger sees them: nothing is checked
+    /// but that the allocation is there, and nobody is said to have read them.
+    ///
+    /// # Errors
+    /// Any [`Fault`] about addresses.
+    pub fn peek(&self, address: u64, out: &mut [u8]) -> Result<()> {
+        if let Some((_, place)) = self.range(AccessKind::Load, Thread::HOST, address, out.len())? {
+            out.copy_from_slice(self.region(place.region).bytes(place.offset, out.len()));
+        }
+        Ok(())
+    }
+
     /// Writes a range, of any alignment, by `agent`: [`Thread::HOST`], or an asynchronous copy.
     ///
     /// # Errors

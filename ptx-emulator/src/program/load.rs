@@ -51,6 +51,7 @@ pub struct Kernel {
     pub(crate) param_bytes: u32,
     pub(crate) max_threads: Option<[u32; 3]>,
     pub(crate) required_threads: Option<[u32; 3]>,
+    pub(crate) min_blocks: Option<u32>,
 }
 
 impl Kernel {
@@ -77,6 +78,16 @@ impl Kernel {
     /// `.maxntid`: the most threads per block in x, y and z.
     pub fn max_threads(&self) -> Option<[u32; 3]> {
         self.max_threads
+    }
+
+    /// Bytes of local memory of a thread, outside of the functions that it calls.
+    pub fn local_bytes(&self) -> u32 {
+        self.program.functions.first().map_or(0, |entry| entry.local_bytes)
+    }
+
+    /// `.minnctapersm`: blocks that a multiprocessor shall hold at once.
+    pub fn min_blocks(&self) -> Option<u32> {
+        self.min_blocks
     }
 
     /// `.reqntid`: the only block size that may be launched.
@@ -121,6 +132,7 @@ impl Module {
                 program,
                 max_threads: function.max_threads,
                 required_threads: function.required_threads,
+                min_blocks: function.min_blocks,
             });
         }
         let variables = tree.variables.iter().map(|variable| device_variable(file, source, &tree, variable));

@@ -200,6 +200,7 @@ impl<'a> Parser<'a> {
             returns,
             max_threads: None,
             required_threads: None,
+            min_blocks: None,
             cluster: None,
             body: Vec::new(),
             extent: Extent { at: name_token.at, end: name_token.end },
@@ -217,7 +218,8 @@ impl<'a> Parser<'a> {
                 }
                 ".maxntid" => function.max_threads = Some(self.extents()?),
                 ".reqntid" => function.required_threads = Some(self.extents()?),
-                ".minnctapersm" | ".maxnreg" | ".maxnctapersm" => {
+                ".minnctapersm" => function.min_blocks = Some(self.extents()?[0]),
+                ".maxnreg" | ".maxnctapersm" => {
                     self.extents()?;
                 }
                 ".reqnctapercluster" | ".maxclusterrank" | ".blocksareclusters" | ".explicitcluster" => {

@@ -171,6 +171,8 @@ pub struct Function<'a> {
     pub max_threads: Option<[u32; 3]>,
     /// `.reqntid`
     pub required_threads: Option<[u32; 3]>,
+    /// `.minnctapersm`
+    pub min_blocks: Option<u32>,
     /// Cluster directives (`.reqnctapercluster`, …), refused by the loader.
     pub cluster: Option<Extent>,
     /// Empty when only declared.
