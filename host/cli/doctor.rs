@@ -54,6 +54,11 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             "generate, eval, bench decode and demo run here with --device cuda, --tp up to the number of GPUs",
         ),
         Finding::new(
+            "emulator",
+            emulator(),
+            "--device emulate runs GPU code here, in generate, eval and selftest",
+        ),
+        Finding::new(
             "nvshmem",
             nvshmem(),
             "found for later: all-reduce between nodes is not in this version",
@@ -195,6 +200,12 @@ fn ranks(tp: usize) -> Result<String, String> {
     let devices = cuda_devices(tp).map_err(|e| e.to_string())?;
     let labels: Vec<&str> = devices.iter().map(Device::label).collect();
     Ok(format!("--tp {tp} on {}", labels.join(", ")))
+}
+
+/// The machine that `--device emulate` gives.
+fn emulator() -> Result<String, String> {
+    let devices = Device::emulate(1).map_err(|e| e.to_string())?;
+    Ok(format!("{}, {}", devices[0].label(), devices[0].properties().driver))
 }
 
 /// NVSHMEM's host library: `NVSHMEM_HOME`, else the wheel's place in Python's site-packages.

@@ -19,6 +19,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// How an emulated machine is described, for the help of commands that take `--device emulate`.
+const EMULATE_HELP: &str = "--device emulate executes the GPU's PTX on this CPU and checks every access. FEWSYNC_EMULATE \
+describes the machine: seed=N, schedule=round-robin|random|adversarial, race (report data races), weak (weak memory), \
+devices=N, sms=N, memory=GIB, separated by commas.";
+
 /// Tensor-parallel Llama decode with few and fast synchronisations.
 ///
 /// Ranks are threads of this process, on the CPU or with a GPU each; --tp 3 works on a laptop. A tensor-parallel block synchronises twice:
@@ -47,7 +52,7 @@ enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Check every GPU kernel against f64 arithmetic on the CPU
+    /// Check every GPU kernel against f64 arithmetic on the CPU, on a GPU or an emulated one
     Selftest(selftest::Args),
     /// Say what this machine has, what works with it, and what to install for more
     Doctor(doctor::Args),

@@ -63,6 +63,8 @@ pub(super) enum DeviceChoice {
     Cpu,
     /// The first T NVIDIA GPUs, one a rank
     Cuda,
+    /// The GPU's code executed on the CPU, slowly, every access checked (FEWSYNC_EMULATE=race,weak,… for more)
+    Emulate,
 }
 
 /// How ranks synchronise.
@@ -184,10 +186,19 @@ impl Drop for Done<'_> {
 fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
     match layout.device {
         DeviceChoice::Cpu => load_reference(model, plan, shape, layout),
-        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout)?)),
+        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout, cuda_devices)?)),
+        DeviceChoice::Emulate => {
+            memory::check(model)?;
+            let devices = |tp| {
+                let mut devices = Device::emulate(tp as u32)?;
+                devices.truncate(tp);
+                Ok(devices)
+            };
+            Ok(Box::new(load_engine(model, plan, shape, layout, devices)?))
+        }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
         DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape, layout),
-        DeviceChoice::Auto => match load_engine(model, plan, shape, layout) {
+        DeviceChoice::Auto => match load_engine(model, plan, shape, layout, cuda_devices) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
@@ -220,7 +231,13 @@ fn load_reference(
     Ok(Box::new(reference))
 }
 
-fn load_engine(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> Result<Engine, RunError> {
+fn load_engine(
+    model: &Model,
+    plan: &Plan,
+    shape: Shape,
+    layout: &LayoutArgs,
+    devices: impl FnOnce(usize) -> Result<Vec<Device>, EngineError>,
+) -> Result<Engine, RunError> {
     let options = EngineOptions {
         page_size: layout.page_size,
         kv_tokens: layout.kv_tokens,
@@ -229,7 +246,7 @@ fn load_engine(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) ->
         ..EngineOptions::default()
     };
     let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
-    let devices = cuda_devices(plan.tp())?;
+    let devices = devices(plan.tp())?;
     with_progress(weight_bytes, |loaded| {
         Engine::load(&model.config, &model.source, plan, &devices, &options, loaded)
     })

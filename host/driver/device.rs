@@ -58,6 +58,28 @@ impl Device {
         Err(GpuError::NotBuilt { feature: "cuda" })
     }
 
+    /// The devices of a new emulated machine, as `FEWSYNC_EMULATE` describes it, at least `count` of them.
+    ///
+    /// # Errors
+    /// A description that says nothing.
+    #[cfg(feature = "emulate")]
+    pub fn emulate(count: u32) -> Result<Vec<Self>> {
+        use super::emulated::{EMULATE_VARIABLE, EmulatorOptions};
+        let mut options = EmulatorOptions::from_env()
+            .map_err(|error| GpuError::NoDriver { reason: format!("{EMULATE_VARIABLE}: {error}") })?;
+        options.devices = options.devices.max(count);
+        Ok(Self::emulated(&options))
+    }
+
+    /// The devices of a new emulated machine; this build has no emulator.
+    ///
+    /// # Errors
+    /// Always [`GpuError::NotBuilt`].
+    #[cfg(not(feature = "emulate"))]
+    pub fn emulate(_count: u32) -> Result<Vec<Self>> {
+        Err(GpuError::NotBuilt { feature: "emulate" })
+    }
+
     /// The back end's own interface.
     pub fn gpu(&self) -> &dyn Gpu {
         &*self.gpu

@@ -151,6 +151,14 @@ pub enum GpuError {
         /// Its peer.
         peer: String,
     },
+    /// A kernel, a copy or the schedule went wrong on an emulated machine, which runs nothing any more.
+    #[error("{device} has stopped: {report}")]
+    Emulated {
+        /// The device.
+        device: String,
+        /// What happened, where, to whom, and the seed that reproduces it.
+        report: String,
+    },
     /// Anything else that a call of the back end reported.
     #[error("{call} on {device} failed: {reason} ({name}, code {code})")]
     Call {

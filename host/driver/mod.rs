@@ -2,8 +2,8 @@
 //!
 //! Two layers:
 //! - [`Gpu`] is what a back end implements: flat calls on plain ids, object-safe, `unsafe` where an id or a
-//!   pointer must be live. `cuda` is the driver API over cust (feature `cuda`); an emulator that executes the
-//!   same PTX on the CPU fits behind the same trait.
+//!   pointer must be live. `cuda` is the driver API over cust (feature `cuda`); `emulated` executes the same
+//!   PTX on the CPU and checks every access (feature `emulate`).
 //! - [`Device`], [`DeviceBuffer`], [`PinnedBuffer`], [`Stream`], [`Event`], [`Module`], [`Kernel`] and [`Graph`]
 //!   own what they name, keep their device alive, and are written once for all back ends. No type of cust
 //!   appears in them.
@@ -20,6 +20,8 @@ mod buffer;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
+#[cfg(feature = "emulate")]
+mod emulated;
 mod error;
 mod gpu;
 mod graph;
@@ -31,6 +33,8 @@ mod stream;
 
 pub use buffer::{DeviceBuffer, PinnedBuffer};
 pub use device::Device;
+#[cfg(feature = "emulate")]
+pub use emulated::{EMULATE_VARIABLE, EmulatorOptions, InvalidEmulatorOption, Schedule};
 pub use error::{GpuError, Result};
 pub use gpu::{
     Capability, DevicePtr, EventId, Gpu, GpuGraphs, GpuMemory, GpuModules, GpuStreams, GraphId,

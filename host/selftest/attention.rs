@@ -31,7 +31,7 @@ const DECODE_SHAPES: [DecodeShape; 12] = [
 ];
 
 /// One query token a sequence, twice without a reset of the counters.
-pub(super) fn decode(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn decode(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     let width = head_dim.get() as usize;
     for ((groups, page_size, lens, n_splits), sharpness) in
         DECODE_SHAPES.into_iter().flat_map(|shape| SHARPNESS.map(|sharpness| (shape, sharpness)))
@@ -127,7 +127,7 @@ const PREFILL_SHAPES: [PrefillShape; 8] = [
     (&[0, 0], 16, &[(700, 0)]),
 ];
 
-pub(super) fn prefill(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn prefill(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     let width = head_dim.get() as usize;
     for ((kv_head_of, page_size, sequences), sharpness) in
         PREFILL_SHAPES.into_iter().flat_map(|shape| SHARPNESS.map(|sharpness| (shape, sharpness)))

@@ -1,4 +1,4 @@
-//! Every kernel of the embedded PTX on a real device against plain f64 arithmetic on the CPU.
+//! Every kernel of the embedded PTX on a device, real or emulated, against plain f64 arithmetic on the CPU.
 //!
 //! A case runs its kernel over many shapes, odd ones too. Inputs are seeded random numbers followed by NaN;
 //! outputs and scratch are poisoned first and lie between guard regions that are looked at afterwards; kernels
@@ -11,19 +11,25 @@ mod collective;
 mod matrix;
 mod paging;
 mod pointwise;
+pub mod record;
 pub mod reference;
 mod rig;
 mod rope;
 mod sampling;
 mod tally;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use serde::Serialize;
 
-use crate::driver::{Device, KernelLibrary, Result};
+use crate::driver::{Device, GpuError, KernelLibrary, Result};
 use crate::kernels::{Entry, HeadDim, Ptx};
 
+use record::{Agreement, Recording, StoredOutput};
+pub use rig::Extent;
 use rig::Rig;
 use tally::Tally;
 pub use tally::error;
@@ -36,10 +42,10 @@ pub struct Case {
 }
 
 /// Runs all shapes of a kernel.
-type Run = dyn Fn(&Rig<'_>, &mut Tally) -> Result<()>;
+type Run = dyn Fn(&Rig<'_>, &mut Tally<'_>) -> Result<()>;
 
 impl Case {
-    fn new(bound: f64, run: impl Fn(&Rig<'_>, &mut Tally) -> Result<()> + 'static) -> Self {
+    fn new(bound: f64, run: impl Fn(&Rig<'_>, &mut Tally<'_>) -> Result<()> + 'static) -> Self {
         Self { bound, run: Box::new(run) }
     }
 }
@@ -59,6 +65,12 @@ pub struct Outcome {
     pub bound: f64,
     /// One sentence for each thing that is wrong; none if the kernel passed.
     pub failures: Vec<String>,
+    /// With a recording of another run: how they compare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+    /// What was read, to be recorded.
+    #[serde(skip)]
+    pub outputs: Vec<StoredOutput>,
 }
 
 /// The case of an entry, none if nobody wrote one.
@@ -89,39 +101,115 @@ pub fn case_of(entry: &str) -> Option<Case> {
     Some(case)
 }
 
-/// Runs the cases of the kernels in `ptx` whose name begins with `prefix`, telling `done` of each. `quick`
-/// leaves the larger shapes out, for tools that slow kernels down a hundredfold.
-///
-/// # Errors
-/// What the device itself refuses or breaks on; wrong results are in the outcomes.
-pub fn run(
-    device: &Device,
-    ptx: &'static Ptx,
-    prefix: &str,
-    quick: bool,
-    mut done: impl FnMut(&Outcome),
-) -> Result<Vec<Outcome>> {
-    let library = Arc::new(KernelLibrary::load_file(device, ptx)?);
-    let rig = Rig::new(device, &library, quick)?;
-    let mut outcomes = Vec::new();
-    for entry in ptx.entries.iter().filter(|entry| entry.name.starts_with(prefix)) {
-        let outcome = run_entry(&rig, ptx, entry)?;
-        done(&outcome);
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
+/// What to run, and on how many devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan<'a> {
+    /// Only kernels whose name begins like this.
+    pub prefix: &'a str,
+    /// How large the shapes are.
+    pub extent: Extent,
+    /// Threads that each run kernels on a device of their own.
+    pub workers: usize,
+    /// A run to compare with.
+    pub recording: Option<&'a Recording>,
 }
 
-fn run_entry(rig: &Rig<'_>, ptx: &Ptx, entry: &Entry) -> Result<Outcome> {
+/// Runs the cases of the kernels in `ptx`, telling `done` of each in the file's order. Every worker opens a device,
+/// and another one when an emulated one has stopped, which is its kernel's failure.
+///
+/// # Errors
+/// What a real device itself refuses or breaks on; wrong results are in the outcomes.
+pub fn run(
+    open: &(dyn Fn() -> Result<Device> + Sync),
+    ptx: &'static Ptx,
+    plan: Plan<'_>,
+    mut done: impl FnMut(&Outcome),
+) -> Result<Vec<Outcome>> {
+    let entries: Vec<_> = ptx.entries.iter().filter(|entry| entry.name.starts_with(plan.prefix)).collect();
+    let queue = Queue { ptx, entries: &entries, next: AtomicUsize::new(0), plan };
+    let mut outcomes = Vec::new();
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 0..plan.workers.clamp(1, entries.len().max(1)) {
+            let (sender, queue) = (sender.clone(), &queue);
+            scope.spawn(move || {
+                if let Err(error) = queue.work(open, &sender) {
+                    // Only a receiver that has met another error is gone.
+                    let _ = sender.send(Err(error));
+                }
+            });
+        }
+        drop(sender);
+        let mut early = BTreeMap::new();
+        for finished in receiver {
+            let (index, outcome) = finished?;
+            early.insert(index, outcome);
+            while let Some(outcome) = early.remove(&outcomes.len()) {
+                done(&outcome);
+                outcomes.push(outcome);
+            }
+        }
+        Ok(outcomes)
+    })
+}
+
+/// Kernels that workers take one after the other.
+struct Queue<'a> {
+    ptx: &'static Ptx,
+    entries: &'a [&'static Entry],
+    next: AtomicUsize,
+    plan: Plan<'a>,
+}
+
+impl Queue<'_> {
+    fn work(
+        &self,
+        open: &(dyn Fn() -> Result<Device> + Sync),
+        finished: &mpsc::Sender<Result<(usize, Outcome)>>,
+    ) -> Result<()> {
+        loop {
+            let device = open()?;
+            let library = Arc::new(KernelLibrary::load_file(&device, self.ptx)?);
+            let rig = Rig::new(&device, &library, self.plan.extent)?;
+            loop {
+                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                let Some(entry) = self.entries.get(index) else { return Ok(()) };
+                let (outcome, is_alive) = run_entry(&rig, self.ptx, entry, self.plan.recording)?;
+                if finished.send(Ok((index, outcome))).is_err() {
+                    return Ok(());
+                }
+                if !is_alive {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The outcome, and whether the device is good for more.
+fn run_entry(
+    rig: &Rig<'_>,
+    ptx: &Ptx,
+    entry: &Entry,
+    recording: Option<&Recording>,
+) -> Result<(Outcome, bool)> {
+    let none: &[StoredOutput] = &[];
+    let recorded = recording.map(|recording| recording.of(entry.name, ptx.arch).unwrap_or(none));
     let Some(case) = case_of(entry.name) else {
-        let failures = vec!["there is no case for it in host/selftest".to_owned()];
-        let (kernel, arch) = (entry.name, ptx.arch);
-        return Ok(Outcome { kernel, arch, shapes: 0, worst_error: f64::INFINITY, bound: 0.0, failures });
+        let mut tally = Tally::new(entry.name, 0.0, recorded);
+        tally.fail("there is no case for it in host/selftest".to_owned());
+        return Ok((tally.finish(ptx.arch), true));
     };
     rig.restart_inputs();
-    let mut tally = Tally::new(entry.name, case.bound);
-    (case.run)(rig, &mut tally)?;
-    Ok(tally.finish(ptx.arch))
+    let mut tally = Tally::new(entry.name, case.bound, recorded);
+    match (case.run)(rig, &mut tally) {
+        Ok(()) => Ok((tally.finish(ptx.arch), true)),
+        Err(GpuError::Emulated { report, .. }) => {
+            tally.fail(report);
+            Ok((tally.finish(ptx.arch), false))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ const TOKENS: [usize; 3] = [1, 5, 33];
 const EPS: f32 = 1e-5;
 
 /// Rows that exist, and the row beyond the last, which is zeros.
-pub(super) fn embedding(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn embedding(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     const ROWS: usize = 50;
-    for (width, n_tokens) in shapes() {
+    for (width, n_tokens) in shapes(rig) {
         tally.shape(format_args!("width {width}, {n_tokens} tokens"));
         let table = rig.random_bf16(ROWS * width, 1.0);
         let mut ids = rig.random_below(n_tokens, ROWS as u32);
@@ -48,8 +48,8 @@ pub(super) fn embedding(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
 }
 
 /// Into another buffer, and in place.
-pub(super) fn rmsnorm(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
-    for (hidden, n_tokens) in shapes() {
+pub(super) fn rmsnorm(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
+    for (hidden, n_tokens) in shapes(rig) {
         let (x, weight) = (rig.random_bf16(n_tokens * hidden, 1.0), rig.random_bf16(hidden, 1.0));
         let (d_x, d_weight) = (rig.holding(&x)?, rig.holding(&weight)?);
         let separate = rig.poisoned(n_tokens * hidden)?;
@@ -76,8 +76,8 @@ pub(super) fn rmsnorm(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
 }
 
 /// The residual to the bit, its norm up to the bound.
-pub(super) fn add_rmsnorm(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
-    for (hidden, n_tokens) in shapes() {
+pub(super) fn add_rmsnorm(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
+    for (hidden, n_tokens) in shapes(rig) {
         tally.shape(format_args!("hidden {hidden}, {n_tokens} tokens"));
         let x = rig.random_bf16(n_tokens * hidden, 1.0);
         let residual = rig.random_bf16(n_tokens * hidden, 1.0);
@@ -108,8 +108,9 @@ pub(super) fn add_rmsnorm(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn shapes() -> impl Iterator<Item = (usize, usize)> {
-    WIDTHS.into_iter().flat_map(|width| TOKENS.into_iter().map(move |n_tokens| (width, n_tokens)))
+fn shapes(rig: &Rig<'_>) -> impl Iterator<Item = (usize, usize)> {
+    let all = WIDTHS.into_iter().flat_map(|width| TOKENS.into_iter().map(move |n_tokens| (width, n_tokens)));
+    all.filter(|&(width, n_tokens)| rig.wants(width * n_tokens))
 }
 
 pub(super) fn norm_rows(x: &[f64], weight: &[bf16], hidden: usize) -> Vec<f64> {

@@ -15,21 +15,55 @@ use crate::kernels::{Addr, Launch, Rows};
 const GUARD_BYTES: usize = 1024;
 /// A NaN as bf16 and as f32, and no valid index.
 const POISON: u8 = 0xff;
-/// Multiply-adds of the largest shape that a quick run keeps.
-const QUICK_WORK: usize = 1 << 21;
+/// How large the shapes are that run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of them.
+    Full,
+    /// Without the larger ones, for tools that slow kernels down a hundredfold.
+    Quick,
+    /// Those that an emulator runs in a second or so.
+    Small,
+    /// Those that an emulator runs in a second or so while it looks for races.
+    Smallest,
+}
+
+/// What the shapes of an extent have at most.
+struct Limits {
+    /// Multiply-adds of a shape.
+    work: usize,
+    /// Elements of a cache.
+    cache: usize,
+    /// Rows that tokens are drawn from, and logits of all of them.
+    rows: usize,
+    logits: usize,
+}
+
+impl Extent {
+    fn limits(self) -> Limits {
+        const NONE: usize = usize::MAX;
+        let (work, cache, rows, logits) = match self {
+            Self::Full => (NONE, NONE, NONE, NONE),
+            Self::Quick => (1 << 21, NONE, NONE, NONE),
+            Self::Small => (1 << 21, 1 << 22, 32, 1 << 16),
+            Self::Smallest => (1 << 15, 1 << 17, 4, 1 << 12),
+        };
+        Limits { work, cache, rows, logits }
+    }
+}
 
 /// What cases run on.
 pub(super) struct Rig<'a> {
     device: &'a Device,
     library: &'a Arc<KernelLibrary>,
     stream: Stream,
-    quick: bool,
+    extent: Extent,
     seed: Cell<u64>,
 }
 
 impl<'a> Rig<'a> {
-    pub(super) fn new(device: &'a Device, library: &'a Arc<KernelLibrary>, quick: bool) -> Result<Self> {
-        Ok(Self { device, library, stream: device.stream()?, quick, seed: Cell::new(0) })
+    pub(super) fn new(device: &'a Device, library: &'a Arc<KernelLibrary>, extent: Extent) -> Result<Self> {
+        Ok(Self { device, library, stream: device.stream()?, extent, seed: Cell::new(0) })
     }
 
     /// Begins the random numbers anew, so that a kernel's inputs do not depend on what ran before it.
@@ -47,7 +81,18 @@ impl<'a> Rig<'a> {
 
     /// Whether a shape of this many multiply-adds is to be run.
     pub(super) fn wants(&self, work: usize) -> bool {
-        !self.quick || work <= QUICK_WORK
+        work <= self.extent.limits().work
+    }
+
+    /// Whether a shape whose cache has this many elements is to be run.
+    pub(super) fn wants_cache(&self, elements: usize) -> bool {
+        elements <= self.extent.limits().cache
+    }
+
+    /// How many of `n_rows` rows of `len` logits are to be drawn from, 0 for none.
+    pub(super) fn wanted_rows(&self, n_rows: usize, len: usize) -> usize {
+        let Limits { rows, logits, .. } = self.extent.limits();
+        n_rows.min(rows).min(logits / len)
     }
 
     pub(super) fn sm_count(&self) -> u32 {

@@ -19,12 +19,15 @@ const SHAPES: [(usize, usize, usize, usize, usize, u32); 6] = [
     (4, 1, 64, 130, 1, 2048),
 ];
 
-pub(super) fn run(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn run(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     for (n_heads, n_kv_heads, page_size, n_tokens, n_sequences, end) in SHAPES {
+        let width = head_dim.get() as usize;
+        if !rig.wants_cache(end as usize * n_sequences * n_kv_heads * width) {
+            continue;
+        }
         tally.shape(format_args!(
             "{n_heads}+{n_kv_heads} heads, page {page_size}, {n_tokens} tokens below position {end}"
         ));
-        let width = head_dim.get() as usize;
         // Different positions, so that no two tokens of a sequence share a slot.
         let positions = &rig.permutation(end as usize)[..n_tokens];
         let sequences: Vec<u32> = (0..n_tokens).map(|t| (t % n_sequences) as u32).collect();
@@ -75,7 +78,9 @@ pub(super) fn run(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally) -> Result
             }
         }
         let found = tally.read(rig, "k cache", &cache.k)?;
-        check_cache(tally, "k cache", &keys, &found, Tally::close);
+        check_cache(tally, "k cache", &keys, &found, |tally, what, expected, found, width| {
+            tally.close(what, expected, found, width);
+        });
         let found = tally.read(rig, "v cache", &cache.v)?;
         check_cache(tally, "v cache", &values, &found, |tally, what, expected, found, _| {
             tally.equal(what, expected, found);
@@ -86,11 +91,11 @@ pub(super) fn run(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally) -> Result
 
 /// The rows that should be written hold what they should, and nothing else was written.
 fn check_cache(
-    tally: &mut Tally,
+    tally: &mut Tally<'_>,
     what: &str,
     rows: &[(usize, Vec<f64>)],
     cache: &[bf16],
-    compare: impl Fn(&mut Tally, &str, &[f64], &[f64], usize),
+    compare: impl Fn(&mut Tally<'_>, &str, &[f64], &[f64], usize),
 ) {
     for (at, expected) in rows {
         compare(tally, what, expected, &widen(&cache[*at..][..expected.len()]), expected.len());

@@ -20,8 +20,11 @@ const ARGMAX_SHAPES: [(usize, usize, usize); 7] = [
 ];
 
 /// Rows with ties, with NaN, of −∞ alone, negative alone; twice without a reset of the cells.
-pub(super) fn argmax(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn argmax(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     for (n_rows, len, stride) in ARGMAX_SHAPES {
+        if !rig.wants(n_rows * len) {
+            continue;
+        }
         let mut logits = rig.random((n_rows - 1) * stride + len, 3.0);
         for (row, logits) in logits.chunks_mut(stride).enumerate() {
             match row % 4 {
@@ -89,8 +92,12 @@ const SAMPLE_SHAPES: [(usize, f32, u32, f32, usize); 12] = [
 /// The kernel draws by inverting the cumulative distribution at a number that Philox gives, so each draw has
 /// one right answer: the error is how far that number lies outside the drawn token's interval. Greedy draws
 /// must be the argmax.
-pub(super) fn sample(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn sample(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     for (len, temperature, top_k, top_p, n_rows) in SAMPLE_SHAPES {
+        let n_rows = rig.wanted_rows(n_rows, len);
+        if n_rows == 0 {
+            continue;
+        }
         tally.shape(format_args!("{len} logits, temperature {temperature}, top-k {top_k}, top-p {top_p}"));
         let mut logits = rig.random(len, 2.0);
         if len > 100 {
@@ -146,7 +153,7 @@ pub(super) fn sample(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
 }
 
 /// More sequences than a block has threads, twice.
-pub(super) fn advance_positions(rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
+pub(super) fn advance_positions(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
     for n_sequences in [1usize, 127, 128, 129, 1500] {
         let positions = rig.random_below(n_sequences, 1 << 20);
         let kv_lens: Vec<u32> = positions.iter().map(|position| position + 1).collect();

@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::Outcome;
 use super::bounds;
+use super::record::{Freedom, Outputs, StoredOutput, freedom_of};
 use super::rig::{Guarded, Rig};
 use crate::driver::Result;
 use crate::kernels::Launch;
@@ -53,7 +54,7 @@ fn row_error(expected: &[f64], found: &[f64]) -> f64 {
 }
 
 /// What is known of one kernel so far.
-pub(super) struct Tally {
+pub(super) struct Tally<'a> {
     kernel: &'static str,
     bound: f64,
     shapes: usize,
@@ -62,16 +63,30 @@ pub(super) struct Tally {
     compared: usize,
     excess: f64,
     failures: Vec<String>,
+    outputs: Outputs<'a>,
+    /// Of the next output, where the kernel's name does not say it.
+    freedom: Option<Freedom>,
 }
 
-impl Tally {
-    pub(super) fn new(kernel: &'static str, bound: f64) -> Self {
-        let (shape, failures) = (String::new(), Vec::new());
-        Self { kernel, bound, shapes: 0, shape, worst_error: 0.0, compared: 0, excess: 0.0, failures }
+impl<'a> Tally<'a> {
+    /// `recorded` are the outputs of another run to compare with.
+    pub(super) fn new(kernel: &'static str, bound: f64, recorded: Option<&'a [StoredOutput]>) -> Self {
+        Self {
+            kernel,
+            bound,
+            shapes: 0,
+            shape: String::new(),
+            worst_error: 0.0,
+            compared: 0,
+            excess: 0.0,
+            failures: Vec::new(),
+            outputs: Outputs::new(recorded),
+            freedom: None,
+        }
     }
 
     pub(super) fn finish(self, arch: &'static str) -> Outcome {
-        let Self { kernel, bound, shapes, worst_error, mut failures, .. } = self;
+        let Self { kernel, bound, shapes, worst_error, mut failures, outputs, .. } = self;
         if shapes == 0 {
             failures.push("its case ran no shape".to_owned());
         }
@@ -82,7 +97,18 @@ impl Tally {
                 "its magnitudes are off by {bias:+.2e} on average, allowed is {bound:.2e}: something truncates"
             ));
         }
-        Outcome { kernel, arch, shapes, worst_error, bound, failures }
+        let (outputs, agreement) = outputs.finish();
+        Outcome { kernel, arch, shapes, worst_error, bound, failures, agreement, outputs }
+    }
+
+    /// Whether outputs are compared with recorded ones.
+    pub(super) fn is_comparing(&self) -> bool {
+        self.outputs.is_comparing()
+    }
+
+    /// By what the output that is read next may differ between devices.
+    pub(super) fn may_differ(&mut self, freedom: Freedom) {
+        self.freedom = Some(freedom);
     }
 
     /// What follows belongs to this shape.
@@ -152,6 +178,10 @@ impl Tally {
         if !intact {
             self.fail(format!("it wrote outside of {what}"));
         }
+        let freedom = self.freedom.take().unwrap_or_else(|| freedom_of(self.kernel, what));
+        if let Some(failure) = self.outputs.add(&self.shape, what, &data, &freedom) {
+            self.fail(failure);
+        }
         Ok(data)
     }
 
@@ -194,7 +224,7 @@ mod tests {
     fn truncation_shows_where_rounding_passes() {
         let expected: Vec<f64> = (0..20_000).map(|i| (f64::from(i) * 0.37).sin()).collect();
         let judge = |found: Vec<f64>| {
-            let mut tally = Tally::new("k", bounds::ATTENTION);
+            let mut tally = Tally::new("k", bounds::ATTENTION, None);
             tally.shape("n=20000");
             tally.close("out", &expected, &found, 100);
             tally.finish("sm_80").failures
@@ -209,7 +239,7 @@ mod tests {
 
     #[test]
     fn failures_name_their_shape_and_a_case_without_shapes_fails() {
-        let mut tally = Tally::new("k", 1e-3);
+        let mut tally = Tally::new("k", 1e-3, None);
         tally.shape("m=1");
         tally.close("out", &[1.0], &[1.01], 1);
         tally.equal("ids", &[1, 2], &[1, 3]);
@@ -218,6 +248,6 @@ mod tests {
             outcome.failures,
             ["m=1: out is off by 1.00e-2, allowed is 1.00e-3", "m=1: ids[1] is 3 and should be 2"]
         );
-        assert_eq!(Tally::new("k", 0.0).finish("sm_80").failures.len(), 1);
+        assert_eq!(Tally::new("k", 0.0, None).finish("sm_80").failures.len(), 1);
     }
 }

@@ -1,0 +1,368 @@
+//! Asynchronous copies: `cp.async` and its groups, `cp.async.bulk` with mbarriers and bulk groups.
+//!
+//! Sources are read when a copy is issued; destinations are written as late as PTX allows: when its group is
+//! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses. So whoever reads
+//! a destination too early sees what was there before. Tensor maps and clusters are refused.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::address::{Region, generic, region_of};
+use super::context::{Cause, Context, Done};
+use super::mbarrier::{self, PhaseClocks};
+use crate::memory::{Access, Clock, Memory, Order, Scope, Site, Thread, Width};
+use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
+use crate::text::{ScalarType as T, Space};
+
+pub(crate) const NAMES: &[&str] = &["cp"];
+
+#[derive(Debug, Clone)]
+pub(crate) enum Async {
+    /// `cp.async`: bytes to write, and the operand that says how many of them to read.
+    Copy {
+        to: Address,
+        from: Address,
+        bytes: u32,
+        read: Option<Typed>,
+    },
+    Commit {
+        bulk: bool,
+    },
+    /// All but so many groups of the thread; `None` for all copies.
+    Wait {
+        bulk: bool,
+        left: Option<u32>,
+    },
+    /// `cp.async.mbarrier.arrive`
+    Arrive {
+        address: Address,
+        space: Space,
+        increments: bool,
+    },
+    Bulk {
+        to: Address,
+        to_space: Space,
+        from: Address,
+        from_space: Space,
+        bytes: Typed,
+        barrier: Option<Address>,
+    },
+}
+
+pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
+    if !line.flag("async") {
+        return line.refuse();
+    }
+    if line.flag("bulk") {
+        return bulk(line);
+    }
+    if line.flag("mbarrier") {
+        if !line.flag("arrive") {
+            return line.refuse();
+        }
+        let increments = !line.flag("noinc");
+        let space = line.space();
+        line.ty()?;
+        line.exactly(1)?;
+        return Ok(boxed(Async::Arrive { address: line.address(0)?, space, increments }));
+    }
+    if let Some(op) = groups(line, false)? {
+        return Ok(boxed(op));
+    }
+    let cache_all = line.flag("ca");
+    let global_only = line.flag("cg");
+    let spaces = (line.space(), line.space());
+    if spaces != (Space::Shared, Space::Global) || cache_all == global_only {
+        return line.refuse();
+    }
+    let policy = line.flag("L2::cache_hint");
+    line.prefixed("L2::");
+    let bytes = line.literal(2)? as u32;
+    if !matches!(bytes, 4 | 8 | 16) || (global_only && bytes != 16) {
+        return line.refuse();
+    }
+    line.between(3, 4 + usize::from(policy))?;
+    if policy {
+        line.source(line.count() - 1, T::B64)?;
+    }
+    let sized = line.count() - usize::from(policy) == 4;
+    let read = if sized { Some(line.any_source(3, T::U32)?) } else { None };
+    if read.is_some_and(|typed| typed.class == super::rows::Class::Pred) {
+        return line.refuse();
+    }
+    Ok(boxed(Async::Copy { to: line.address(0)?, from: line.address(1)?, bytes, read }))
+}
+
+fn boxed(op: Async) -> Op {
+    Op::Async(Box::new(op))
+}
+
+/// `commit_group`, `wait_group`, `wait_all`.
+fn groups(line: &mut Line<'_, '_>, bulk: bool) -> Decoded<Option<Async>> {
+    if line.flag("commit_group") {
+        line.exactly(0)?;
+        return Ok(Some(Async::Commit { bulk }));
+    }
+    if !bulk && line.flag("wait_all") {
+        line.exactly(0)?;
+        return Ok(Some(Async::Wait { bulk, left: None }));
+    }
+    if line.flag("wait_group") {
+        line.flag("read");
+        line.exactly(1)?;
+        return Ok(Some(Async::Wait { bulk, left: Some(line.literal(0)? as u32) }));
+    }
+    Ok(None)
+}
+
+fn bulk(line: &mut Line<'_, '_>) -> Decoded<Op> {
+    if line.flag("tensor") {
+        return Err(Refusal::Modifier("tensor".to_owned()));
+    }
+    if let Some(op) = groups(line, true)? {
+        return Ok(boxed(op));
+    }
+    if line.flag("prefetch") {
+        line.flag("L2");
+        line.space();
+        line.flag("L2::cache_hint");
+        line.address(0)?;
+        return Ok(Op::Nop);
+    }
+    let signals = line.flag("mbarrier::complete_tx::bytes");
+    if line.flag("multicast::cluster") {
+        return Err(Refusal::Cluster("multicast copies"));
+    }
+    // A cluster of one block is that block: shared::cluster names its own memory.
+    let sides =
+        [("shared::cluster", Space::Shared), ("shared::cta", Space::Shared), ("global", Space::Global)];
+    let (Some(to_space), Some(from_space)) = (line.choice(&sides), line.choice(&sides)) else {
+        return line.refuse();
+    };
+    let grouped = line.flag("bulk_group");
+    let policy = line.flag("L2::cache_hint");
+    let wanted = if signals { (Space::Shared, Space::Global) } else { (Space::Global, Space::Shared) };
+    if (to_space, from_space) != wanted || signals == grouped {
+        return line.refuse();
+    }
+    line.exactly(3 + usize::from(signals) + usize::from(policy))?;
+    let barrier = if signals { Some(line.address(3)?) } else { None };
+    if policy {
+        line.source(line.count() - 1, T::B64)?;
+    }
+    let (to, from) = (line.address(0)?, line.address(1)?);
+    Ok(boxed(Async::Bulk { to, to_space, from, from_space, bytes: line.any_source(2, T::U32)?, barrier }))
+}
+
+/// A copy whose destination is not yet written.
+#[derive(Debug)]
+struct Pending {
+    agent: Thread,
+    site: Site,
+    to: u64,
+    bytes: Vec<u8>,
+    /// The mbarrier that counts its bytes.
+    barrier: Option<u64>,
+}
+
+impl Pending {
+    fn write(&self, memory: &mut Memory) -> Done {
+        if self.bytes.len() > 16 {
+            return Ok(memory.write(self.agent, self.to, &self.bytes)?);
+        }
+        let access = Access::weak(self.agent, self.site);
+        let mut at = 0;
+        while at < self.bytes.len() {
+            let step = if self.bytes.len() - at >= 8 { Width::B8 } else { Width::B4 };
+            let mut value = [0; 8];
+            let size = step.bytes() as usize;
+            value[..size].copy_from_slice(&self.bytes[at..at + size]);
+            memory.store(&access, self.to + at as u64, step, u64::from_le_bytes(value))?;
+            at += size;
+        }
+        Ok(())
+    }
+}
+
+/// Copies of one thread: the open group, then closed ones, oldest first.
+#[derive(Debug, Default)]
+struct Groups {
+    open: Vec<Pending>,
+    closed: VecDeque<Vec<Pending>>,
+}
+
+/// Copies of a block that have not arrived.
+#[derive(Debug, Default)]
+pub(crate) struct AsyncState {
+    /// By thread, and whether they are bulk copies.
+    groups: BTreeMap<(u32, bool), Groups>,
+    signalling: VecDeque<Pending>,
+    pub(crate) phases: PhaseClocks,
+}
+
+impl AsyncState {
+    /// Whether a copy that signals an mbarrier is under way.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.signalling.is_empty()
+    }
+
+    /// Lets a copy that signals arrive: the `pick`-th of those under way.
+    pub(crate) fn arrive(&mut self, memory: &mut Memory, pick: usize) -> Done {
+        let index = pick % self.signalling.len().max(1);
+        let Some(copy) = self.signalling.remove(index) else { return Ok(()) };
+        copy.write(memory)?;
+        if let Some(barrier) = copy.barrier {
+            let access =
+                Access { thread: copy.agent, site: copy.site, order: Order::Relaxed, scope: Scope::Cta };
+            mbarrier::complete_bytes(memory, &mut self.phases, &access, barrier, copy.bytes.len() as u64)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
+    match op {
+        Async::Copy { to, from, bytes, read } => copy(context, to, from, *bytes, *read),
+        Async::Commit { bulk } => {
+            for lane in context.active() {
+                let groups = groups_of(context, lane, *bulk);
+                let group = std::mem::take(&mut groups.open);
+                groups.closed.push_back(group);
+            }
+            Ok(())
+        }
+        Async::Wait { bulk, left } => {
+            for lane in context.active() {
+                *context.culprit = Some(lane);
+                wait(context, lane, *bulk, *left)?;
+            }
+            Ok(())
+        }
+        Async::Arrive { address, space, increments } => {
+            let addresses = context.addresses(address).map(|at| generic(*space, at));
+            for lane in context.active() {
+                *context.culprit = Some(lane);
+                wait(context, lane, false, None)?;
+                mbarrier::arrive(context, lane, addresses[lane], *increments)?;
+            }
+            Ok(())
+        }
+        Async::Bulk { .. } => start_bulk(context, op),
+    }
+}
+
+fn groups_of<'c>(context: &'c mut Context<'_>, lane: usize, bulk: bool) -> &'c mut Groups {
+    let thread = context.first.index + lane as u32;
+    context.asynchronous.groups.entry((thread, bulk)).or_default()
+}
+
+fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, read: Option<Typed>) -> Done {
+    let to = context.addresses(to).map(|at| generic(Space::Shared, at));
+    let from = context.addresses(from);
+    let read = read.map(|typed| context.rows.wide(typed.slot, typed.class));
+    for lane in context.active() {
+        *context.culprit = Some(lane);
+        let (to, from) = (to[lane], from[lane]);
+        let read = read.map_or(u64::from(bytes), |row| row[lane] & 0xFFFF_FFFF);
+        let misaligned = [to, from].into_iter().find(|at| at % u64::from(bytes) != 0);
+        if let Some(address) = misaligned {
+            return Err(Cause::Misaligned { address, bytes });
+        }
+        if read > u64::from(bytes) {
+            return Err(Cause::AsyncCopy { bytes: read, from, to, why: "it reads more than it writes" });
+        }
+        let thread = context.thread(lane);
+        let open = groups_of(context, lane, false).open.first().map(|pending| pending.agent);
+        let agent = open.unwrap_or_else(|| context.memory.begin_async(thread));
+        let mut data = vec![0; bytes as usize];
+        if read > 0 {
+            let access = Access::weak(agent, context.site);
+            read_lane(context.memory, &access, from, &mut data[..read as usize])?;
+        }
+        let site = context.site;
+        groups_of(context, lane, false).open.push(Pending { agent, site, to, bytes: data, barrier: None });
+    }
+    Ok(())
+}
+
+/// Reads up to 16 bytes from an address aligned to the copy's size, in the widest pieces.
+fn read_lane(memory: &mut Memory, access: &Access, from: u64, out: &mut [u8]) -> Done {
+    let mut at = 0;
+    while at < out.len() {
+        let left = out.len() - at;
+        let step = [8, 4, 2, 1]
+            .into_iter()
+            .find(|&step| step <= left && (from + at as u64).is_multiple_of(step as u64));
+        let step = step.unwrap_or(1);
+        let Some(width) = Width::from_bytes(step as u64) else { return Ok(()) };
+        let value = memory.load(access, from + at as u64, width)?;
+        out[at..at + step].copy_from_slice(&value.to_le_bytes()[..step]);
+        at += step;
+    }
+    Ok(())
+}
+
+fn wait(context: &mut Context<'_>, lane: usize, bulk: bool, left: Option<u32>) -> Done {
+    let thread = context.thread(lane);
+    let Some(groups) = context.asynchronous.groups.get_mut(&(thread.index, bulk)) else { return Ok(()) };
+    let keep = left.unwrap_or(0) as usize;
+    let mut arriving: Vec<Pending> = Vec::new();
+    while groups.closed.len() > keep {
+        arriving.extend(groups.closed.pop_front().into_iter().flatten());
+    }
+    if left.is_none() {
+        arriving.append(&mut groups.open);
+    }
+    let mut last = None;
+    for copy in arriving {
+        copy.write(context.memory)?;
+        if last.is_some_and(|agent| agent != copy.agent) {
+            join(context.memory, thread, last);
+        }
+        last = Some(copy.agent);
+    }
+    join(context.memory, thread, last);
+    Ok(())
+}
+
+/// What `agent` did happens before what `thread` does now.
+fn join(memory: &mut Memory, thread: Thread, agent: Option<Thread>) {
+    if let Some(agent) = agent {
+        let mut clock = Clock::default();
+        memory.end_async(agent, &mut clock);
+        memory.acquire(thread, &clock);
+    }
+}
+
+fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
+    let Async::Bulk { to, to_space, from, from_space, bytes, barrier } = op else { return Ok(()) };
+    let to = context.addresses(to).map(|at| generic(*to_space, at));
+    let from = context.addresses(from).map(|at| generic(*from_space, at));
+    let sizes = context.rows.wide(bytes.slot, bytes.class);
+    let barriers = barrier.map(|address| context.addresses(&address).map(|at| generic(Space::Shared, at)));
+    for lane in context.active() {
+        *context.culprit = Some(lane);
+        let (to, from, bytes) = (to[lane], from[lane], sizes[lane] & 0xFFFF_FFFF);
+        if bytes % 16 != 0 || to % 16 != 0 || from % 16 != 0 {
+            return Err(Cause::AsyncCopy {
+                bytes,
+                from,
+                to,
+                why: "addresses and size must be multiples of 16",
+            });
+        }
+        if region_of(to).0 != Region::Memory || region_of(from).0 != Region::Memory {
+            return Err(Cause::AsyncCopy { bytes, from, to, why: "neither side may be private memory" });
+        }
+        let agent = context.memory.begin_async(context.thread(lane));
+        let mut data = vec![0; bytes as usize];
+        context.memory.read(agent, from, &mut data)?;
+        let barrier = barriers.map(|row| row[lane]);
+        let copy = Pending { agent, site: context.site, to, bytes: data, barrier };
+        match barrier {
+            Some(_) => context.asynchronous.signalling.push_back(copy),
+            None => groups_of(context, lane, true).open.push(copy),
+        }
+    }
+    *context.progress += 1;
+    Ok(())
+}

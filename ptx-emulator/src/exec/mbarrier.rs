@@ -1,0 +1,300 @@
+//! `mbarrier` objects (PTX ISA, "mbarrier"): arrivals and bytes that a phase waits for.
+//!
+//! The object is its 64-bit word: pending and expected arrivals, transaction count and phase, changed by
+//! atomic accesses, so that memory checks them like any other. Order is kept in clocks beside it.
+
+use std::collections::HashMap;
+
+use super::access::SCOPES;
+use super::address::generic;
+use super::context::{Cause, Context, Done, lanes};
+use super::rows::{Class, LANES, Row, Slot};
+use crate::memory::{Access, Clock, Memory, Order, Scope, Width};
+use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
+use crate::text::{Operand, ScalarType as T, Space};
+
+pub(crate) const NAMES: &[&str] = &["mbarrier"];
+
+/// 2^20 - 1 arrivals and bytes at most.
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+const VALID: u64 = 1 << 62;
+const PHASE: u64 = 1 << 63;
+const TX_SHIFT: u32 = 2 * COUNT_BITS;
+const TX_BIAS: i64 = 1 << COUNT_BITS;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Init,
+    Invalidate,
+    Arrive { expects: bool, drops: bool },
+    ExpectBytes,
+    CompleteBytes,
+    Test { parity: bool },
+    PendingCount,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    kind: Kind,
+    space: Space,
+    address: Option<Address>,
+    d: Typed,
+    /// Count, bytes, state or parity.
+    operand: Option<Typed>,
+}
+
+/// Whether a failed attempt gives way to other warps.
+impl Operation {
+    pub(crate) fn is_test(&self) -> bool {
+        matches!(self.kind, Kind::Test { .. })
+    }
+}
+
+/// What has been released into the current and by the last phase of each object, by address.
+#[derive(Debug, Default)]
+pub(crate) struct PhaseClocks {
+    clocks: HashMap<u64, [Clock; 2]>,
+}
+
+pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
+    let kinds = [
+        ("init", Kind::Init),
+        ("inval", Kind::Invalidate),
+        ("arrive", Kind::Arrive { expects: false, drops: false }),
+        ("arrive_drop", Kind::Arrive { expects: false, drops: true }),
+        ("complete_tx", Kind::CompleteBytes),
+        ("test_wait", Kind::Test { parity: false }),
+        ("try_wait", Kind::Test { parity: false }),
+        ("pending_count", Kind::PendingCount),
+    ];
+    let expects = line.flag("expect_tx");
+    let kind = match line.choice(&kinds) {
+        Some(Kind::Arrive { drops, .. }) => Kind::Arrive { expects, drops },
+        Some(Kind::Test { .. }) => Kind::Test { parity: line.flag("parity") },
+        None if expects => Kind::ExpectBytes,
+        Some(kind) if !expects => kind,
+        _ => return line.refuse(),
+    };
+    line.flag("noComplete");
+    line.choice(&[("release", ()), ("acquire", ()), ("relaxed", ())]);
+    if line.choice(&SCOPES) == Some(Scope::Cluster)
+        && matches!(kind, Kind::Arrive { .. })
+        && line.flag("shared::cluster")
+    {
+        return Err(Refusal::Cluster("remote arrivals on an mbarrier"));
+    }
+    let space = line.space();
+    if !matches!(space, Space::Shared | Space::Generic) {
+        return line.refuse();
+    }
+    line.ty()?;
+    let none = Typed { slot: Slot::NONE, class: Class::Word };
+    let mut op = Operation { kind, space, address: None, d: none, operand: None };
+    // Arrivals and expect_tx may have no destination.
+    let result = match kind {
+        Kind::Arrive { .. } => !matches!(line.operand(0)?, Operand::Address(..)),
+        Kind::Test { .. } | Kind::PendingCount => true,
+        _ => false,
+    };
+    let first = usize::from(result);
+    if result {
+        op.d = line.any_destination(0)?;
+    }
+    if kind == Kind::PendingCount {
+        op.operand = Some(line.any_source(1, T::B64)?);
+        line.exactly(2)?;
+        return Ok(Op::Mbarrier(Box::new(op)));
+    }
+    op.address = Some(line.address(first)?);
+    let operand_type = if kind == (Kind::Test { parity: false }) { T::B64 } else { T::B32 };
+    let hinted = matches!(kind, Kind::Test { .. });
+    let required = !matches!(kind, Kind::Invalidate | Kind::Arrive { expects: false, .. });
+    line.between(first + 1 + usize::from(required), first + 2 + usize::from(hinted))?;
+    if line.count() > first + 1 {
+        op.operand = Some(line.any_source(first + 1, operand_type)?);
+    }
+    if line.count() > first + 2 {
+        line.source(first + 2, T::U32)?;
+    }
+    Ok(Op::Mbarrier(Box::new(op)))
+}
+
+fn word(phase: u64, tx: i64, expected: u64, pending: u64) -> u64 {
+    phase | VALID | ((tx + TX_BIAS) as u64) << TX_SHIFT | expected << COUNT_BITS | pending
+}
+
+fn transactions(word: u64) -> i64 {
+    (word >> TX_SHIFT & (2 * COUNT_MASK + 1)) as i64 - TX_BIAS
+}
+
+/// The word after arrivals, drops of expected arrivals and a change of bytes; and whether its phase ended.
+fn advanced(address: u64, old: u64, arrivals: u64, drops: u64, bytes: i64) -> Result<(u64, bool), Cause> {
+    if old & VALID == 0 || old >> 61 & 1 != 0 {
+        return Err(Cause::MbarrierState { address });
+    }
+    let (pending, expected) = (old & COUNT_MASK, old >> COUNT_BITS & COUNT_MASK);
+    let tx = transactions(old) + bytes;
+    if arrivals > pending {
+        return Err(Cause::MbarrierCount { address, why: "more arrivals than the phase expects" });
+    }
+    if tx.unsigned_abs() > COUNT_MASK {
+        return Err(Cause::MbarrierCount {
+            address,
+            why: "the transaction count leaves its range of 2^20 - 1 bytes",
+        });
+    }
+    let (pending, expected) = (pending - arrivals, expected - drops.min(expected));
+    if pending == 0 && tx == 0 {
+        return Ok((word((old & PHASE) ^ PHASE, 0, expected, expected), true));
+    }
+    Ok((word(old & PHASE, tx, expected, pending), false))
+}
+
+/// Changes the object at `address` for `access`'s agent; returns the old word.
+fn change(
+    memory: &mut Memory,
+    clocks: &mut PhaseClocks,
+    access: &Access,
+    address: u64,
+    (arrivals, drops, bytes): (u64, u64, i64),
+) -> Done<u64> {
+    let mut outcome = Ok((0, false));
+    let old = memory.rmw(access, address, Width::B8, |old| {
+        outcome = advanced(address, old, arrivals, drops, bytes);
+        outcome.as_ref().ok().map(|new| new.0)
+    })?;
+    let (_, ended) = outcome?;
+    let entry = clocks.clocks.entry(address).or_default();
+    if access.thread.async_copy().is_some() {
+        memory.end_async(access.thread, &mut entry[0]);
+    } else if arrivals > 0 || bytes < 0 {
+        memory.release(access.thread, &mut entry[0]);
+    }
+    if ended {
+        entry[1] = std::mem::take(&mut entry[0]);
+    }
+    Ok(old)
+}
+
+/// An arrival of `thread`, for `cp.async.mbarrier.arrive`.
+pub(crate) fn arrive(context: &mut Context<'_>, lane: usize, address: u64, increments: bool) -> Done {
+    let access = context.access(lane, Order::Relaxed, Scope::Cta);
+    // Without .noinc the pending count is raised first, so the arrival is neutral but for order.
+    let arrivals = u64::from(!increments);
+    change(context.memory, &mut context.asynchronous.phases, &access, address, (arrivals, 0, 0))?;
+    *context.progress += 1;
+    Ok(())
+}
+
+/// An asynchronous copy, `access`'s agent, has written its bytes and ends.
+pub(crate) fn complete_bytes(
+    memory: &mut Memory,
+    clocks: &mut PhaseClocks,
+    access: &Access,
+    address: u64,
+    bytes: u64,
+) -> Done {
+    change(memory, clocks, access, address, (0, 0, -(bytes as i64)))?;
+    Ok(())
+}
+
+pub(crate) fn execute(context: &mut Context<'_>, op: &Operation) -> Done {
+    let operand = op.operand.map(|typed| context.rows.wide(typed.slot, typed.class));
+    let Some(address) = op.address else {
+        let states = operand.unwrap_or([0; LANES]);
+        context.rows.put_wide(op.d.slot, op.d.class, &states.map(|state| state & COUNT_MASK));
+        return Ok(());
+    };
+    let addresses = context.addresses(&address).map(|at| generic(op.space, at));
+    let mut result: Row<u64> = [0; LANES];
+    for lane in lanes(context.rows.mask) {
+        *context.culprit = Some(lane);
+        let value = operand.map(|row| row[lane]);
+        result[lane] = lane_operation(context, op.kind, lane, addresses[lane], value)?;
+    }
+    context.rows.put_wide(op.d.slot, op.d.class, &result);
+    Ok(())
+}
+
+fn lane_operation(
+    context: &mut Context<'_>,
+    kind: Kind,
+    lane: usize,
+    address: u64,
+    value: Option<u64>,
+) -> Done<u64> {
+    let access = context.access(lane, Order::Relaxed, Scope::Cta);
+    let count = value.unwrap_or(1) & 0xFFFF_FFFF;
+    let amount = match kind {
+        Kind::Init => {
+            if count == 0 || count > COUNT_MASK {
+                return Err(Cause::MbarrierCount {
+                    address,
+                    why: "the count of arrivals must be 1 to 2^20 - 1",
+                });
+            }
+            let plain = Access::weak(access.thread, access.site);
+            context.memory.store(&plain, address, Width::B8, word(0, 0, count, count))?;
+            context.asynchronous.phases.clocks.remove(&address);
+            return Ok(0);
+        }
+        Kind::Invalidate => {
+            let plain = Access::weak(access.thread, access.site);
+            context.memory.store(&plain, address, Width::B8, 0)?;
+            return Ok(0);
+        }
+        Kind::Test { parity } => return test(context, lane, address, parity, value.unwrap_or(0)),
+        Kind::Arrive { expects: false, drops } => (count, if drops { count } else { 0 }, 0),
+        // Bytes are expected before the arrival, in one step.
+        Kind::Arrive { expects: true, drops } => (1, u64::from(drops), count as i64),
+        Kind::ExpectBytes => (0, 0, count as i64),
+        Kind::CompleteBytes => (0, 0, -(count as i64)),
+        Kind::PendingCount => return Ok(0),
+    };
+    *context.progress += 1;
+    change(context.memory, &mut context.asynchronous.phases, &access, address, amount)
+}
+
+/// Whether the phase of `state` (or the last phase of that parity) has ended.
+fn test(context: &mut Context<'_>, lane: usize, address: u64, parity: bool, state: u64) -> Done<u64> {
+    let access = context.access(lane, Order::Relaxed, Scope::Cta);
+    let word = context.memory.load(&access, address, Width::B8)?;
+    if word & VALID == 0 {
+        return Err(Cause::MbarrierState { address });
+    }
+    let phase = word >> 63;
+    let asked = if parity { state & 1 } else { state >> 63 };
+    if phase == asked {
+        return Ok(0);
+    }
+    let thread = context.thread(lane);
+    if let Some([_, ended]) = context.asynchronous.phases.clocks.get(&address) {
+        context.memory.acquire(thread, ended);
+    }
+    Ok(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_ends_with_its_last_arrival_and_byte() {
+        let fresh = word(0, 0, 2, 2);
+        let (one, ended) = advanced(0, fresh, 1, 0, 64).unwrap();
+        assert!(!ended && transactions(one) == 64);
+        let (two, ended) = advanced(0, one, 1, 0, 0).unwrap();
+        assert!(!ended, "bytes are missing");
+        let (next, ended) = advanced(0, two, 0, 0, -64).unwrap();
+        assert!(ended && next == word(PHASE, 0, 2, 2));
+        assert!(advanced(0, next, 3, 0, 0).is_err(), "too many arrivals");
+        assert!(advanced(0, 0, 1, 0, 0).is_err(), "not initialised");
+    }
+
+    #[test]
+    fn a_drop_lowers_later_phases() {
+        let (next, ended) = advanced(0, word(0, 0, 1, 1), 1, 1, 0).unwrap();
+        assert!(ended && next == word(PHASE, 0, 0, 0));
+    }
+}

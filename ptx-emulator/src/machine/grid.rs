@@ -1,0 +1,253 @@
+//! Grids that run, their blocks, and the images of kernels that they run.
+
+use std::sync::Arc;
+
+use super::step::{Failure, Shared, Turn};
+use super::warp::Warp;
+use super::{Launch, LaunchError, MachineOptions, Policy};
+use crate::exec::asynchronous::AsyncState;
+use crate::exec::barrier::Barriers;
+use crate::exec::context::Environment;
+use crate::exec::rows::{Constants, LANES};
+use crate::memory::{BlockId, BlockSpec, Clock, DeviceId, GridId, Memory};
+use crate::program::{Constant, Kernel, Module, Relocation};
+
+/// The most shared memory of a block on the devices of `ptx/`: 227 KiB.
+pub(super) const MAX_SHARED_BYTES: u32 = 227 * 1024;
+
+/// A kernel with the addresses of one device.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) module: Arc<Module>,
+    pub(super) kernel: usize,
+    pub(super) device: DeviceId,
+    pub(super) constants: Constants,
+    /// Number of its first instruction among those of all images.
+    pub(super) site_base: u32,
+}
+
+impl Image {
+    pub(super) fn new(
+        module: Arc<Module>,
+        kernel: usize,
+        device: DeviceId,
+        addresses: &[u64],
+        site_base: u32,
+    ) -> Self {
+        let program = &module.kernels[kernel].program;
+        let value = |constant: &Constant| match constant.relocation {
+            Relocation::Variable(index) => constant.value.wrapping_add(addresses[index as usize]),
+            Relocation::None | Relocation::DynamicShared(_) => constant.value,
+        };
+        let constants = Constants {
+            words: program.words.iter().map(|constant| [value(constant) as u32; LANES]).collect(),
+            doubles: program.doubles.iter().map(|constant| [value(constant); LANES]).collect(),
+        };
+        Self { module, kernel, device, constants, site_base }
+    }
+
+    pub(super) fn kernel(&self) -> &Kernel {
+        &self.module.kernels[self.kernel]
+    }
+}
+
+/// A block that runs.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) id: BlockId,
+    pub(super) environment: Environment,
+    pub(super) barriers: Barriers,
+    pub(super) asynchronous: AsyncState,
+    pub(super) warps: Vec<Warp>,
+    pub(super) triggered: bool,
+}
+
+impl Block {
+    pub(super) fn is_finished(&self) -> bool {
+        self.warps.iter().all(Warp::is_finished)
+    }
+}
+
+/// A launch that runs.
+#[derive(Debug)]
+pub(super) struct Grid {
+    pub(super) image: Arc<Image>,
+    pub(super) launch: Launch,
+    pub(super) id: GridId,
+    /// The number of the launch, for `%gridid`.
+    number: u64,
+    next_block: u64,
+    pub(super) blocks: Vec<Block>,
+}
+
+/// Checks a launch against the kernel and the limits of a device.
+pub(super) fn check(kernel: &Kernel, launch: &Launch) -> Result<(), LaunchError> {
+    let name = || kernel.name.clone();
+    let threads = launch.block.iter().map(|&size| u64::from(size)).product::<u64>();
+    let fits = (1..=1024).contains(&threads) && launch.block[2] <= 64;
+    let bounded = |limit: [u32; 3]| threads <= limit.iter().map(|&size| u64::from(size)).product();
+    if !fits || !kernel.max_threads.is_none_or(bounded) {
+        return Err(LaunchError::BlockSize {
+            kernel: name(),
+            block: launch.block,
+            bound: kernel.max_threads,
+        });
+    }
+    if kernel.required_threads.is_some_and(|required| required != launch.block) {
+        return Err(LaunchError::BlockSize {
+            kernel: name(),
+            block: launch.block,
+            bound: kernel.required_threads,
+        });
+    }
+    if launch.grid.contains(&0)
+        || launch.grid[0] > i32::MAX as u32
+        || launch.grid[1].max(launch.grid[2]) > 65535
+    {
+        return Err(LaunchError::GridSize { kernel: name(), grid: launch.grid });
+    }
+    if launch.params.len() != kernel.param_bytes as usize {
+        return Err(LaunchError::Params {
+            kernel: name(),
+            expected: kernel.param_bytes,
+            found: launch.params.len(),
+        });
+    }
+    let shared = u64::from(kernel.program.shared_bytes) + u64::from(launch.dynamic_shared_bytes);
+    if shared > u64::from(MAX_SHARED_BYTES) {
+        return Err(LaunchError::SharedMemory { kernel: name(), bytes: shared, limit: MAX_SHARED_BYTES });
+    }
+    Ok(())
+}
+
+impl Grid {
+    pub(super) fn new(
+        image: Arc<Image>,
+        launch: Launch,
+        began: &Clock,
+        number: u64,
+        memory: &mut Memory,
+    ) -> Self {
+        let id = memory.begin_grid(image.device, began);
+        Self { image, launch, id, number, next_block: 0, blocks: Vec::new() }
+    }
+
+    pub(super) fn block_count(&self) -> u64 {
+        self.launch.grid.iter().map(|&size| u64::from(size)).product()
+    }
+
+    pub(super) fn has_more_blocks(&self) -> bool {
+        self.next_block < self.block_count()
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.blocks.is_empty() && !self.has_more_blocks()
+    }
+
+    /// Whether dependents that were launched for it may start.
+    pub(super) fn all_triggered(&self) -> bool {
+        !self.has_more_blocks() && self.blocks.iter().all(|block| block.triggered)
+    }
+
+    pub(super) fn start_block(&mut self, memory: &mut Memory, options: &MachineOptions) {
+        let multiprocessors = options.device.multiprocessors;
+        let index = self.next_block;
+        self.next_block += 1;
+        let [x, y, _] = self.launch.grid.map(u64::from);
+        let kernel = self.image.kernel();
+        let threads: u32 = self.launch.block.iter().product();
+        let dynamic = self.launch.dynamic_shared_bytes;
+        let shared_bytes = match dynamic {
+            0 => kernel.program.shared_bytes,
+            _ => kernel.program.dynamic_offset + dynamic,
+        };
+        let spec =
+            BlockSpec { grid: self.id, index, n_threads: threads, shared_bytes: u64::from(shared_bytes) };
+        let id = memory.begin_block(&spec);
+        let environment = Environment {
+            block_size: self.launch.block,
+            grid_size: self.launch.grid,
+            block: [(index % x) as u32, (index / x % y) as u32, (index / (x * y)) as u32],
+            first_thread: 0,
+            grid_id: self.number,
+            multiprocessor: (index % u64::from(multiprocessors)) as u32,
+            multiprocessors,
+            shared_bytes,
+            dynamic_shared_bytes: dynamic,
+            time_ns: 0,
+        };
+        let warps = (0..threads).step_by(LANES).map(|first| {
+            Warp::new(&kernel.program, first, (threads - first).min(LANES as u32), &self.launch.params)
+        });
+        let mut warps: Vec<Warp> = warps.collect();
+        if !options.memory.check_initialised {
+            warps.iter_mut().for_each(|warp| warp.privates.trust());
+        }
+        let (barriers, asynchronous) = (Barriers::new(threads), AsyncState::default());
+        self.blocks.push(Block { id, environment, barriers, asynchronous, warps, triggered: false });
+    }
+}
+
+/// What a turn needs of the machine besides the block.
+pub(super) struct Surroundings<'a> {
+    pub(super) memory: &'a mut Memory,
+    pub(super) output: &'a mut String,
+    pub(super) progress: &'a mut u64,
+    pub(super) predecessors: Option<&'a Clock>,
+    pub(super) time_ns: u64,
+    pub(super) check_registers: bool,
+    pub(super) find_spins: bool,
+}
+
+/// Instructions of a turn, by warp and by thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Executed {
+    pub(super) warp: u64,
+    pub(super) thread: u64,
+}
+
+impl Block {
+    /// Gives one warp a turn.
+    pub(super) fn turn(
+        &mut self,
+        image: &Image,
+        warp: usize,
+        budget: u64,
+        around: Surroundings<'_>,
+    ) -> (Result<Turn, Failure>, Executed) {
+        let warp = &mut self.warps[warp];
+        self.environment.first_thread = warp.first_thread;
+        self.environment.time_ns = around.time_ns;
+        let mut shared = Shared {
+            program: &image.kernel().program,
+            constants: &image.constants,
+            site_base: image.site_base,
+            block: self.id,
+            memory: around.memory,
+            environment: &self.environment,
+            barriers: &mut self.barriers,
+            asynchronous: &mut self.asynchronous,
+            output: around.output,
+            progress: around.progress,
+            predecessors: around.predecessors,
+            triggered: &mut self.triggered,
+            check_registers: around.check_registers,
+            find_spins: around.find_spins,
+            warp_instructions: 0,
+            thread_instructions: 0,
+            culprit: None,
+        };
+        let turn = warp.run(&mut shared, budget);
+        (turn, Executed { warp: shared.warp_instructions, thread: shared.thread_instructions })
+    }
+}
+
+/// How many instructions the next turn may take under a policy, given a random number.
+pub(super) fn budget(policy: Policy, random: u64) -> u64 {
+    match policy {
+        Policy::RoundRobin => 64,
+        Policy::Random => 1 + random % 128,
+        // Aging: a warp that spins on another's progress gives way in the end.
+        Policy::Adversarial => 50_000,
+    }
+}

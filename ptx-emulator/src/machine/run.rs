@@ -1,0 +1,466 @@
+//! The scheduler: who gets the next turn, when nothing can move, and what is reported.
+
+use super::grid::{Executed, Surroundings, budget};
+use super::report::{Deadlock, Place, Report, RunError, Waiter};
+use super::step::{Failure, Turn};
+use super::warp::{Spin, State};
+use super::{Counters, Machine, Outcome, Policy};
+use crate::exec::Cause;
+use crate::memory::{Fault, Site, Thread};
+use crate::program::Op;
+
+/// A warp among all that run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Address {
+    stream: usize,
+    grid: usize,
+    block: usize,
+    warp: usize,
+}
+
+/// What is known about standing still.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stall {
+    /// `Machine::progress` when it was last seen to change, and the turns since.
+    progress: u64,
+    pub(super) turns: u64,
+    /// The warp of the last turn, for round robin.
+    cursor: usize,
+    /// The warp that the adversarial policy prefers.
+    favourite: usize,
+}
+
+/// Turns per resident warp without progress after which spins are looked for.
+const QUIET_TURNS: u64 = 64;
+/// How many waiters a report lists.
+const LISTED: usize = 16;
+
+impl Machine {
+    /// Runs until every stream is empty.
+    ///
+    /// # Errors
+    /// The first failure; the machine is then left as it was at that moment and should be dropped.
+    pub fn run(&mut self) -> Result<(), RunError> {
+        match self.advance(u64::MAX)? {
+            Outcome::Stalled(deadlock) => Err(RunError::Deadlock(deadlock)),
+            Outcome::Idle | Outcome::Running => Ok(()),
+        }
+    }
+
+    /// Runs about `instructions` warp instructions, or until nothing is left or can move.
+    ///
+    /// # Errors
+    /// As of [`Machine::run`].
+    pub fn advance(&mut self, instructions: u64) -> Result<Outcome, RunError> {
+        let limit = self.options.max_instructions.unwrap_or(u64::MAX);
+        let end = self.counters.warp_instructions.saturating_add(instructions).min(limit);
+        while self.counters.warp_instructions < end {
+            self.start_commands()?;
+            self.start_blocks();
+            let warps = self.warps();
+            if warps.is_empty() {
+                if self.end_grids() || self.start_commands()? {
+                    continue;
+                }
+                let idle = self.streams.iter().all(super::stream::Stream::is_idle);
+                return Ok(if idle {
+                    self.synchronise_host()
+                } else {
+                    Outcome::Stalled(Box::new(self.deadlock()))
+                });
+            }
+            if let Some(outcome) = self.round(&warps, end)? {
+                return Ok(outcome);
+            }
+            self.end_grids();
+        }
+        if self.counters.warp_instructions >= limit {
+            let Counters { warp_instructions: executed, .. } = self.counters;
+            return Err(RunError::Budget { executed, policy: self.options.policy, seed: self.options.seed });
+        }
+        Ok(Outcome::Running)
+    }
+
+    /// What the streams did happens before what the host does now.
+    fn synchronise_host(&mut self) -> Outcome {
+        for stream in &self.streams {
+            self.memory.acquire(Thread::HOST, &stream.end);
+        }
+        Outcome::Idle
+    }
+
+    fn warps(&self) -> Vec<Address> {
+        let mut out = Vec::new();
+        for (stream, found) in self.streams.iter().enumerate() {
+            for (grid, found) in found.grids.iter().enumerate() {
+                for (block, found) in found.blocks.iter().enumerate() {
+                    let live = found.warps.iter().enumerate().filter(|(_, warp)| !warp.is_finished());
+                    out.extend(live.map(|(warp, _)| Address { stream, grid, block, warp }));
+                }
+            }
+        }
+        out
+    }
+
+    /// Turns until a block or grid ends, or the budget does; `Some` if nothing can move.
+    fn round(&mut self, warps: &[Address], end: u64) -> Result<Option<Outcome>, RunError> {
+        let mut blocked = vec![false; warps.len()];
+        let mut n_blocked = 0;
+        let mut seen = self.progress;
+        loop {
+            if n_blocked == warps.len() {
+                if self.unblock(warps)? {
+                    return Ok(None);
+                }
+                return Ok(Some(Outcome::Stalled(Box::new(self.deadlock()))));
+            }
+            let chosen = self.choose(&blocked);
+            self.let_copies_arrive(warps[chosen])?;
+            let turn = self.turn(warps[chosen])?;
+            if self.counters.warp_instructions >= end {
+                return Ok(None);
+            }
+            if self.progress != seen {
+                // Whatever changed may be what others wait for.
+                seen = self.progress;
+                blocked.fill(false);
+                n_blocked = 0;
+            }
+            match turn {
+                Turn::Finished => {
+                    self.end_block(warps[chosen]);
+                    return Ok(None);
+                }
+                Turn::Blocked if !blocked[chosen] => {
+                    blocked[chosen] = true;
+                    n_blocked += 1;
+                }
+                _ => {}
+            }
+            if self.has_new_dependents() {
+                return Ok(None);
+            }
+            if self.only_spins(warps) {
+                return Ok(Some(Outcome::Stalled(Box::new(self.deadlock()))));
+            }
+        }
+    }
+
+    fn has_new_dependents(&self) -> bool {
+        self.streams.iter().any(|stream| {
+            let programmatic = |command: &super::Command| matches!(command, super::Command::Launch(launch) if launch.programmatic);
+            let waiting = stream.queue.front().is_some_and(|(command, _)| programmatic(command));
+            waiting && stream.grids.last().is_some_and(super::grid::Grid::all_triggered)
+        })
+    }
+
+    fn choose(&mut self, blocked: &[bool]) -> usize {
+        let from = match self.options.policy {
+            Policy::RoundRobin => {
+                self.stall.cursor += 1;
+                self.stall.cursor % blocked.len()
+            }
+            Policy::Random => self.random.below(blocked.len()),
+            Policy::Adversarial => {
+                let favourite = self.stall.favourite % blocked.len();
+                if blocked[favourite] || self.random.below(8) == 0 {
+                    self.stall.favourite = self.random.below(blocked.len());
+                }
+                self.stall.favourite % blocked.len()
+            }
+        };
+        let chosen = (from..blocked.len()).chain(0..from).find(|&index| !blocked[index]).unwrap_or(from);
+        if self.options.policy != Policy::Random {
+            self.stall.cursor = chosen;
+            self.stall.favourite = chosen;
+        }
+        chosen
+    }
+
+    /// Copies that signal an mbarrier arrive now and then.
+    fn let_copies_arrive(&mut self, at: Address) -> Result<(), RunError> {
+        let block = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
+        if block.asynchronous.is_pending() && self.random.below(4) == 0 {
+            self.arrive(at)?;
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, at: Address) -> Result<(), RunError> {
+        let pick = self.random.below(1 << 16);
+        let block = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
+        self.progress += 1;
+        if let Err(cause) = block.asynchronous.arrive(&mut self.memory, pick) {
+            return Err(self.report(at, Failure { cause, pc: 0, mask: 1 }));
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, at: Address) -> Result<Turn, RunError> {
+        let budget = budget(self.options.policy, self.random.next());
+        let quiet = self.stall.quiet_turns(self.progress);
+        let stream = &mut self.streams[at.stream];
+        let grid = &mut stream.grids[at.grid];
+        let around = Surroundings {
+            memory: &mut self.memory,
+            output: &mut self.output,
+            progress: &mut self.progress,
+            predecessors: (at.grid == 0).then_some(&stream.end),
+            time_ns: self.time_ns,
+            check_registers: self.options.check_registers,
+            find_spins: quiet > QUIET_TURNS,
+        };
+        let (turn, executed) = grid.blocks[at.block].turn(&grid.image, at.warp, budget, around);
+        self.account(executed, quiet);
+        self.memory.tick();
+        turn.map_err(|failure| self.report(at, failure))
+    }
+
+    fn account(&mut self, executed: Executed, quiet: u64) {
+        self.counters.warp_instructions += executed.warp;
+        self.counters.thread_instructions += executed.thread;
+        // Up to a millisecond a turn, when nothing but time has changed for long.
+        self.time_ns += executed.warp + (1 << (quiet / 256).min(20)) - 1;
+    }
+
+    /// Whether every warp waits or repeats itself, and no store or copy is on its way.
+    fn only_spins(&mut self, warps: &[Address]) -> bool {
+        if self.stall.progress != self.progress {
+            self.forget_spins(warps);
+            return false;
+        }
+        let quiet = self.stall.turns;
+        if quiet <= QUIET_TURNS * warps.len() as u64 || !quiet.is_multiple_of(64) {
+            return false;
+        }
+        let memory_moves = self.memory.pending() > 0;
+        let copies_move = warps.iter().any(|&at| self.block(at).asynchronous.is_pending());
+        let stuck = |at: &Address| {
+            let warp = &self.block(*at).warps[at.warp];
+            let waits = warp.fragments.iter().all(|fragment| {
+                matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. })
+            });
+            waits || warp.spin.spinning
+        };
+        if memory_moves || copies_move || !warps.iter().all(stuck) {
+            return false;
+        }
+        // Lanes that wait for a lane that spins may be what it spins on.
+        let released = self.release_joins(warps);
+        if released {
+            self.progress += 1;
+            self.forget_spins(warps);
+        }
+        !released
+    }
+
+    fn release_joins(&mut self, warps: &[Address]) -> bool {
+        let mut any = false;
+        for &at in warps {
+            any |= self.block_mut(at).warps[at.warp].release_joins();
+        }
+        any
+    }
+
+    fn forget_spins(&mut self, warps: &[Address]) {
+        for &at in warps {
+            self.block_mut(at).warps[at.warp].spin = Spin::default();
+        }
+    }
+
+    fn block(&self, at: Address) -> &super::grid::Block {
+        &self.streams[at.stream].grids[at.grid].blocks[at.block]
+    }
+
+    fn block_mut(&mut self, at: Address) -> &mut super::grid::Block {
+        &mut self.streams[at.stream].grids[at.grid].blocks[at.block]
+    }
+
+    /// Every warp waits: lets copies arrive, time pass, grids end, or lanes leave their joins. False if nothing
+    /// helps.
+    fn unblock(&mut self, warps: &[Address]) -> Result<bool, RunError> {
+        if let Some(&at) = warps.iter().find(|&&at| self.block(at).asynchronous.is_pending()) {
+            self.arrive(at)?;
+            return Ok(true);
+        }
+        if self.end_grids() {
+            return Ok(true);
+        }
+        let fragments = warps.iter().flat_map(|&at| &self.block(at).warps[at.warp].fragments);
+        let wakes = fragments.filter_map(|fragment| match fragment.state {
+            State::Sleeping { until_ns } => Some(until_ns),
+            _ => None,
+        });
+        if let Some(first) = wakes.min() {
+            self.time_ns = self.time_ns.max(first);
+            return Ok(true);
+        }
+        Ok(self.release_joins(warps))
+    }
+
+    fn end_block(&mut self, at: Address) {
+        if !self.block(at).is_finished() {
+            return;
+        }
+        let block = self.streams[at.stream].grids[at.grid].blocks.remove(at.block);
+        self.memory.end_block(block.id);
+        self.progress += 1;
+    }
+
+    fn deadlock(&self) -> Deadlock {
+        let mut waiters = Vec::new();
+        let mut more = 0;
+        for at in self.warps() {
+            let block = self.block(at);
+            for fragment in &block.warps[at.warp].fragments {
+                if waiters.len() == LISTED {
+                    more += 1;
+                    continue;
+                }
+                let waits_for = self.wish(at, fragment.state, fragment.pc);
+                let place = self.place(at, fragment.pc, fragment.mask.trailing_zeros());
+                waiters.push(Waiter { place, lanes: fragment.mask, waits_for });
+            }
+        }
+        for (index, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.grids.is_empty()) {
+            if let Some((super::Command::Wait(event), _)) = stream.queue.front() {
+                more += 1;
+                let place = Place {
+                    device: stream.device.0,
+                    kernel: format!("(stream {index})"),
+                    block: [0; 3],
+                    thread: [0; 3],
+                    file: String::new(),
+                    line: 0,
+                    text: String::new(),
+                };
+                let waits_for = format!("event {}, which nobody records", event.0);
+                waiters.push(Waiter { place, lanes: 0, waits_for });
+            }
+        }
+        Deadlock { waiters, more, seed: self.options.seed, policy: self.options.policy }
+    }
+
+    fn wish(&self, at: Address, state: State, pc: u32) -> String {
+        match state {
+            State::Barrier { id, .. } => {
+                let (arrived, expected) = self.block(at).barriers.state(id);
+                format!("barrier {id}, where {arrived} of {expected} threads are")
+            }
+            State::Members { members, .. } => format!("lanes {members:#010x} of their warp"),
+            State::Grid => "the end of the grid before".to_owned(),
+            State::Sleeping { until_ns } => format!("time {until_ns} ns"),
+            State::Ready => {
+                let grid = &self.streams[at.stream].grids[at.grid];
+                let code = &grid.image.kernel().program.code;
+                let from = code[..=pc as usize].len().saturating_sub(16);
+                let polls_mbarrier = code[from..=pc as usize]
+                    .iter()
+                    .any(|inst| matches!(&inst.op, Op::Mbarrier(op) if op.is_test()));
+                match polls_mbarrier {
+                    true => "the phase of an mbarrier that nothing completes (it spins)".to_owned(),
+                    false => "a value in memory that nothing changes (it spins)".to_owned(),
+                }
+            }
+        }
+    }
+
+    fn place(&self, at: Address, pc: u32, lane: u32) -> Place {
+        let grid = &self.streams[at.stream].grids[at.grid];
+        let block = self.block(at);
+        let thread = block.warps[at.warp].first_thread + lane.min(31);
+        let mut place = place_of(&grid.image, pc);
+        place.block = block.environment.block;
+        place.thread = coordinates(thread, grid.launch.block);
+        place
+    }
+
+    /// The place of a thread of any block that runs or ran, at an instruction of any image.
+    fn place_of_site(&self, thread: Thread, site: Site) -> Option<Place> {
+        let image = self.images.iter().rev().find(|image| image.site_base <= site.0)?;
+        let pc = site.0 - image.site_base;
+        if site == Site::NONE || pc as usize >= image.kernel().program.code.len() {
+            return None;
+        }
+        let mut place = place_of(image, pc);
+        let info = self.memory.block(thread.block);
+        let grids = self.streams.iter().flat_map(|stream| &stream.grids);
+        if let Some(grid) = grids.into_iter().find(|grid| grid.id == info.grid) {
+            let index = u32::try_from(info.index).unwrap_or(u32::MAX);
+            place.block = coordinates(index, grid.launch.grid);
+            if thread.async_copy().is_none() {
+                place.thread = coordinates(thread.index, grid.launch.block);
+            }
+        }
+        Some(place)
+    }
+
+    fn report(&self, at: Address, failure: Failure) -> RunError {
+        let mut place = self.place(at, failure.pc, failure.mask.trailing_zeros());
+        let mut other = None;
+        if let Cause::Memory(fault) = &failure.cause {
+            let (thread, site) = accused(fault);
+            if let Some(found) = thread.zip(site).and_then(|(thread, site)| self.place_of_site(thread, site))
+            {
+                place = found;
+            }
+            if let Fault::Race { first, .. } = &**fault {
+                other = self.place_of_site(first.thread, first.site);
+            }
+        }
+        RunError::Fault(Box::new(Report {
+            cause: failure.cause,
+            place,
+            other,
+            seed: self.options.seed,
+            policy: self.options.policy,
+        }))
+    }
+}
+
+impl Stall {
+    /// Turns since the last change; counts this call.
+    fn quiet_turns(&mut self, progress: u64) -> u64 {
+        if progress == self.progress {
+            self.turns += 1;
+        } else {
+            (self.progress, self.turns) = (progress, 0);
+        }
+        self.turns
+    }
+}
+
+fn place_of(image: &super::Image, pc: u32) -> Place {
+    let kernel = image.kernel();
+    let extent = kernel.program.extents.get(pc as usize).copied().unwrap_or_default();
+    let (line, text) = image.module.line(extent);
+    Place {
+        device: image.device.0,
+        kernel: kernel.name.clone(),
+        block: [0; 3],
+        thread: [0; 3],
+        file: image.module.file.clone(),
+        line,
+        text: text.to_owned(),
+    }
+}
+
+/// x, y and z of a linear index.
+fn coordinates(index: u32, size: [u32; 3]) -> [u32; 3] {
+    let [x, y, _] = size.map(|size| size.max(1));
+    [index % x, index / x % y, index / (x * y)]
+}
+
+/// Who did what a fault is about.
+fn accused(fault: &Fault) -> (Option<Thread>, Option<Site>) {
+    match fault {
+        Fault::Unmapped { access }
+        | Fault::OutOfBounds { access, .. }
+        | Fault::UseAfterFree { access, .. }
+        | Fault::Misaligned { access, .. }
+        | Fault::Uninitialised { access, .. }
+        | Fault::NoPeerAccess { access, .. } => (Some(access.thread), Some(access.site)),
+        Fault::Race { second, .. } => (Some(second.thread), Some(second.site)),
+        _ => (None, None),
+    }
+}

@@ -1,0 +1,650 @@
+//! Execution of one warp, until it waits, ends, gives way or has used up its turn.
+
+use super::warp::{Fragment, Frame, State, Warp};
+use crate::exec::asynchronous::AsyncState;
+use crate::exec::barrier::{self, Barrier, Barriers};
+use crate::exec::context::{Context, Environment, PrivateBase, lanes};
+use crate::exec::control::GridControl;
+use crate::exec::rows::{Constants, Counts, Mask, Slot};
+use crate::exec::warp::Kind as CollectiveKind;
+use crate::exec::{
+    Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp, wmma,
+};
+use crate::memory::{BlockId, Clock, Memory, Site, Thread};
+use crate::program::{FunctionInfo, Inst, NOWHERE, Op, Pc, Program};
+
+/// A fragment that spins this long while lanes wait for it lets them go on.
+const PATIENCE: u64 = 20_000;
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It could go on at once.
+    Ready,
+    /// Every fragment waits.
+    Blocked,
+    /// All lanes have exited.
+    Finished,
+}
+
+/// What a warp shares with its block, grid and machine.
+pub(crate) struct Shared<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) constants: &'a Constants,
+    pub(crate) site_base: u32,
+    pub(crate) block: BlockId,
+    pub(crate) memory: &'a mut Memory,
+    pub(crate) environment: &'a Environment,
+    pub(crate) barriers: &'a mut Barriers,
+    pub(crate) asynchronous: &'a mut AsyncState,
+    pub(crate) output: &'a mut String,
+    pub(crate) progress: &'a mut u64,
+    /// Whether grids before this one have ended, and what `griddepcontrol.wait` then acquires.
+    pub(crate) predecessors: Option<&'a Clock>,
+    /// Set by `griddepcontrol.launch_dependents`.
+    pub(crate) triggered: &'a mut bool,
+    pub(crate) check_registers: bool,
+    pub(crate) find_spins: bool,
+    pub(crate) warp_instructions: u64,
+    pub(crate) thread_instructions: u64,
+    /// The lane that an instruction worked on when it failed.
+    pub(crate) culprit: Option<usize>,
+}
+
+/// A failure, and where.
+pub(crate) struct Failure {
+    pub(crate) cause: Cause,
+    pub(crate) pc: Pc,
+    /// Lanes that executed the instruction.
+    pub(crate) mask: Mask,
+}
+
+enum Next {
+    /// Go on with this fragment.
+    Same(Fragment),
+    /// It was put away: waits, ended, or merged.
+    Other,
+    /// Go on, but let other warps run first.
+    Yield(Fragment),
+}
+
+impl Shared<'_> {
+    fn context<'c>(&'c mut self, warp: &'c mut Warp, frame: Frame, pc: Pc, mask: Mask) -> Context<'c> {
+        Context {
+            rows: warp.registers.frame(frame.registers, self.constants, mask),
+            memory: self.memory,
+            privates: &mut warp.privates,
+            base: frame.private,
+            environment: self.environment,
+            barriers: self.barriers,
+            asynchronous: self.asynchronous,
+            first: Thread::new(self.block, warp.first_thread),
+            site: Site(self.site_base + pc),
+            output: self.output,
+            progress: self.progress,
+            culprit: &mut self.culprit,
+        }
+    }
+}
+
+impl Warp {
+    /// Runs up to `budget` instructions.
+    pub(crate) fn run(&mut self, shared: &mut Shared<'_>, budget: u64) -> Result<Turn, Failure> {
+        let end = shared.warp_instructions + budget;
+        loop {
+            if self.is_finished() {
+                return Ok(Turn::Finished);
+            }
+            let Some(index) = self.runnable(shared) else {
+                if self.fragments.iter().all(|fragment| matches!(fragment.state, State::Members { .. })) {
+                    if self.release_joins() {
+                        continue;
+                    }
+                    return Err(self.divergent());
+                }
+                return Ok(Turn::Blocked);
+            };
+            let fragment = self.fragments.remove(index);
+            if !self.run_fragment(fragment, shared, end)? {
+                return Ok(if self.is_finished() { Turn::Finished } else { Turn::Ready });
+            }
+        }
+    }
+
+    /// The first fragment that can run, after those whose wait has ended were woken.
+    fn runnable(&mut self, shared: &mut Shared<'_>) -> Option<usize> {
+        let mut index = 0;
+        while index < self.fragments.len() {
+            let before = self.fragments.len();
+            if self.wake(index, shared) {
+                return Some(index);
+            }
+            // One that was woken may have gone to wait at a join.
+            index += usize::from(self.fragments.len() == before);
+        }
+        None
+    }
+
+    /// Lanes at this instruction and call that wait for others of `members`.
+    fn gathered(&self, pc: Pc, frame: Frame, members: Mask) -> Mask {
+        let here = self.fragments.iter().filter(|other| other.pc == pc && other.frame() == frame);
+        here.fold(0, |bits, other| match other.state {
+            State::Members { active, members: same } if same == members => bits | active,
+            _ => bits,
+        })
+    }
+
+    fn wake(&mut self, index: usize, shared: &mut Shared<'_>) -> bool {
+        let Fragment { pc, mask, .. } = self.fragments[index];
+        let frame = self.fragments[index].frame();
+        match self.fragments[index].state {
+            State::Ready => return true,
+            State::Members { members, .. } => {
+                // Lanes may have exited since.
+                let complete = members & self.live & !self.gathered(pc, frame, members) == 0;
+                if complete {
+                    self.fragments[index].state = State::Ready;
+                }
+                return complete;
+            }
+            State::Barrier { id, generation } => {
+                if shared.barriers.generation(id) == generation {
+                    return false;
+                }
+                if let Op::Barrier(op) = &shared.program.code[pc as usize].op {
+                    barrier::finish(&mut shared.context(self, frame, pc, mask), op, id);
+                }
+            }
+            State::Sleeping { until_ns } => {
+                if shared.environment.time_ns < until_ns {
+                    return false;
+                }
+            }
+            State::Grid => {
+                let Some(clock) = shared.predecessors else { return false };
+                for lane in lanes(mask) {
+                    shared.memory.acquire(Thread::new(shared.block, self.first_thread + lane as u32), clock);
+                }
+            }
+        }
+        // Lanes that a guard had kept out went along.
+        let fragment = &mut self.fragments[index];
+        fragment.state = State::Ready;
+        fragment.pc += 1;
+        let fragment = self.fragments.remove(index);
+        match self.settle(fragment) {
+            Some(fragment) => {
+                self.fragments.insert(index, fragment);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// True if other fragments may run in this turn.
+    fn run_fragment(
+        &mut self,
+        mut fragment: Fragment,
+        shared: &mut Shared<'_>,
+        end: u64,
+    ) -> Result<bool, Failure> {
+        let code: &[Inst] = &shared.program.code;
+        loop {
+            if shared.warp_instructions >= end {
+                self.fragments.push(fragment);
+                return Ok(false);
+            }
+            let pc = fragment.pc;
+            let inst = &code[pc as usize];
+            let frame = fragment.frame();
+            let mut active = fragment.mask;
+            if let Some(guard) = inst.guard {
+                let bits = self.registers.preds[(frame.registers.preds + guard.slot.0) as usize];
+                if shared.check_registers {
+                    self.check_guard(&fragment, guard.slot, pc)?;
+                }
+                active &= if guard.negated { !bits } else { bits };
+            }
+            shared.warp_instructions += 1;
+            shared.thread_instructions += u64::from(active.count_ones());
+            if shared.check_registers {
+                self.check_registers(shared.program, frame, pc, active)?;
+            }
+            if let Op::Row { run, slots } = &inst.op {
+                if active != 0 {
+                    run(&mut self.registers.frame(frame.registers, shared.constants, active), slots);
+                }
+                fragment.pc = pc + 1;
+            } else {
+                shared.culprit = None;
+                let next = self.execute(inst, fragment, active, shared);
+                let lanes = shared.culprit.map_or(active, |lane| 1 << lane);
+                match next.map_err(|cause| Failure { cause, pc, mask: lanes })? {
+                    Next::Same(same) => fragment = same,
+                    Next::Other => return Ok(true),
+                    Next::Yield(same) => {
+                        self.fragments.push(same);
+                        return Ok(false);
+                    }
+                }
+            }
+            if fragment.join.is_some() {
+                match self.settle(fragment) {
+                    Some(same) => fragment = same,
+                    None => return Ok(true),
+                }
+                fragment.alone += 1;
+                if fragment.alone > PATIENCE {
+                    fragment.alone = 0;
+                    self.release_joins();
+                    self.fragments.push(fragment);
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn check_guard(&self, fragment: &Fragment, slot: Slot, pc: Pc) -> Result<(), Failure> {
+        let written = self.registers.written[0][(fragment.frame().registers.preds + slot.0) as usize];
+        unwritten(fragment.mask & !written, pc)
+    }
+
+    fn check_registers(
+        &mut self,
+        program: &Program,
+        frame: Frame,
+        pc: Pc,
+        active: Mask,
+    ) -> Result<(), Failure> {
+        let uses = &program.uses[pc as usize];
+        let base = [frame.registers.preds, frame.registers.words, frame.registers.doubles];
+        for typed in &uses.reads {
+            let class = typed.class as usize;
+            unwritten(active & !self.registers.written[class][(base[class] + typed.slot.0) as usize], pc)?;
+        }
+        for typed in &uses.writes {
+            let class = typed.class as usize;
+            self.registers.written[class][(base[class] + typed.slot.0) as usize] |= active;
+        }
+        Ok(())
+    }
+
+    fn execute(
+        &mut self,
+        inst: &Inst,
+        mut fragment: Fragment,
+        active: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        let pc = fragment.pc;
+        match &inst.op {
+            Op::Branch { target, reconverge } => {
+                Ok(self.branch(fragment, active, *target, *reconverge, shared))
+            }
+            _ if active == 0 => {
+                fragment.pc += 1;
+                Ok(Next::Same(fragment))
+            }
+            Op::BranchTable { index, targets, reconverge } => {
+                self.branch_table(fragment, active, *index, targets, *reconverge, shared)
+            }
+            Op::Exit => Ok(self.leave(fragment, active, shared)),
+            Op::Return => self.give_back(fragment, active, shared),
+            Op::Trap => Err(Cause::Trap),
+            Op::Call(op) => self.call(op, fragment, active, shared),
+            Op::Warp(op) if op.kind != CollectiveKind::ActiveMask => {
+                let row = *self
+                    .registers
+                    .frame(fragment.frame().registers, shared.constants, active)
+                    .word(op.members);
+                let members = row[active.trailing_zeros() as usize & 31];
+                let same =
+                    lanes(active).filter(|&lane| row[lane] == members).fold(0, |bits, lane| bits | 1 << lane);
+                if same == active {
+                    return self.together(inst, fragment, active, members, shared);
+                }
+                if let Some(lane) = lanes(active & !same & members).next() {
+                    return Err(Cause::MemberMask { first: members, second: row[lane] });
+                }
+                // Groups with masks of their own execute one after the other and meet behind.
+                fragment.pc = pc.wrapping_sub(1);
+                Ok(self.split(fragment, same, pc, pc + 1).map_or(Next::Other, Next::Same))
+            }
+            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+                self.together(inst, fragment, active, Mask::MAX, shared)
+            }
+            Op::Barrier(op) => {
+                let members = if op.aligned { Mask::MAX } else { active };
+                self.together(inst, fragment, active, members, shared)
+            }
+            Op::Grid(GridControl::LaunchDependents) => {
+                *shared.triggered = true;
+                fragment.pc = pc + 1;
+                Ok(Next::Yield(fragment))
+            }
+            Op::Grid(GridControl::Wait) => {
+                fragment.state = State::Grid;
+                self.fragments.push(fragment);
+                Ok(Next::Other)
+            }
+            Op::Sleep(slot) => {
+                let rows = self.registers.frame(fragment.frame().registers, shared.constants, active);
+                let longest = lanes(active).map(|lane| rows.word(*slot)[lane]).max().unwrap_or(0);
+                fragment.state =
+                    State::Sleeping { until_ns: shared.environment.time_ns + u64::from(longest) };
+                self.fragments.push(fragment);
+                Ok(Next::Other)
+            }
+            op => {
+                let gives_way = matches!(op, Op::Mbarrier(op) if op.is_test());
+                self.simple(op, &fragment, active, shared)?;
+                fragment.pc = pc + 1;
+                Ok(if gives_way { Next::Yield(fragment) } else { Next::Same(fragment) })
+            }
+        }
+    }
+
+    /// Instructions that leave control flow alone.
+    fn simple(
+        &mut self,
+        op: &Op,
+        fragment: &Fragment,
+        active: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<(), Cause> {
+        if let Op::Special { which, .. } = op
+            && which.shows_time()
+        {
+            self.spin = super::warp::Spin::default();
+        }
+        let mut context = shared.context(self, fragment.frame(), fragment.pc, active);
+        match op {
+            Op::Special { d, which } => special::read(&mut context, *d, *which),
+            Op::FrameAddress { d, offset, frame } => {
+                let base = match frame {
+                    crate::program::Frame::Params => context.base.params,
+                    _ => context.base.local,
+                };
+                context.rows.put_wide(d.slot, d.class, &[u64::from(base + offset); 32]);
+            }
+            Op::Load(op) => access::load(&mut context, op)?,
+            Op::Store(op) => access::store(&mut context, op)?,
+            Op::Atomic(op) => atomic::execute(&mut context, op)?,
+            Op::Fence(op) => access::execute_fence(&mut context, op),
+            Op::ConvertAddress(op) => address::execute(&mut context, op),
+            Op::Async(op) => asynchronous::execute(&mut context, op)?,
+            Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
+            Op::Warp(op) => warp::execute(&mut context, op)?,
+            Op::Mma(op) => mma::execute(&mut context, op),
+            Op::Matrix(op) => matrix::execute(&mut context, op)?,
+            Op::Wmma(op) => wmma::execute(&mut context, op)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn branch(
+        &mut self,
+        mut fragment: Fragment,
+        taken: Mask,
+        target: Pc,
+        reconverge: Pc,
+        shared: &mut Shared<'_>,
+    ) -> Next {
+        let back = taken != 0 && target <= fragment.pc;
+        if back && shared.find_spins {
+            let counts = shared.program.functions[fragment.frame().function as usize].registers;
+            if self.note_repetition(&fragment, counts) {
+                fragment.pc = if taken == fragment.mask { target } else { fragment.pc };
+                return Next::Yield(fragment);
+            }
+        }
+        if taken == fragment.mask {
+            fragment.pc = target;
+        } else if taken == 0 {
+            fragment.pc += 1;
+        } else {
+            return self.split(fragment, taken, target, reconverge).map_or(Next::Other, Next::Same);
+        }
+        Next::Same(fragment)
+    }
+
+    /// One target at a time; lanes for other targets stay at the branch.
+    fn branch_table(
+        &mut self,
+        mut fragment: Fragment,
+        active: Mask,
+        index: Slot,
+        targets: &[Pc],
+        reconverge: Pc,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        let row = *self.registers.frame(fragment.frame().registers, shared.constants, active).word(index);
+        let chosen = row[active.trailing_zeros() as usize & 31];
+        let Some(&target) = targets.get(chosen as usize) else {
+            return Err(Cause::BranchIndex { index: chosen, entries: targets.len() });
+        };
+        let taken = lanes(active).filter(|&lane| row[lane] == chosen).fold(0, |bits, lane| bits | 1 << lane);
+        if taken == fragment.mask {
+            fragment.pc = target;
+            return Ok(Next::Same(fragment));
+        }
+        // What is not taken executes the branch again: `split` moves it on by one.
+        fragment.pc = fragment.pc.wrapping_sub(1);
+        Ok(self.split(fragment, taken, target, reconverge).map_or(Next::Other, Next::Same))
+    }
+
+    fn leave(&mut self, mut fragment: Fragment, lanes: Mask, shared: &mut Shared<'_>) -> Next {
+        fragment.mask &= !lanes;
+        fragment.pc += 1;
+        shared.barriers.live -= lanes.count_ones();
+        *shared.progress += 1;
+        shared.barriers.complete(shared.memory, shared.block);
+        self.retire(lanes);
+        // Those that gather now wait for fewer.
+        if fragment.mask == 0 { Next::Other } else { Next::Same(fragment) }
+    }
+
+    fn call(
+        &mut self,
+        op: &call::Call,
+        mut fragment: Fragment,
+        active: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        let (frame, pc) = (fragment.frame(), fragment.pc);
+        let program = shared.program;
+        let (function, lanes) = match op.target {
+            call::Target::Function(index) => (index, active),
+            call::Target::Register(slot) => {
+                call::resolve(&shared.context(self, frame, pc, active), slot, &program.functions)?
+            }
+            call::Target::Print | call::Target::Malloc | call::Target::Free => {
+                call::provided(&mut shared.context(self, frame, pc, active), op)?;
+                fragment.pc += 1;
+                return Ok(Next::Same(fragment));
+            }
+            call::Target::Assert => {
+                return Err(call::assertion(&mut shared.context(self, frame, pc, active), op));
+            }
+        };
+        if fragment.frames.len() >= call::MAX_DEPTH {
+            return Err(Cause::CallDepth(call::MAX_DEPTH));
+        }
+        let (caller, callee) =
+            (&program.functions[frame.function as usize], &program.functions[function as usize]);
+        let private = PrivateBase {
+            local: (frame.private.local + caller.local_bytes).next_multiple_of(16),
+            params: (frame.private.params + caller.param_bytes).next_multiple_of(16),
+        };
+        let registers = frame.registers.plus(caller.registers);
+        self.open_frame(registers, callee, private, lanes);
+        call::pass(&mut shared.context(self, frame, pc, lanes), op, callee, private.params);
+        let entry = callee.entry;
+        let enter = |fragment: &mut Fragment| {
+            fragment.frames.push(Frame { function, call: pc, registers, private });
+            fragment.pc = entry;
+        };
+        if lanes == fragment.mask {
+            enter(&mut fragment);
+            return Ok(Next::Same(fragment));
+        }
+        // Other lanes wait behind the call, or, for another callee, come back to it.
+        let behind = if lanes == active { pc } else { pc.wrapping_sub(1) };
+        fragment.pc = behind;
+        let Some(rest) = self.split(fragment, lanes, NOWHERE, pc + 1) else { return Ok(Next::Other) };
+        let position = self.fragments.iter().position(|other| other.pc == NOWHERE);
+        let mut callers = match position {
+            Some(position) => self.fragments.remove(position),
+            None => return Ok(self.enter_alone(rest, enter)),
+        };
+        self.fragments.push(rest);
+        enter(&mut callers);
+        Ok(Next::Same(callers))
+    }
+
+    fn enter_alone(&mut self, mut fragment: Fragment, enter: impl Fn(&mut Fragment)) -> Next {
+        enter(&mut fragment);
+        Next::Same(fragment)
+    }
+
+    /// Makes room for a call of `callee` by `called`, with nothing in it.
+    fn open_frame(&mut self, base: Counts, callee: &FunctionInfo, private: PrivateBase, called: Mask) {
+        self.registers.grow(base.plus(callee.registers));
+        self.registers.forget(base, called);
+        for lane in lanes(called) {
+            let (local, params) = (&mut self.privates.local[lane], &mut self.privates.params[lane]);
+            local.open(private.local, callee.local_bytes);
+            params.open(private.params, callee.param_bytes);
+        }
+    }
+
+    /// `ret`: from an entry, an exit.
+    fn give_back(
+        &mut self,
+        mut fragment: Fragment,
+        active: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        let frame = fragment.frame();
+        if frame.call == NOWHERE {
+            return Ok(self.leave(fragment, active, shared));
+        }
+        let program = shared.program;
+        let caller = fragment.frames[fragment.frames.len() - 2];
+        if let Op::Call(op) = &program.code[frame.call as usize].op {
+            let callee = &program.functions[frame.function as usize];
+            let mut context = shared.context(self, frame, fragment.pc, active);
+            call::give_back(&mut context, op, callee, caller.private.params);
+        }
+        let mut back = fragment.clone();
+        back.mask = active;
+        back.frames.pop();
+        back.pc = frame.call + 1;
+        if active == fragment.mask {
+            return Ok(Next::Same(back));
+        }
+        // Lanes that return early go on alone until a join of the caller.
+        fragment.mask &= !active;
+        fragment.pc += 1;
+        let back = self.settle(back);
+        self.fragments.extend(back);
+        Ok(Next::Same(fragment))
+    }
+
+    /// Executes an instruction once all `members` that have not exited are at it.
+    fn together(
+        &mut self,
+        inst: &Inst,
+        mut fragment: Fragment,
+        active: Mask,
+        members: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        let pc = fragment.pc;
+        if members & self.live & !active == 0 {
+            return match &inst.op {
+                Op::Barrier(op) => self.barrier(op, vec![fragment], active, shared),
+                op => {
+                    self.simple(op, &fragment, active, shared)?;
+                    fragment.pc += 1;
+                    Ok(Next::Same(fragment))
+                }
+            };
+        }
+        fragment.state = State::Members { active, members };
+        let frame = fragment.frame();
+        self.fragments.push(fragment);
+        let gathered = self.gathered(pc, frame, members);
+        if members & self.live & !gathered != 0 {
+            return Ok(Next::Other);
+        }
+        let waits =
+            |other: &Fragment| matches!(other.state, State::Members { members: same, .. } if same == members);
+        let (mut come, rest) = std::mem::take(&mut self.fragments)
+            .into_iter()
+            .partition::<Vec<_>, _>(|other| other.pc == pc && other.frame() == frame && waits(other));
+        self.fragments = rest;
+        if let Op::Barrier(op) = &inst.op {
+            return self.barrier(op, come, gathered, shared);
+        }
+        self.simple(&inst.op, &come[0], gathered, shared)?;
+        for member in &mut come {
+            member.state = State::Ready;
+            member.pc += 1;
+        }
+        for member in come {
+            let member = self.settle(member);
+            self.fragments.extend(member);
+        }
+        Ok(Next::Other)
+    }
+
+    fn barrier(
+        &mut self,
+        op: &Barrier,
+        members: Vec<Fragment>,
+        mask: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        let Fragment { pc, .. } = members[0];
+        let mut context = shared.context(self, members[0].frame(), pc, mask);
+        let (id, generation) = barrier::arrive(&mut context, op)?;
+        for mut member in members {
+            if op.kind == barrier::Kind::Arrive {
+                member.state = State::Ready;
+                member.pc += 1;
+                let member = self.settle(member);
+                self.fragments.extend(member);
+            } else {
+                member.state = State::Barrier { id, generation };
+                self.fragments.push(member);
+            }
+        }
+        Ok(Next::Other)
+    }
+
+    /// No fragment can move, and all of them wait for lanes of their own warp.
+    fn divergent(&self) -> Failure {
+        let fragment = &self.fragments[0];
+        let State::Members { active, members } = fragment.state else {
+            return Failure { cause: Cause::Trap, pc: fragment.pc, mask: fragment.mask };
+        };
+        let missing = members & !active & self.live;
+        let why = if self.fragments.len() > 1 {
+            "they wait at another instruction"
+        } else {
+            "a guard keeps them out"
+        };
+        Failure { cause: Cause::Divergent { waiting: active, missing, why }, pc: fragment.pc, mask: active }
+    }
+}
+
+fn unwritten(lanes: Mask, pc: Pc) -> Result<(), Failure> {
+    match lanes {
+        0 => Ok(()),
+        mask => {
+            Err(Failure { cause: Cause::UninitialisedRegister { lane: mask.trailing_zeros() }, pc, mask })
+        }
+    }
+}

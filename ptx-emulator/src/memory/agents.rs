@@ -1,0 +1,99 @@
+//! Who runs, and what orders them.
+
+use super::region::Region;
+use super::weak::Weak;
+use super::{BlockId, BlockInfo, BlockSpec, Clock, DeviceId, GridId, Memory, Order, Scope, Thread};
+
+/// Grids, blocks and what orders them.
+impl Memory {
+    /// A grid that starts on `device` after everything in `after` (the end of its stream).
+    pub fn begin_grid(&mut self, device: DeviceId, after: &Clock) -> GridId {
+        if self.is_ordered() {
+            self.causality.begin_grid(device, after);
+        }
+        self.blocks.begin_grid(device)
+    }
+
+    /// All blocks of `grid` have ended; whoever acquires the clock comes after the grid.
+    pub fn end_grid(&mut self, grid: GridId) -> Clock {
+        if self.is_ordered() { self.causality.end_grid(grid) } else { Clock::default() }
+    }
+
+    /// A block starts, with uninitialised shared memory.
+    pub fn begin_block(&mut self, spec: &BlockSpec) -> BlockId {
+        if self.is_ordered() {
+            self.causality.begin_block(spec.grid, spec.n_threads);
+        }
+        self.blocks.begin_block(spec)
+    }
+
+    /// All threads of `block` have exited. Its shared memory is gone.
+    pub fn end_block(&mut self, block: BlockId) {
+        if self.is_ordered() {
+            self.causality.end_block(block);
+        }
+        self.blocks.get_mut(block).shared = Region::default();
+    }
+
+    /// Where a block runs or ran.
+    pub fn block(&self, block: BlockId) -> BlockInfo {
+        self.blocks.get(block).info
+    }
+
+    /// Everything that `thread` did so far happens before whoever acquires `clock`: the arrival at a barrier.
+    pub fn release(&mut self, thread: Thread, clock: &mut Clock) {
+        if self.is_ordered() {
+            self.causality.release(thread, clock);
+        }
+    }
+
+    /// Everything released into `clock` happens before what `thread` does from now on: the end of a wait.
+    pub fn acquire(&mut self, thread: Thread, clock: &Clock) {
+        if self.is_ordered() {
+            self.causality.acquire(thread, clock);
+        }
+    }
+
+    /// The threads `indices` of `block` have all arrived at a barrier and all leave it (`bar.sync`,
+    /// `bar.warp.sync`).
+    pub fn barrier(&mut self, block: BlockId, indices: impl Iterator<Item = u32> + Clone) {
+        if self.is_ordered() {
+            self.causality.barrier(block, indices);
+        }
+    }
+
+    /// A fence of `thread`: `fence.acq_rel`, `fence.sc`, `membar` (which is `.sc`).
+    pub fn fence(&mut self, thread: Thread, order: Order, scope: Scope) {
+        if self.is_ordered() {
+            self.causality.fence(thread, order, scope);
+        }
+    }
+
+    /// An asynchronous copy that `thread` starts now: an agent for the accesses of `cp.async` up to a commit,
+    /// or of one `cp.async.bulk`.
+    pub fn begin_async(&mut self, thread: Thread) -> Thread {
+        if self.is_ordered() { self.causality.begin_async(thread) } else { thread }
+    }
+
+    /// The asynchronous copy is complete for whoever acquires `clock`: the waiting thread, or the phase of its
+    /// mbarrier.
+    pub fn end_async(&mut self, copy: Thread, clock: &mut Clock) {
+        if self.is_ordered() {
+            self.causality.end_async(copy, clock);
+        }
+    }
+
+    /// A step of time: bounds how long stores stay invisible.
+    #[inline]
+    pub fn tick(&mut self) {
+        if let Some(weak) = &mut self.weak {
+            weak.tick();
+            self.settle_due();
+        }
+    }
+
+    /// How many stores are, perhaps, not yet visible to everybody.
+    pub fn pending(&self) -> usize {
+        self.weak.as_ref().map_or(0, Weak::pending)
+    }
+}

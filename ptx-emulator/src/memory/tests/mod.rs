@@ -1,0 +1,7 @@
+//! Whole programs on [`Memory`](super::Memory): what it allows, and what it catches.
+
+mod litmus;
+mod machine;
+mod oracle;
+mod plain;
+mod races;

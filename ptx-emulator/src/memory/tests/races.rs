@@ -1,0 +1,370 @@
+//! Races: found where PTX has one, and only there.
+
+use Order::{AcqRel, Acquire, Relaxed, Release, Sc, Weak};
+use Scope::{Cta, Gpu, Sys};
+
+use super::machine::{Loc, Machine, Op, Place, X, Y, race, run};
+use crate::memory::{
+    Access, AccessKind, BlockSpec, Clock, DeviceId, Fault, GridId, Memory, MemoryOptions, Order, Owner,
+    RacingAccess, SHARED_WINDOW, Scope, Site, Thread, Width,
+};
+
+const ALL: [Place; 4] = [Place::Shared, Place::Block, Place::Device, Place::Peers];
+
+fn put(loc: Loc) -> Op {
+    Op::St(Weak, Cta, loc, 1)
+}
+
+fn get(loc: Loc) -> Op {
+    Op::Ld(Weak, Cta, loc)
+}
+
+#[test]
+fn plain_conflicts_race_unless_a_barrier_is_between() {
+    for place in ALL {
+        assert!(race(place, &[&[put(X)], &[get(X)]]).is_some(), "{place:?}");
+        assert!(race(place, &[&[put(X)], &[put(X)]]).is_some(), "{place:?}");
+        assert!(race(place, &[&[get(X)], &[get(X)]]).is_none(), "{place:?}");
+        assert!(race(place, &[&[put(X)], &[put(Y)]]).is_none(), "{place:?}");
+    }
+    for place in [Place::Shared, Place::Block] {
+        assert_eq!(race(place, &[&[put(X), Op::Barrier], &[Op::Barrier, get(X)]]), None);
+        // Missing before the buffer is used again.
+        let once = [put(X), Op::Barrier, get(X), put(X)];
+        assert!(race(place, &[&once, &[Op::Barrier, get(X)]]).is_some());
+        let twice = [put(X), Op::Barrier, get(X), Op::Barrier, put(X)];
+        assert_eq!(race(place, &[&twice, &[Op::Barrier, get(X), Op::Barrier]]), None);
+    }
+}
+
+#[test]
+fn neighbouring_bytes_do_not_race() {
+    let byte = |at| Loc(0, at, Width::B1);
+    let bytes = |at, width| Loc(0, at, width);
+    assert_eq!(race(Place::Block, &[&[put(byte(3))], &[put(byte(4))], &[put(bytes(6, Width::B2))]]), None);
+    assert!(race(Place::Block, &[&[put(byte(7))], &[put(bytes(6, Width::B2))]]).is_some());
+    assert!(race(Place::Block, &[&[get(bytes(0, Width::B8))], &[put(byte(5))]]).is_some());
+}
+
+/// The usual flag, its parts open to mistakes.
+fn pass(place: Place, fence: Option<Scope>, flag: Scope, reader_fence: Option<Scope>) -> Option<Box<Fault>> {
+    let ops = |ops: [Option<Op>; 3]| ops.into_iter().flatten().collect::<Vec<_>>();
+    let writer =
+        ops([Some(put(X)), fence.map(|it| Op::Fence(AcqRel, it)), Some(Op::St(Relaxed, flag, Y, 1))]);
+    let reader = ops([
+        Some(Op::Wait(Relaxed, flag, Y, 1)),
+        reader_fence.map(|it| Op::Fence(AcqRel, it)),
+        Some(get(X)),
+    ]);
+    race(place, &[&writer, &reader])
+}
+
+#[test]
+fn a_flag_needs_fences_that_reach() {
+    for place in ALL {
+        assert_eq!(pass(place, Some(Sys), Sys, Some(Sys)), None, "{place:?}");
+        assert!(pass(place, None, Sys, Some(Sys)).is_some(), "{place:?}");
+        assert!(pass(place, Some(Sys), Sys, None).is_some(), "{place:?}");
+    }
+    assert_eq!(pass(Place::Shared, Some(Cta), Cta, Some(Cta)), None);
+    assert_eq!(pass(Place::Device, Some(Gpu), Gpu, Some(Gpu)), None);
+    assert!(pass(Place::Device, Some(Cta), Gpu, Some(Gpu)).is_some());
+    assert!(pass(Place::Device, Some(Gpu), Gpu, Some(Cta)).is_some());
+    assert!(pass(Place::Peers, Some(Gpu), Sys, Some(Sys)).is_some());
+    assert!(pass(Place::Peers, Some(Sys), Sys, Some(Gpu)).is_some());
+    assert!(pass(Place::Peers, Some(Sys), Gpu, Some(Sys)).is_some());
+}
+
+#[test]
+fn a_report_names_both_sides() {
+    let fault = pass(Place::Peers, Some(Gpu), Sys, Some(Sys)).unwrap();
+    let Fault::Race { first, second, allocation, offset } = &*fault else { panic!("{fault}") };
+    assert_eq!((allocation.name.as_str(), *offset), ("locations", 0));
+    let (writer, reader) = (RacingAccess { scope: None, ..*first }, RacingAccess { scope: None, ..*second });
+    assert_eq!((writer, writer.kind, writer.site), (*first, AccessKind::Store, Site(0)));
+    assert_eq!((reader, reader.kind, reader.site), (*second, AccessKind::Load, Site(102)));
+    assert_ne!(first.thread.block, second.thread.block);
+    assert!(fault.to_string().contains("the plain load by thread 0"), "{fault}");
+}
+
+#[test]
+fn strong_accesses_race_where_their_scope_ends() {
+    let both = |place, scope| race(place, &[&[Op::St(Relaxed, scope, X, 1)], &[Op::Ld(Relaxed, scope, X)]]);
+    assert_eq!(both(Place::Shared, Cta), None);
+    assert!(both(Place::Device, Cta).is_some());
+    assert_eq!(both(Place::Device, Gpu), None);
+    assert!(both(Place::Peers, Gpu).is_some());
+    assert_eq!(both(Place::Peers, Sys), None);
+    // One strong side is not enough, and neither is half a cell.
+    assert!(race(Place::Device, &[&[put(X)], &[Op::Ld(Acquire, Sys, X)]]).is_some());
+    let (cell, half) = (Loc(0, 0, Width::B8), Loc(0, 4, Width::B4));
+    assert!(
+        race(Place::Device, &[&[Op::St(Relaxed, Sys, cell, 1)], &[Op::Ld(Relaxed, Sys, half)]]).is_some()
+    );
+    assert_eq!(race(Place::Device, &[&[Op::St(Relaxed, Sys, cell, 1)], &[Op::Ld(Relaxed, Sys, cell)]]), None);
+    let add = |scope| [Op::Add(Relaxed, scope, X, 1)];
+    assert_eq!(race(Place::Device, &[&add(Gpu), &add(Gpu), &add(Gpu)]), None);
+    assert!(race(Place::Device, &[&add(Gpu), &add(Cta)]).is_some());
+}
+
+#[test]
+fn what_was_observed_is_ordered() {
+    // The reader of a flag may reset it plainly; another thread may not.
+    let raise = [Op::St(Relaxed, Sys, Y, 1)];
+    let lower = [Op::Wait(Relaxed, Sys, Y, 1), put(Y)];
+    assert_eq!(race(Place::Device, &[&raise, &lower]), None);
+    assert!(race(Place::Device, &[&raise, &[put(Y)]]).is_some());
+    // Through a chain of atomics, and from the observer on.
+    let add = [Op::Add(Relaxed, Sys, Y, 1)];
+    let last = [Op::Wait(Relaxed, Sys, Y, 2), put(Y), Op::St(Release, Sys, X, 1)];
+    let told = [Op::Wait(Acquire, Sys, X, 1), put(Y)];
+    assert_eq!(race(Place::Device, &[&add, &add, &last, &told]), None);
+}
+
+#[test]
+fn a_plain_value_synchronises_nobody() {
+    // Thread 1 has seen the flag, without an acquire, and overwrites it; what thread 2 reads comes from there.
+    let told = Loc(2, 0, Width::B4);
+    let program: [&[Op]; 3] = [
+        &[put(X), Op::St(Release, Sys, Y, 1)],
+        &[Op::Wait(Relaxed, Sys, Y, 1), Op::St(Weak, Cta, Y, 2), Op::St(Release, Sys, told, 1)],
+        &[Op::Wait(Acquire, Sys, told, 1), Op::Ld(Acquire, Sys, Y), get(X)],
+    ];
+    for seed in 0..100 {
+        let weak = (seed % 2 == 0).then_some(seed);
+        let options = MemoryOptions { race: true, weak, ..MemoryOptions::default() };
+        let fault = run(options, Place::Device, &program, seed).unwrap_err();
+        assert!(
+            matches!(*fault, Fault::Race { second: RacingAccess { site: Site(202), .. }, .. }),
+            "{fault}"
+        );
+    }
+}
+
+#[test]
+fn a_strong_store_does_not_excuse_a_plain_one_before_it() {
+    let strong = |scope| Access { order: Relaxed, scope, ..Access::weak(Thread::HOST, Site(0)) };
+    let store = |memory: &mut Memory, at, first: Access, second: Access| {
+        let stream = host(memory);
+        let (one, other) = (block(memory, &stream, 1).1, block(memory, &stream, 1).1);
+        memory.store(&Access { thread: one, ..first }, at, Width::B4, 1).unwrap();
+        memory.store(&Access { thread: one, ..second }, at, Width::B4, 2).unwrap();
+        memory.load(&Access { thread: other, ..strong(Gpu) }, at, Width::B4).is_ok()
+    };
+    let (mut memory, at) = memory();
+    assert!(store(&mut memory, at, strong(Gpu), strong(Gpu)));
+    assert!(!store(&mut memory, at + 8, Access::weak(Thread::HOST, Site(0)), strong(Gpu)));
+    assert!(!store(&mut memory, at + 16, strong(Cta), strong(Gpu)));
+    assert!(store(&mut memory, at + 24, strong(Sys), strong(Gpu)));
+}
+
+#[test]
+fn streams_do_not_wait_for_each_other() {
+    let (mut memory, at) = memory();
+    let start = host(&mut memory);
+    let (first, second) = (block(&mut memory, &start, 1), block(&mut memory, &start, 1));
+    assert!(store(&mut memory, first.1, at) && store(&mut memory, second.1, at + 8));
+    let ends = [end(&mut memory, first), end(&mut memory, second)];
+    let reader = block(&mut memory, &ends[1], 1);
+    assert!(load(&mut memory, reader.1, at + 8));
+    assert!(!load(&mut memory, reader.1, at));
+    memory.acquire(reader.1, &ends[0]);
+    assert!(load(&mut memory, reader.1, at));
+}
+
+#[test]
+fn only_the_last_strong_store_is_kept() {
+    let (mut memory, at) = memory();
+    let stream = host(&mut memory);
+    let (_, thread) = block(&mut memory, &stream, 1);
+    let access = Access { thread, site: Site(0), order: Relaxed, scope: Sys };
+    for value in 0..100 {
+        memory.store(&access, at, Width::B8, value).unwrap();
+    }
+    assert_eq!(memory.space.region(0).tracking().unwrap().histories[&0].len(), 1);
+}
+
+#[test]
+fn sc_fences_order_if_both_reach() {
+    let ordered = |place, first, second| {
+        let options = MemoryOptions { race: true, ..MemoryOptions::default() };
+        let mut machine = Machine::new(options, place, 2);
+        let program = [(0, put(X)), (0, Op::Fence(Sc, first)), (1, Op::Fence(Sc, second)), (1, get(X))];
+        program.into_iter().all(|(thread, op)| machine.step(thread, 0, op, &mut Vec::new()).is_ok())
+    };
+    for scopes in [(Gpu, Gpu), (Gpu, Sys), (Sys, Gpu), (Sys, Sys), (Cta, Sys), (Sys, Cta)] {
+        let (first, second) = scopes;
+        assert!(ordered(Place::Block, first, second), "{scopes:?}");
+        assert_eq!(ordered(Place::Device, first, second), first != Cta && second != Cta, "{scopes:?}");
+        assert_eq!(ordered(Place::Peers, first, second), scopes == (Sys, Sys), "{scopes:?}");
+    }
+}
+
+#[test]
+fn the_last_block_may_sum_up() {
+    let part = |at| Loc(at, 0, Width::B8);
+    let counter = Loc(4, 0, Width::B4);
+    let with = |order: Order| {
+        let block = |at| [put(part(at)), Op::Add(order, Gpu, counter, 1)];
+        let last = [Op::Wait(Acquire, Gpu, counter, 3), get(part(0)), get(part(1)), get(part(2))];
+        race(Place::Device, &[&block(0), &block(1), &block(2), &last])
+    };
+    assert_eq!(with(AcqRel), None);
+    assert_eq!(with(Release), None);
+    assert!(with(Relaxed).is_some());
+}
+
+/// Races looked for, on two devices.
+fn memory() -> (Memory, u64) {
+    let mut memory = Memory::new(MemoryOptions { race: true, ..MemoryOptions::default() });
+    let at = memory.allocate(Owner::Device(DeviceId(0)), 1 << 14, "x").unwrap();
+    memory.fill(Thread::HOST, at, 1 << 14, &[0]).unwrap();
+    (memory, at)
+}
+
+fn block(memory: &mut Memory, after: &Clock, n_threads: u32) -> (GridId, Thread) {
+    let grid = memory.begin_grid(DeviceId(0), after);
+    let block = memory.begin_block(&BlockSpec { grid, index: 0, n_threads, shared_bytes: 256 });
+    (grid, Thread::new(block, 0))
+}
+
+fn end(memory: &mut Memory, (grid, thread): (GridId, Thread)) -> Clock {
+    memory.end_block(thread.block);
+    memory.end_grid(grid)
+}
+
+fn store(memory: &mut Memory, thread: Thread, address: u64) -> bool {
+    memory.store(&Access::weak(thread, Site(0)), address, Width::B4, 1).is_ok()
+}
+
+fn load(memory: &mut Memory, thread: Thread, address: u64) -> bool {
+    memory.load(&Access::weak(thread, Site(0)), address, Width::B4).is_ok()
+}
+
+/// The end of what the host did so far.
+fn host(memory: &mut Memory) -> Clock {
+    let mut clock = Clock::default();
+    memory.release(Thread::HOST, &mut clock);
+    clock
+}
+
+#[test]
+fn grids_of_one_stream_follow_each_other() {
+    let (mut memory, at) = memory();
+    let mut stream = host(&mut memory);
+    let mut other = None;
+    for _ in 0..5 {
+        let grid = block(&mut memory, &stream, 32);
+        assert!(store(&mut memory, grid.1, at));
+        other.get_or_insert_with(|| stream.clone());
+        stream = end(&mut memory, grid);
+    }
+    let apart = block(&mut memory, &other.unwrap(), 32);
+    assert!(!store(&mut memory, apart.1, at), "another stream did not wait");
+    let mut four = [0; 4];
+    assert!(memory.read(Thread::HOST, at, &mut four).is_err(), "the host did not wait");
+    memory.acquire(Thread::HOST, &stream);
+    memory.read(Thread::HOST, at, &mut four).unwrap();
+}
+
+#[test]
+fn a_copy_races_with_a_kernel_as_a_whole() {
+    let (mut memory, at) = memory();
+    let stream = host(&mut memory);
+    let kernel = block(&mut memory, &stream, 1);
+    assert!(load(&mut memory, kernel.1, at + 4096 + 40));
+    let fault = memory.write(Thread::HOST, at, &[1; 1 << 14]).unwrap_err();
+    assert!(matches!(*fault, Fault::Race { offset: 4136, .. }), "{fault}");
+    let (mut memory, at) = self::memory();
+    let kernel = block(&mut memory, &Clock::default(), 1);
+    assert!(!load(&mut memory, kernel.1, at + 8192), "the fill is not known to the kernel");
+}
+
+#[test]
+fn an_early_grid_waits_for_its_predecessor() {
+    let (mut memory, at) = memory();
+    let start = host(&mut memory);
+    let first = block(&mut memory, &start, 1);
+    // Launched with programmatic dependence: they begin where the first began.
+    let (second, third) = (block(&mut memory, &start, 1), block(&mut memory, &start, 1));
+    assert!(store(&mut memory, first.1, at) && store(&mut memory, second.1, at + 8));
+    let first_end = end(&mut memory, first);
+    memory.acquire(second.1, &first_end);
+    assert!(load(&mut memory, second.1, at));
+    let second_end = end(&mut memory, second);
+    memory.acquire(third.1, &second_end);
+    assert!(load(&mut memory, third.1, at) && load(&mut memory, third.1, at + 8));
+    // Had the second not waited, its end would say nothing about the first.
+    let (first, second, third) = (
+        block(&mut memory, &second_end, 1),
+        block(&mut memory, &second_end, 1),
+        block(&mut memory, &second_end, 1),
+    );
+    assert!(store(&mut memory, first.1, at + 16));
+    let second_end = end(&mut memory, second);
+    end(&mut memory, first);
+    memory.acquire(third.1, &second_end);
+    assert!(!load(&mut memory, third.1, at + 16));
+}
+
+#[test]
+fn asynchronous_copies_are_waited_for() {
+    let (mut memory, at) = memory();
+    let stream = host(&mut memory);
+    let (_, thread) = block(&mut memory, &stream, 64);
+    let neighbour = Thread { index: 33, ..thread };
+    let (early, late) = (memory.begin_async(thread), memory.begin_async(thread));
+    for (copy, slot) in [(early, 0), (late, 128)] {
+        let mut bytes = [0; 16];
+        memory.read(copy, at, &mut bytes).unwrap();
+        memory.write(copy, SHARED_WINDOW + slot, &bytes).unwrap();
+    }
+    assert!(!load(&mut memory, thread, SHARED_WINDOW), "before the wait");
+    let mut group = Clock::default();
+    memory.end_async(early, &mut group);
+    memory.acquire(thread, &group);
+    assert!(load(&mut memory, thread, SHARED_WINDOW));
+    assert!(!load(&mut memory, thread, SHARED_WINDOW + 128), "the later group is still under way");
+    assert!(!load(&mut memory, neighbour, SHARED_WINDOW), "the neighbour did not wait");
+    memory.barrier(thread.block, 0..64);
+    assert!(load(&mut memory, neighbour, SHARED_WINDOW));
+    assert!(!load(&mut memory, neighbour, SHARED_WINDOW + 128), "no barrier replaces the wait");
+}
+
+#[test]
+fn lanes_of_a_warp_may_store_the_same_value_at_once() {
+    let lanes = |second: Thread, value, site| {
+        let (mut memory, at) = memory();
+        let stream = host(&mut memory);
+        let (_, first) = block(&mut memory, &stream, 64);
+        let second = Thread { block: first.block, ..second };
+        memory.store(&Access::weak(first, Site(1)), at, Width::B4, 7).unwrap();
+        let stored = memory.store(&Access::weak(second, Site(site)), at, Width::B4, value).is_ok();
+        // The value is still for nobody else to read.
+        assert!(!load(&mut memory, Thread { index: 5, ..first }, at));
+        stored
+    };
+    let (lane, other_warp) = (Thread { index: 1, ..Thread::HOST }, Thread { index: 33, ..Thread::HOST });
+    assert!(lanes(lane, 7, 1));
+    assert!(!lanes(lane, 8, 1));
+    assert!(!lanes(lane, 7, 2));
+    assert!(!lanes(other_warp, 7, 1));
+}
+
+#[test]
+fn many_readers_of_a_word_are_no_race() {
+    let (mut memory, at) = memory();
+    let mut stream = host(&mut memory);
+    for _ in 0..2 {
+        let grid = memory.begin_grid(DeviceId(0), &stream);
+        for index in 0..100 {
+            let block = memory.begin_block(&BlockSpec { grid, index, n_threads: 256, shared_bytes: 0 });
+            assert!((0..256).all(|index| load(&mut memory, Thread::new(block, index), at)));
+            memory.end_block(block);
+        }
+        stream = memory.end_grid(grid);
+        let writer = block(&mut memory, &stream, 1);
+        assert!(store(&mut memory, writer.1, at));
+        stream = end(&mut memory, writer);
+    }
+}

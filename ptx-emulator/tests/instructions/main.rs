@@ -1,0 +1,22 @@
+//! Each family of instructions against an independent model, over edge cases and random values.
+//!
+//! Models are written from the PTX ISA in scalar Rust and share no code with the emulator.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod approximate;
+mod asynchronous;
+mod atomics;
+mod compare;
+mod convert;
+mod float;
+mod halves;
+mod integer;
+mod lanes;
+mod matrices;
+mod mma;
+mod vectors;
+mod warp;

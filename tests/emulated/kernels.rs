@@ -1,0 +1,46 @@
+//! The shipped kernels under race check, in every order. `fewsync selftest --device emulate` runs all of them.
+
+use fewsync::driver::{Device, EmulatorOptions, Schedule};
+use fewsync::kernels::PTX;
+use fewsync::selftest::record::{Recording, StoredKernel};
+use fewsync::selftest::{self, Extent, Plan};
+
+/// One of each kind: counters left for the next launch, shared memory, asynchronous copies, tensor cores, paging.
+const KINDS: [&str; 6] =
+    ["argmax", "add_rmsnorm", "gemv_bf16_m8_f32", "gemm_bf16_16x32_add", "attn_decode_bf16_d64", "rope"];
+
+fn plan(prefix: &str) -> Plan<'_> {
+    Plan { prefix, extent: Extent::Smallest, workers: 1, recording: None }
+}
+
+#[test]
+fn no_order_of_warps_reveals_a_race() {
+    for (schedule, ptx) in Schedule::ALL.into_iter().zip(PTX.iter().cycle()) {
+        let options = EmulatorOptions { schedule, race: true, seed: 7, ..EmulatorOptions::default() };
+        for kind in KINDS {
+            let open = || Ok(Device::emulated(&options).swap_remove(0));
+            for outcome in selftest::run(&open, ptx, plan(kind), |_| ()).unwrap() {
+                assert_eq!(outcome.failures, [""; 0], "{} of {} with {options}", outcome.kernel, ptx.arch);
+                assert!(outcome.shapes > 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_recorded_run_is_the_same_again_whatever_the_schedule() {
+    let ptx = &PTX[0];
+    let run = |schedule, recording: Option<&Recording>| {
+        let options = EmulatorOptions { schedule, ..EmulatorOptions::default() };
+        let open = || Ok(Device::emulated(&options).swap_remove(0));
+        selftest::run(&open, ptx, Plan { recording, ..plan("rmsnorm") }, |_| ()).unwrap()
+    };
+    let kernels = run(Schedule::RoundRobin, None).into_iter();
+    let kernels = kernels.map(|it| StoredKernel::new(it.kernel, it.arch, it.outputs)).collect();
+    let recording = Recording { device: "emulate".into(), driver: "here".into(), kernels };
+    for outcome in run(Schedule::Random, Some(&recording)) {
+        assert_eq!(outcome.failures, [""; 0]);
+        let agreement = outcome.agreement.unwrap();
+        assert!(agreement.outputs > 0 && agreement.identical == agreement.outputs, "{agreement:?}");
+    }
+}
