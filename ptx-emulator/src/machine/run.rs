@@ -32,6 +32,13 @@ pub(super) struct Stall {
 
 /// Turns per resident warp without progress after which spins are looked for.
 const QUIET_TURNS: u64 = 64;
+
+/// Turns without progress after which warps that repeat themselves give way at once: the long turns of the
+/// adversarial policy are enough by themselves.
+fn patience(policy: Policy) -> u64 {
+    if policy == Policy::Adversarial { 0 } else { QUIET_TURNS }
+}
+
 /// How many waiters a report lists.
 const LISTED: usize = 16;
 
@@ -208,7 +215,7 @@ impl Machine {
             predecessors: (at.grid == 0).then_some(&stream.end),
             time_ns: self.time_ns,
             check_registers: self.options.check_registers,
-            find_spins: quiet > QUIET_TURNS,
+            find_spins: quiet > patience(self.options.policy),
         };
         let (turn, executed) = grid.blocks[at.block].turn(&grid.image, at.warp, budget, around);
         self.account(executed, quiet);
@@ -358,7 +365,10 @@ impl Machine {
                     .iter()
                     .any(|inst| matches!(&inst.op, Op::Mbarrier(op) if op.is_test()));
                 match polls_mbarrier {
-                    true => "the phase of an mbarrier that nothing completes (it spins)".to_owned(),
+                    true => {
+                        let missing = self.block(at).asynchronous.phases.missing();
+                        format!("the phase of an mbarrier that nothing completes (it spins; {missing})")
+                    }
                     false => "a value in memory that nothing changes (it spins)".to_owned(),
                 }
             }
