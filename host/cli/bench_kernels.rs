@@ -1,15 +1,13 @@
 //! `fewsync bench decode-gemm` and the others that time single kernels.
 
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
-
-use anyhow::Context;
-use serde_json::json;
-
 use super::output;
+use super::results::ResultFiles;
 use super::selftest::GpuArgs;
 use super::session::at_least;
-use crate::bench::kernels::{self, Ceiling, Kind, Machine, Measurement, Sweep};
+use crate::bench::kernels::figure::figure;
+use crate::bench::kernels::{self, Ceiling, Kind, Measurement, Sweep};
+use crate::bench::machine::Machine;
+use crate::bench::report::Report;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -27,18 +25,17 @@ pub(super) struct Args {
     /// Cached tokens of decode-attention, prompt tokens of prefill-attention [default: by kernel]
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = at_least::<1>)]
     context: Vec<usize>,
-    /// Also append the results to this file
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
+    #[command(flatten)]
+    files: ResultFiles,
 }
 
-pub(super) fn run(name: &str, kind: Kind, args: &Args, json: bool) -> anyhow::Result<()> {
+pub(super) fn run(bench: &'static str, kind: Kind, args: &Args, json: bool) -> anyhow::Result<()> {
     let (m, contexts) = defaults(kind);
     let or = |given: &[usize], default: &[usize]| if given.is_empty() { default } else { given }.to_vec();
     let (models, tp) = (args.shapes.clone(), args.tp.clone());
     let sweep = Sweep { kind, models, tp, m: or(&args.m, m), contexts: or(&args.context, contexts) };
     let device = args.gpu.open()?;
-    let machine = Machine::of(&device);
+    let machine = Machine::of(std::slice::from_ref(&device));
     let mut lost_reader = None;
     let done = |measurement: &Measurement| {
         if !json && lost_reader.is_none() {
@@ -46,23 +43,18 @@ pub(super) fn run(name: &str, kind: Kind, args: &Args, json: bool) -> anyhow::Re
         }
     };
     if !json {
-        output::write(&format!("{}\n{}", machine.line(), HEADING))?;
+        output::write(&format!("{}\n{HEADING}", machine.line()))?;
     }
     let (ceiling, measurements) = kernels::run(&device, &sweep, done)?;
     lost_reader.map_or(Ok(()), Err)?;
-    if let Some(path) = &args.csv {
-        append(path, &csv(name, &machine, &ceiling, &measurements))
-            .with_context(|| format!("{}: cannot write", path.display()))?;
-    }
+    let report = Report::new(bench, machine, vec![ceiling_line(&ceiling)], measurements);
+    args.files.write(&report, || figure(&report))?;
     if json {
-        return output::json(&json!({
-            "bench": name,
-            "machine": machine,
-            "ceiling": ceiling,
-            "measurements": measurements,
-        }));
+        let mut object = serde_json::to_value(&report)?;
+        object["ceiling"] = serde_json::to_value(ceiling)?;
+        return output::json(&object);
     }
-    output::write(&format!("{}\n", ceiling_line(&ceiling)))
+    output::write(&format!("{}\n", report.notes.join("\n")))
 }
 
 fn defaults(kind: Kind) -> (&'static [usize], &'static [usize]) {
@@ -94,33 +86,4 @@ fn ceiling_line(ceiling: &Ceiling) -> String {
         "ceiling {gb_per_s:.0} GB/s: the larger of a streaming read of 1 GiB ({read_gb_per_s:.0}) and a copy of \
          1 GiB, read and written ({copy_gb_per_s:.0})"
     )
-}
-
-fn csv(name: &str, machine: &Machine, ceiling: &Ceiling, measurements: &[Measurement]) -> String {
-    let command: Vec<String> = std::env::args().skip(1).collect();
-    let mut text = format!("# {}\n# fewsync {}\n", machine.line(), command.join(" "));
-    text += &format!("# {}\n", ceiling_line(ceiling));
-    for measurement in measurements {
-        let Measurement { model, tp, op, kernel, m, n, k, context, us, .. } = measurement;
-        let Measurement { gb_per_s, tflop_per_s, percent_of_ceiling, .. } = measurement;
-        let (median, p10, p90) = (us.median, us.p10, us.p90);
-        let _ = writeln!(
-            text,
-            "{name},{model},{tp},{op},{kernel},{m},{n},{k},{context},{median:.3},{p10:.3},{p90:.3},{gb_per_s:.1},\
-             {tflop_per_s:.2},{percent_of_ceiling:.1}"
-        );
-    }
-    text
-}
-
-const COLUMNS: &str = "bench,model,tp,op,kernel,m,n,k,context,us_median,us_p10,us_p90,gb_per_s,tflop_per_s,percent_of_ceiling\n";
-
-/// A new file begins with the names of its columns; comments stand above the lines of each run.
-fn append(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    if file.metadata()?.len() == 0 {
-        file.write_all(COLUMNS.as_bytes())?;
-    }
-    file.write_all(text.as_bytes())
 }

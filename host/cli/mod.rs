@@ -8,6 +8,7 @@ mod eval;
 mod generate;
 mod memory;
 mod output;
+mod results;
 mod selftest;
 mod session;
 mod spd;

@@ -2,10 +2,13 @@
 
 mod attention;
 mod ceiling;
-mod machine;
+#[cfg(feature = "cli")]
+pub mod figure;
 mod operands;
 mod pointwise;
 mod products;
+#[cfg(feature = "cli")]
+mod record;
 mod timing;
 
 use serde::Serialize;
@@ -18,7 +21,6 @@ use crate::model::shapes;
 use crate::model::sharding::{Sharding, ShardingError};
 
 pub use ceiling::Ceiling;
-pub use machine::Machine;
 use operands::Operands;
 use timing::Timer;
 
