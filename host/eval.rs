@@ -1,9 +1,11 @@
 //! Perplexity of a text, and how far a plan moves the model from its synchronised self.
 
+mod bootstrap;
 mod compare;
 
 use rayon::prelude::*;
 
+pub use bootstrap::interval;
 pub use compare::compare;
 
 use crate::generate::argmax;

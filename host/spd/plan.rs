@@ -124,6 +124,13 @@ impl Plan {
         self.blocks.iter().filter(|b| !b.sync_attention).count()
     }
 
+    /// The same plan with other entries: `change` gets each block's number and entry. What replaces tensors here stays
+    /// at hand there.
+    pub(crate) fn map_blocks(&self, change: impl Fn(usize, &BlockPlan) -> BlockPlan) -> Self {
+        let blocks = self.blocks.iter().enumerate().map(|(layer, block)| change(layer, block)).collect();
+        Self { tp: self.tp, blocks, replacements: self.replacements.clone() }
+    }
+
     /// The file that replaces tensors of a block, if any.
     pub(crate) fn replacement(&self, layer: usize) -> Option<&Arc<ReplacementFile>> {
         self.replacements.get(self.blocks[layer].replacement.as_ref()?)

@@ -1,58 +1,46 @@
 //! `fewsync spd plan`.
 
-use std::ops::RangeInclusive;
+use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
-use serde_json::json;
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
 
+use super::block_list::BlockList;
+use super::budget::{BudgetArgs, Chosen};
+use super::text::TextArgs;
 use crate::cli::output;
-use crate::cli::session::at_least;
+use crate::cli::session::{ModelArgs, Session};
 use crate::model::Model;
 use crate::model::sharding::Sharding;
-use crate::spd::{BlockPlan, Plan};
+use crate::spd::{SpdSpec, dropping};
 
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "\
+Blocks are named (--blocks), or taken from a sensitivity file in ascending order of what they cost, up to a budget: \
+--count, --max-ppl-rise, --max-kl or --min-saving-us. Blocks that drop together cost more than the sum of what each \
+costs alone, so without --text a budget of perplexity or KL is a prediction; with it sets of blocks are measured. \
+--greedy measures before every choice, on --text or on text that the model writes.
+
+Examples:
   fewsync spd plan --tp 3 --blocks 4-10,12,20-22 --out plan.json
+  fewsync spd plan --tp 3 --sensitivity sensitivity.json --max-ppl-rise 5% --text some.txt --out plan.json
+  fewsync spd plan --tp 3 --sensitivity sensitivity.json --count 15 --greedy --text some.txt --out plan.json
   fewsync generate --tp 3 --spd plan.json --prompt 'Once upon a time'")]
+#[command(group = clap::ArgGroup::new("choice").required(true).args(["blocks", "sensitivity"]))]
 pub(in crate::cli) struct Args {
-    /// The model, as for generate
-    #[arg(long, default_value = "smollm2")]
-    model: String,
-    /// Tensor-parallel degree that the plan is for
-    #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
-    tp: usize,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Blocks that skip the all-reduce behind attention, counted from 0: numbers and ranges, such as 3,7-9
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
-    blocks: BlockList,
+    blocks: Option<BlockList>,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
+    text: TextArgs,
     /// The file to write
     #[arg(long, value_name = "PLAN.json")]
     out: PathBuf,
-}
-
-/// Ranges of block numbers, as written on the command line.
-#[derive(Clone, Debug, PartialEq)]
-struct BlockList(Vec<RangeInclusive<usize>>);
-
-impl std::str::FromStr for BlockList {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let number = |n: &str| {
-            let wrong = |_| format!("'{n}' is not a block number; write numbers and ranges, such as 3,7-9");
-            n.trim().parse::<usize>().map_err(wrong)
-        };
-        let range = |part: &str| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last) = (number(first)?, number(last)?);
-            if first > last {
-                return Err(format!("the range {first}-{last} is empty; write the smaller number first"));
-            }
-            Ok(first..=last)
-        };
-        s.split(',').map(range).collect::<Result<_, _>>().map(Self)
-    }
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
@@ -61,40 +49,44 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         "{}: a plan's name ends in .json, so that --spd knows it for one",
         args.out.display()
     );
-    let model = Model::open(&args.model)?;
-    Sharding::new(&model.config, args.tp)?;
-    let mut blocks = vec![BlockPlan::default(); model.config.n_layers];
-    for range in &args.blocks.0 {
-        let (last, named) = (blocks.len() - 1, *range.end());
-        let dropped = blocks.get_mut(range.clone());
-        dropped
-            .with_context(|| format!("there is no block {named}: this model has blocks 0 to {last}"))?
-            .iter_mut()
-            .for_each(|block| block.sync_attention = false);
+    let layout = &args.model.layout;
+    if layout.tp.is_none() && layout.topology.is_none() {
+        bail!("a plan is for a number of ranks: give --tp or --topology");
     }
-    let plan = Plan::new(args.tp, blocks);
-    plan.write(&args.out, &model.source.fingerprint()?)?;
-    if json {
-        return output::json(&json!({ "plan": args.out, "tp": args.tp, "spd_blocks": plan.n_dropped() }));
-    }
-    let (dropped, n_layers) = (plan.n_dropped(), model.config.n_layers);
-    output::write(&format!(
-        "{}: {dropped} of {n_layers} blocks drop, for --tp {}\n",
-        args.out.display(),
-        args.tp
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn block_lists() {
-        assert_eq!("3,7-9".parse(), Ok(BlockList(vec![3..=3, 7..=9])));
-        assert_eq!("0-18446744073709551615".parse(), Ok(BlockList(vec![0..=usize::MAX])));
-        for bad in ["", "a", "1-", "1,,2", "3-2", "-1", "1-2-3"] {
-            assert!(bad.parse::<BlockList>().is_err(), "{bad}");
+    let tp = layout.shape()?.world();
+    let model = Model::open(&args.model.model)?;
+    Sharding::new(&model.config, tp)?;
+    let n_layers = model.config.n_layers;
+    let fingerprint = model.source.fingerprint()?;
+    let chosen = match (&args.blocks, args.budget.sensitivity(&fingerprint, tp, n_layers)?) {
+        (Some(list), _) => Chosen::named(list.within(n_layers)?),
+        (None, Some(sensitivity)) => {
+            let budget = args.budget.resolve(&model.config, &sensitivity)?;
+            if args.text.is_given() || args.budget.greedy {
+                let mut session = Session::open(&args.model, &SpdSpec::None)?;
+                let text = args.text.calibration(&mut session)?;
+                budget.measured(&mut *session.runner, &text)?
+            } else {
+                budget.predicted()
+            }
         }
+        (None, None) => bail!("give --blocks or --sensitivity"),
+    };
+    let plan = dropping(tp, n_layers, &chosen.blocks);
+    plan.write(&args.out, &fingerprint)?;
+    let saving = args.budget.saving_us(&model.config, chosen.blocks.len())?;
+    if json {
+        let mut report = json!({ "plan": args.out, "tp": tp, "spd_blocks": plan.n_dropped() });
+        let map = report.as_object_mut().expect("an object");
+        map.extend(chosen.json());
+        map.extend(saving.map(|us| ("saving_us".to_owned(), Value::from(us))));
+        return output::json(&report);
     }
+    let mut text = chosen.table();
+    if let Some(us) = saving {
+        writeln!(text, "the all-reduces that fall away take {us:.1} µs of every decode step")?;
+    }
+    let (path, dropped) = (args.out.display(), plan.n_dropped());
+    writeln!(text, "{path}: {dropped} of {n_layers} blocks drop, for --tp {tp}")?;
+    output::write(&text)
 }

@@ -26,6 +26,11 @@ pub(super) struct TextArgs {
 }
 
 impl TextArgs {
+    /// Whether the user named a text.
+    pub(super) fn is_given(&self) -> bool {
+        self.text.is_some()
+    }
+
     /// Reads the text, or has the model write it.
     pub(super) fn calibration(&self, session: &mut Session) -> anyhow::Result<Calibration> {
         let (chunk_len, limit) = (self.chunk_len, session.model.config.context);
