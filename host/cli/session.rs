@@ -134,10 +134,12 @@ impl Drop for Done<'_> {
 /// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
 fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
     match layout.device {
-        DeviceChoice::Cpu => load_reference(model, plan, shape),
+        DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape)?)),
         DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, layout)?)),
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
-        DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape),
+        DeviceChoice::Auto if Device::cuda_count().is_err() => {
+            Ok(Box::new(load_reference(model, plan, shape)?))
+        }
         DeviceChoice::Auto => match load_engine(model, plan, layout) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
@@ -146,20 +148,20 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
             // What is wrong with the model itself is wrong on every device.
             Err(reason @ RunError::Engine(_)) => {
                 output::note(&format!("device: cpu, since {reason}"));
-                load_reference(model, plan, shape)
+                Ok(Box::new(load_reference(model, plan, shape)?))
             }
             Err(other) => Err(other.into()),
         },
     }
 }
 
-fn load_reference(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Box<dyn Runner>> {
+/// Loads onto the CPU.
+pub(super) fn load_reference(model: &Model, plan: &Plan, shape: Shape) -> anyhow::Result<Reference> {
     memory::check(model)?;
     let options = ReferenceOptions::new(shape);
-    let reference = with_progress(model.weight_bytes(), |loaded| {
+    Ok(with_progress(model.weight_bytes(), |loaded| {
         Reference::load(&model.config, &model.source, plan, &options, loaded)
-    })?;
-    Ok(Box::new(reference))
+    })?)
 }
 
 fn load_engine(model: &Model, plan: &Plan, layout: &LayoutArgs) -> Result<Engine, RunError> {

@@ -94,6 +94,11 @@ impl<'a> Meter<'a> {
         Ok(Self { runner, chunks, embedded, synchronised })
     }
 
+    /// Each chunk's embeddings, `[tokens, hidden]`.
+    pub fn into_embedded(self) -> Vec<Vec<f32>> {
+        self.embedded
+    }
+
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         self.runner.config()

@@ -6,6 +6,7 @@
 mod calibration;
 mod choose;
 mod file;
+mod grouping;
 mod latency;
 mod levels;
 mod meter;
@@ -17,6 +18,7 @@ mod spec;
 
 pub use calibration::{Calibration, TextId};
 pub use choose::{Class, Thresholds, ascending, predicted_count};
+pub use grouping::{Grouping, dealt, group_heads};
 pub use latency::{AllReduceTime, message_bytes};
 pub use levels::{Estimate, Quality, Times, at_level, qualities, times};
 pub use meter::{Meter, Metric, Score};

@@ -13,10 +13,9 @@ use crate::bench::machine::Machine;
 use crate::bench::report::Report;
 use crate::cli::output;
 use crate::cli::results::ResultFiles;
-use crate::cli::session::{ModelArgs, Session, at_least, progress_bar};
-use crate::spd::{
-    Calibration, Meter, Plan, Quality, Sensitivity, SpdSpec, Times, ascending, at_level, qualities, times,
-};
+use crate::cli::session::{ModelArgs, Session, at_least, load_reference, progress_bar};
+use crate::runner::Runner;
+use crate::spd::{Meter, Plan, Quality, Sensitivity, SpdSpec, Times, ascending, at_level, qualities, times};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -95,26 +94,28 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let plans: Vec<Plan> = variants.iter().map(|variant| variant.plan.clone()).collect();
     let (mut quality, mut timed) = (None, None);
     if args.only != Some(Only::Latency) {
-        let text = args.text.calibration(&mut session)?;
-        quality = Some(measure_quality(args, &mut session, &text, &plans)?);
+        quality = Some(measure_quality(args, &mut session, &plans)?);
     }
     if args.only != Some(Only::Quality) {
         timed = Some(measure_times(args, &mut session, &plans)?);
     }
     let n_layers = session.model.config.n_layers;
-    let lines: Vec<Line> = variants
-        .iter()
-        .enumerate()
-        .map(|(i, variant)| Line {
+    let line = |(i, variant): (usize, &Variant)| {
+        let line = Line {
             model: session.model.name.clone(),
             tp,
             series: variant.series.clone(),
             dropped: variant.plan.n_dropped(),
             level_percent: 100.0 * variant.plan.n_dropped() as f64 / n_layers as f64,
             quality: quality.as_ref().map(|all| all[i]),
-            times: timed.as_ref().map_or_else(Vec::new, |all| all[i].clone()),
-        })
-        .collect();
+            times: None,
+        };
+        match timed.as_ref().map(|all| &all[i]) {
+            Some(times) => times.iter().map(|&times| Line { times: Some(times), ..line.clone() }).collect(),
+            None => vec![line],
+        }
+    };
+    let lines: Vec<Line> = variants.iter().enumerate().flat_map(line).collect();
     let notes = vec![format!("on {}", session.runner.device())];
     let report = Report::new("spd-evaluate", Machine::of(&[]), notes, lines);
     args.files.write(&report, || figure(&report))?;
@@ -155,14 +156,20 @@ fn variants(args: &Args, session: &Session) -> anyhow::Result<Vec<Variant>> {
     Ok(series.iter().flat_map(at).collect())
 }
 
-fn measure_quality(
-    args: &Args,
-    session: &mut Session,
-    text: &Calibration,
-    plans: &[Plan],
-) -> anyhow::Result<Vec<Quality>> {
+/// On the session's device where that is the CPU, else on the reference beside it.
+fn measure_quality(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow::Result<Vec<Quality>> {
+    let mut judge;
+    let runner: &mut dyn Runner = if session.device() == "cpu" {
+        &mut *session.runner
+    } else {
+        output::note("quality is measured on the CPU");
+        let synchronised = Plan::synchronised(session.shape.world(), session.model.config.n_layers);
+        judge = load_reference(&session.model, &synchronised, session.shape)?;
+        &mut judge
+    };
+    let text = args.text.calibration(&session.model, runner)?;
     let bar = progress_bar(plans.len() as u64, "evaluating", "{pos}/{len} plans, perplexity {prefix},");
-    let mut meter = Meter::new(&mut *session.runner, text.chunks())?;
+    let mut meter = Meter::new(runner, text.chunks())?;
     let measured = qualities(&mut meter, plans, args.seed, |quality| {
         bar.set_prefix(format!("{:.3}", quality.perplexity.value));
         bar.inc(1);

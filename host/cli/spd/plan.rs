@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             let budget = args.budget.resolve(&model.config, &sensitivity)?;
             if args.text.is_given() || args.budget.greedy {
                 let mut session = Session::open(&args.model, &SpdSpec::None)?;
-                let text = args.text.calibration(&mut session)?;
+                let text = args.text.calibration(&session.model, &mut *session.runner)?;
                 budget.measured(&mut *session.runner, &text)?
             } else {
                 budget.predicted()

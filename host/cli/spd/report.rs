@@ -9,7 +9,7 @@ use crate::bench::report::{Record, Report, cell};
 use crate::bench::stats::Percentiles;
 use crate::spd::{Estimate, Quality, Times};
 
-/// One plan's results.
+/// One plan's results at one batch size.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Line {
     pub(super) model: String,
@@ -18,40 +18,19 @@ pub(super) struct Line {
     pub(super) series: String,
     pub(super) dropped: usize,
     pub(super) level_percent: f64,
+    /// The same at every batch size.
     pub(super) quality: Option<Quality>,
-    /// By batch size.
-    pub(super) times: Vec<Times>,
+    pub(super) times: Option<Times>,
 }
 
 impl Record for Line {
-    /// Times are those of the first two batch sizes.
+    #[rustfmt::skip]
     const COLUMNS: &'static [&'static str] = &[
-        "model",
-        "tp",
-        "series",
-        "dropped",
-        "level_percent",
-        "perplexity",
-        "perplexity_low",
-        "perplexity_high",
-        "rise_percent",
-        "rise_low",
-        "rise_high",
-        "kl",
-        "kl_low",
-        "kl_high",
-        "top1_agreement",
-        "top1_low",
-        "top1_high",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "batch_a",
-        "first_token_ms_a",
-        "step_ms_a",
-        "batch_b",
-        "first_token_ms_b",
-        "step_ms_b",
+        "model", "tp", "series", "dropped", "level_percent",
+        "perplexity", "perplexity_low", "perplexity_high", "rise_percent", "rise_low", "rise_high",
+        "kl", "kl_low", "kl_high", "top1_agreement", "top1_low", "top1_high",
+        "accuracy", "accuracy_low", "accuracy_high",
+        "batch", "first_token_ms", "first_token_p10", "first_token_p90", "step_ms", "step_p10", "step_p90",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -73,27 +52,27 @@ impl Record for Line {
         cells.extend(estimate(|q| q.kl, 1.0, 6));
         cells.extend(estimate(|q| q.top1_agreement, 1.0, 4));
         cells.extend(estimate(|q| q.accuracy, 1.0, 4));
-        for i in 0..2 {
-            let times = self.times.get(i);
-            cells.push(times.map_or_else(String::new, |t| t.batch.to_string()));
-            cells.push(cell(times.map(|t| t.first_token_ms.median), 3));
-            cells.push(cell(times.map(|t| t.step_ms.median), 3));
+        cells.push(self.times.map_or_else(String::new, |times| times.batch.to_string()));
+        for of in TIMES {
+            let ms = self.times.as_ref().map(of);
+            cells.extend([ms.map(|p| p.median), ms.map(|p| p.p10), ms.map(|p| p.p90)].map(|v| cell(v, 3)));
         }
         cells
     }
 }
 
-/// One line a plan, for people.
+/// What is timed: the first token, a decode step.
+const TIMES: [fn(&Times) -> Percentiles; 2] = [|times| times.first_token_ms, |times| times.step_ms];
+
+/// One line a plan and batch size, for people.
 pub(super) fn table(lines: &[Line]) -> String {
-    let batches: Vec<usize> =
-        lines.first().map_or_else(Vec::new, |line| line.times.iter().map(|t| t.batch).collect());
     let width = lines.iter().map(|line| line.series.len()).max().unwrap_or(0).max("series".len());
     let mut text = format!("{:width$}  drop  level", "series");
     if lines.iter().any(|line| line.quality.is_some()) {
-        text += "  perplexity    rise [95 %]                kl       top-1   accuracy";
+        text += "  perplexity      rise  95 % interval          kl   top-1  accuracy";
     }
-    for batch in &batches {
-        let _ = write!(text, "  {:>18}  {:>18}", format!("first token b{batch}"), format!("step b{batch}"));
+    if lines.iter().any(|line| line.times.is_some()) {
+        text += "  batch         first token                step";
     }
     text.push('\n');
     for line in lines {
@@ -104,7 +83,7 @@ pub(super) fn table(lines: &[Line]) -> String {
             });
             let _ = write!(
                 text,
-                "  {:10.4}  {:+8.2}% {interval:16}  {:8.5}  {:6.4}  {:8.4}",
+                "  {:10.4}  {:+7.2}%  {interval:16}  {:8.5}  {:6.4}    {:6.4}",
                 q.perplexity.value,
                 q.rise.value * 100.0,
                 q.kl.value,
@@ -112,14 +91,11 @@ pub(super) fn table(lines: &[Line]) -> String {
                 q.accuracy.value
             );
         }
-        let base = synchronised(lines);
-        for (i, times) in line.times.iter().enumerate() {
-            for of in [(|t: &Times| t.first_token_ms) as fn(&Times) -> Percentiles, |t| t.step_ms] {
-                let (ms, base) =
-                    (of(times).median, base.and_then(|base| base.times.get(i)).map(|t| of(t).median));
-                let gain =
-                    base.map_or_else(String::new, |base| format!("{:+.1}%", (ms / base - 1.0) * 100.0));
-                let _ = write!(text, "  {ms:9.2} ms {gain:>6}");
+        if let Some(times) = &line.times {
+            let _ = write!(text, "  {:5}", times.batch);
+            for of in TIMES {
+                let saved = saved_percent(lines, line, of).unwrap_or(0.0);
+                let _ = write!(text, "  {:8.2} ms {:+6.1}%", of(times).median, -saved);
             }
         }
         text.push('\n');
@@ -127,60 +103,47 @@ pub(super) fn table(lines: &[Line]) -> String {
     text
 }
 
-/// The line without any drop, which times are compared with.
-fn synchronised(lines: &[Line]) -> Option<&Line> {
-    lines.iter().find(|line| line.dropped == 0)
+/// Time saved against the line without any drop at the same batch size, in percent.
+fn saved_percent(lines: &[Line], line: &Line, of: fn(&Times) -> Percentiles) -> Option<f64> {
+    let times = line.times.as_ref()?;
+    let same = |other: &&Line| other.dropped == 0 && other.times.is_some_and(|t| t.batch == times.batch);
+    let base = lines.iter().find(same)?.times.as_ref().map(of)?;
+    Some((1.0 - of(times).median / base.median) * 100.0)
 }
 
 /// Trade-off curves as in Figure 7 of the SPD paper: perplexity over the time saved, for the first token and for a
 /// decode step, at each batch size. Without times: over the level. Without quality: time saved over the level.
 pub(super) fn figure(report: &Report<Line>) -> Figure {
-    let lines = &report.measurements;
+    let lines = report.measurements.as_slice();
     let quality = lines.iter().any(|line| line.quality.is_some());
-    let first = lines.first();
+    let mut batches: Vec<usize> = lines.iter().filter_map(|line| Some(line.times?.batch)).collect();
+    batches.sort_unstable();
+    batches.dedup();
+    let level = |line: &Line| Some(line.level_percent);
     let mut panels = Vec::new();
-    for (i, batch) in first.map_or(&[][..], |line| &line.times).iter().map(|times| times.batch).enumerate() {
-        for (what, of) in [
-            ("time to first token", (|t: &Times| t.first_token_ms.median) as fn(&Times) -> f64),
-            ("time per token", |t: &Times| t.step_ms.median),
-        ] {
-            let base = synchronised(lines).and_then(|base| base.times.get(i)).map(of);
-            let saved = |line: &Line| Some((1.0 - of(line.times.get(i)?) / base?) * 100.0);
+    for batch in batches {
+        let lines: Vec<Line> =
+            lines.iter().filter(|line| line.times.is_some_and(|t| t.batch == batch)).cloned().collect();
+        for (what, of) in ["time to first token", "time per token"].into_iter().zip(TIMES) {
+            let saved = |line: &Line| saved_percent(&lines, line, of);
             let title = format!("{what}, batch {batch}");
-            let panel = if quality {
-                curves(lines, title, "time saved, %", saved, perplexity, "perplexity", Scale::Log10)
+            panels.push(if quality {
+                let labels = [title, "time saved, %".into(), "perplexity".into()];
+                curves(&lines, labels, saved, perplexity, Scale::Log10)
             } else {
-                let point =
-                    |line: &Line| saved(line).map(|y| Point { x: line.level_percent, y, range: None });
-                curves(
-                    lines,
-                    title,
-                    "blocks dropped, %",
-                    |line| Some(line.level_percent),
-                    point,
-                    "time saved, %",
-                    Scale::Linear,
-                )
-            };
-            panels.push(panel);
+                let point = |line: &Line| Some(Point { x: 0.0, y: saved(line)?, range: None });
+                let labels = [title, "blocks that drop, %".into(), "time saved, %".into()];
+                curves(&lines, labels, level, point, Scale::Linear)
+            });
         }
     }
     if panels.is_empty() {
-        let level = |line: &Line| Some(line.level_percent);
-        panels.push(curves(
-            lines,
-            String::new(),
-            "blocks dropped, %",
-            level,
-            perplexity,
-            "perplexity",
-            Scale::Log10,
-        ));
+        let labels = [String::new(), "blocks that drop, %".into(), "perplexity".into()];
+        panels.push(curves(lines, labels, level, perplexity, Scale::Log10));
     }
-    let model = first.map_or("", |line| line.model.as_str());
-    let tp = first.map_or(0, |line| line.tp);
+    let (model, tp) = lines.first().map_or(("", 0), |line| (line.model.as_str(), line.tp));
     Figure {
-        title: format!("What Sync-Point Drop costs and buys: {model}, {tp} ranks"),
+        title: format!("What Sync-Point Drop costs and saves: {model}, {tp} ranks"),
         caption: report.machine.line(),
         panels,
     }
@@ -194,13 +157,12 @@ fn perplexity(line: &Line) -> Option<Point> {
     Some(Point { x: 0.0, y: perplexity.value, range })
 }
 
+/// One series a plan. `labels` are the title's and those of both axes.
 fn curves(
     lines: &[Line],
-    title: String,
-    x_label: &str,
+    [title, x_label, y_label]: [String; 3],
     x: impl Fn(&Line) -> Option<f64>,
     y: impl Fn(&Line) -> Option<Point>,
-    y_label: &str,
     scale: Scale,
 ) -> Panel {
     let mut series: Vec<Series> = Vec::new();
@@ -215,10 +177,5 @@ fn curves(
             }
         }
     }
-    Panel {
-        title,
-        x_label: x_label.into(),
-        y_label: y_label.into(),
-        content: Content::Lines { x: Scale::Linear, y: scale, series },
-    }
+    Panel { title, x_label, y_label, content: Content::Lines { x: Scale::Linear, y: scale, series } }
 }

@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         Some(path) if path.exists() => Some(Sensitivity::read(path, &model, tp, n_layers)?),
         _ => None,
     };
-    let text = args.text.calibration(&mut session)?;
+    let text = args.text.calibration(&session.model, &mut *session.runner)?;
     let mut sensitivity = match (resumed, &args.out) {
         (Some(resumed), Some(path)) => {
             resumed.check_text(&text.id(), path)?;

@@ -6,7 +6,9 @@ use anyhow::ensure;
 
 use crate::cli::generate::read_text;
 use crate::cli::output;
-use crate::cli::session::{Session, at_least, progress_bar};
+use crate::cli::session::{at_least, progress_bar};
+use crate::model::Model;
+use crate::runner::Runner;
 use crate::spd::Calibration;
 
 #[derive(clap::Args)]
@@ -32,8 +34,8 @@ impl TextArgs {
     }
 
     /// Reads the text, or has the model write it.
-    pub(super) fn calibration(&self, session: &mut Session) -> anyhow::Result<Calibration> {
-        let (chunk_len, limit) = (self.chunk_len, session.model.config.context);
+    pub(super) fn calibration(&self, model: &Model, runner: &mut dyn Runner) -> anyhow::Result<Calibration> {
+        let (chunk_len, limit) = (self.chunk_len, model.config.context);
         ensure!(
             chunk_len <= limit,
             "--chunk-len {chunk_len} exceeds the model's context of {limit}: choose at most {limit}"
@@ -41,12 +43,11 @@ impl TextArgs {
         let Some(path) = &self.text else {
             let bar =
                 progress_bar(chunk_len as u64, "writing the text", "{pos}/{len} tokens of every chunk,");
-            let runner = &mut *session.runner;
             let text = Calibration::generated(runner, self.chunks, chunk_len, self.text_seed, || bar.inc(1))?;
             bar.finish_and_clear();
             return Ok(text);
         };
-        let tokens = session.model.tokenizer.encode_plain(&read_text(path)?)?;
+        let tokens = model.tokenizer.encode_plain(&read_text(path)?)?;
         let text = Calibration::of_text(&tokens, self.chunks, chunk_len)?;
         if text.n_tokens() > tokens.len() {
             output::note(&format!(
