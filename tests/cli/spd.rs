@@ -90,7 +90,7 @@ fn a_sensitivity_file_for_something_else_is_refused() {
         &[&["--min-saving-us", "21"], &cost[..]].concat(),
         &["all 4 blocks save 20.1", "less than the 21"],
     );
-    fs::write(stage.at("t.csv"), "size,us\n1,2\n").unwrap();
+    fs::write(stage.at("t.csv"), "size,us_median\n1,2\n").unwrap();
     plan("2", &["--count", "1", "--allreduce-us", &stage.at("t.csv")], &["no column 'bytes'"]);
     assert_eq!(fs::read(&file).unwrap(), before);
     assert!(!fs::exists(stage.at("p.json")).unwrap());
@@ -135,7 +135,7 @@ fn plans_keep_their_budgets() {
     }
 
     // 128 bf16 values a token: below the table's least size.
-    fs::write(stage.at("t.csv"), "# machine\nbench,bytes,us\nx,512,7\nx,512,6\nx,1024,\n").unwrap();
+    fs::write(stage.at("t.csv"), "contender,tp,bytes,us_median\n# machine\nfewsync,2,512,7\nfewsync,2,512,6\nnccl,2,512,1\nfewsync,4,512,2\nfewsync,2,1024,\n").unwrap();
     let table = stage.at("t.csv");
     let saved = plan(&["--min-saving-us", "13", "--allreduce-us", &table]);
     assert_eq!((&saved["spd_blocks"], &saved["saving_us"]), (&value!(3), &value!(18.0)));

@@ -111,8 +111,13 @@ impl BudgetArgs {
     }
 
     /// µs of every decode step that `dropped` all-reduces take, where their time is known.
-    pub(super) fn saving_us(&self, config: &Config, dropped: usize) -> anyhow::Result<Option<f64>> {
-        Ok(self.cost.all_reduce_us(config)?.map(|us| us * dropped as f64))
+    pub(super) fn saving_us(
+        &self,
+        config: &Config,
+        tp: usize,
+        dropped: usize,
+    ) -> anyhow::Result<Option<f64>> {
+        Ok(self.cost.all_reduce_us(config, tp)?.map(|us| us * dropped as f64))
     }
 
     /// The budget in numbers, against what was measured.
@@ -145,7 +150,7 @@ impl BudgetArgs {
                 count
             }
             (None, Some(least)) => {
-                let each = self.cost.all_reduce_us(config)?.context(
+                let each = self.cost.all_reduce_us(config, sensitivity.tp)?.context(
                     "--min-saving-us needs the time of an all-reduce: give --allreduce-us, or --alpha-us and --beta-gbs",
                 )?;
                 let count = (least / each).ceil() as usize;

@@ -11,8 +11,8 @@ use crate::spd::{AllReduceTime, message_bytes};
 
 #[derive(clap::Args)]
 pub(super) struct CostArgs {
-    /// Measured times of all-reduces, a CSV file with the columns `bytes` and `us` (or `median_us`); of several lines
-    /// at one size the fastest counts
+    /// Measured times of all-reduces, as `fewsync bench allreduce` writes them: a CSV file with the columns bytes and
+    /// us_median; of several lines at one size the fastest counts
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["alpha_us", "beta_gbs"])]
     allreduce_us: Option<PathBuf>,
     /// Time of an empty all-reduce
@@ -27,10 +27,10 @@ pub(super) struct CostArgs {
 }
 
 impl CostArgs {
-    /// µs of one all-reduce behind attention in a decode step, where anything was said of it.
-    pub(super) fn all_reduce_us(&self, config: &Config) -> anyhow::Result<Option<f64>> {
+    /// µs of one all-reduce behind attention in a decode step on `tp` ranks, where anything was said of it.
+    pub(super) fn all_reduce_us(&self, config: &Config, tp: usize) -> anyhow::Result<Option<f64>> {
         let time = match (&self.allreduce_us, self.alpha_us, self.beta_gbs) {
-            (Some(path), ..) => read_table(path)?,
+            (Some(path), ..) => read_table(path, tp)?,
             (None, Some(alpha_us), Some(beta_gbs)) => AllReduceTime::AlphaBeta { alpha_us, beta_gbs },
             _ => return Ok(None),
         };
@@ -38,26 +38,33 @@ impl CostArgs {
     }
 }
 
-fn read_table(path: &Path) -> anyhow::Result<AllReduceTime> {
+/// The lines of a decode step: ours, alone, in a graph, on so many ranks; as far as the file has such columns.
+fn read_table(path: &Path, tp: usize) -> anyhow::Result<AllReduceTime> {
     let wrong = |what: String| anyhow!("{}: {what}", path.display());
     let mut reader = csv::ReaderBuilder::new()
         .comment(Some(b'#'))
-        .flexible(true)
         .from_path(path)
         .map_err(|e| wrong(format!("cannot read the table of all-reduce times ({e})")))?;
     let columns = reader.headers().map_err(|e| wrong(format!("not a CSV file ({e})")))?.clone();
-    let column = |names: &[&str]| {
-        let found = columns.iter().position(|column| names.contains(&column));
-        found.with_context(|| wrong(format!("has no column '{}'", names[0])))
-    };
-    let (bytes, us) = (column(&["bytes", "message_bytes"])?, column(&["us", "median_us"])?);
+    let column = |name: &str| columns.iter().position(|column| column == name);
+    let needed = |name: &str| column(name).with_context(|| wrong(format!("has no column '{name}'")));
+    let (bytes, us) = (needed("bytes")?, needed("us_median")?);
+    let tp = tp.to_string();
+    let wanted = [("contender", "fewsync"), ("call", "plain"), ("launch", "graph"), ("tp", tp.as_str())];
+    let wanted = wanted.map(|(name, value)| (column(name), value));
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|e| wrong(format!("not a CSV file ({e})")))?;
+        if wanted
+            .iter()
+            .any(|(column, value)| column.is_some_and(|column| record.get(column) != Some(*value)))
+        {
+            continue;
+        }
         let size = record.get(bytes).and_then(|cell| cell.parse().ok());
         // What was not measured is left empty.
         let time = record.get(us).and_then(|cell| cell.parse().ok());
         rows.extend(size.zip(time));
     }
-    AllReduceTime::table(rows).map_err(|e| wrong(e.into()))
+    AllReduceTime::table(rows).map_err(|e| wrong(format!("{e}, for {tp} ranks")))
 }

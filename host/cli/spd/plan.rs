@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     };
     let plan = dropping(tp, n_layers, &chosen.blocks);
     plan.write(&args.out, &fingerprint)?;
-    let saving = args.budget.saving_us(&model.config, chosen.blocks.len())?;
+    let saving = args.budget.saving_us(&model.config, tp, chosen.blocks.len())?;
     if json {
         let mut report = json!({ "plan": args.out, "tp": tp, "spd_blocks": plan.n_dropped() });
         let map = report.as_object_mut().expect("an object");
