@@ -262,3 +262,50 @@ pub trait Runner {
     /// Collectives since the runner was made.
     fn sync_counts(&self) -> SyncCounts;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    /// A back end that implements what it must and no more.
+    struct Least(Config);
+
+    impl Runner for Least {
+        fn config(&self) -> &Config {
+            &self.0
+        }
+
+        fn tp(&self) -> usize {
+            1
+        }
+
+        fn device(&self) -> String {
+            "cuda:0 (a GPU)".into()
+        }
+
+        fn forward(&mut self, _: &Batch) -> Result<Output, RunError> {
+            Ok(Output::default())
+        }
+
+        fn truncate(&mut self, _: usize, _: usize) -> Result<(), RunError> {
+            Ok(())
+        }
+
+        fn set_plan(&mut self, _: &Plan) -> Result<(), RunError> {
+            Ok(())
+        }
+
+        fn sync_counts(&self) -> SyncCounts {
+            SyncCounts::default()
+        }
+    }
+
+    #[test]
+    fn a_back_end_without_segments_says_what_to_do() {
+        let mut least = Least(shapes::named("tiny").unwrap());
+        let refusal = least.run_segment(Segment::blocks(0..1, &[0.0; 128])).unwrap_err().to_string();
+        assert!(refusal.contains("cuda:0 (a GPU) runs whole models only"), "{refusal}");
+        assert!(refusal.ends_with("give --device cpu"), "{refusal}");
+    }
+}
