@@ -121,11 +121,13 @@ pub fn times(
 ) -> Result<Vec<Vec<Times>>, RunError> {
     let mut samples = vec![vec![(Vec::new(), Vec::new()); workloads.len()]; plans.len()];
     for (&workload, column) in workloads.iter().zip(0..) {
-        // Page faults, the thread pool's start and captured graphs belong to no measurement.
+        // Page faults and the thread pool's start belong to no measurement.
         decode(runner, Workload { decode: workload.decode.min(4), ..workload }, || {})?;
         for _ in 0..rounds {
             for (plan, samples) in plans.iter().zip(&mut samples) {
                 runner.set_plan(plan)?;
+                // Nor does the capture of a graph, which a new plan needs.
+                decode(runner, Workload { prompt: 1, decode: 2, ..workload }, || {})?;
                 let measured = decode(runner, workload, || {})?;
                 let (first, step): &mut (Vec<f64>, Vec<f64>) = &mut samples[column];
                 first.push(measured.time_to_first_token_ms);
