@@ -211,7 +211,7 @@ mod tests {
         for seed in 0..INSTANCES {
             let (n_heads, n_kv_heads, tp) =
                 [(9, 3, 2), (8, 4, 2), (8, 8, 3), (9, 9, 3), (8, 2, 4)][seed as usize % 5];
-            let at = |i| (seed * 97 + i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+            let at = |i: u64| (seed * 97 + i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
             let points: Vec<f64> = (0..n_heads as u64).map(|i| at(i) as f64).collect();
             let (rules, distances) = (rules(n_heads, n_kv_heads, tp, seed % 2 == 0), line(&points));
             sum +=
