@@ -1,6 +1,12 @@
 //! Perplexity of a text, and how far a plan moves the model from its synchronised self.
 
+mod bootstrap;
+mod compare;
+
 use rayon::prelude::*;
+
+pub use bootstrap::interval;
+pub use compare::compare;
 
 use crate::generate::argmax;
 use crate::runner::{Batch, LogitRows, RunError, Runner, Span};
@@ -35,6 +41,8 @@ pub struct Tally {
     pub kl: f64,
     /// Positions where both name the same likeliest token.
     pub agreements: usize,
+    /// Positions where the likeliest token is the one that follows.
+    pub correct: usize,
 }
 
 impl Tally {
@@ -53,13 +61,21 @@ impl Tally {
         self.agreements as f64 / self.n_predicted as f64
     }
 
-    fn add(self, other: Self) -> Self {
-        Self {
-            n_predicted: self.n_predicted + other.n_predicted,
-            nll: self.nll + other.nll,
-            kl: self.kl + other.kl,
-            agreements: self.agreements + other.agreements,
-        }
+    /// Share of positions where the likeliest token is the one that follows.
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.n_predicted as f64
+    }
+}
+
+impl std::iter::Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |a, b| Self {
+            n_predicted: a.n_predicted + b.n_predicted,
+            nll: a.nll + b.nll,
+            kl: a.kl + b.kl,
+            agreements: a.agreements + b.agreements,
+            correct: a.correct + b.correct,
+        })
     }
 }
 
@@ -128,11 +144,11 @@ pub fn evaluate(
             // Pairwise in a fixed order, so that the sum does not depend on the threads.
             .collect::<Vec<_>>()
             .into_iter()
-            .fold(Tally::default(), Tally::add);
+            .sum::<Tally>();
         if !tally.nll.is_finite() {
             return Err(RunError::NotFinite.into());
         }
-        total = total.add(tally);
+        total = [total, tally].into_iter().sum();
         progress(i, total);
     }
     runner.truncate(SEQUENCE, 0)?;
@@ -146,23 +162,53 @@ fn all_logits(runner: &mut dyn Runner, tokens: &[u32]) -> Result<Vec<f32>, RunEr
 }
 
 fn tally_row(logits: &[f32], baseline: Option<&[f32]>, next: u32) -> Tally {
-    let log_sum = log_sum_exp(logits);
-    let nll = log_sum - f64::from(logits[next as usize]);
-    let Some(baseline) = baseline else {
-        return Tally { n_predicted: 1, nll, kl: 0.0, agreements: 1 };
-    };
-    let base_log_sum = log_sum_exp(baseline);
-    let divergence = |(&b, &l): (&f32, &f32)| {
-        let log_p = f64::from(b) - base_log_sum;
-        log_p.exp() * (log_p - (f64::from(l) - log_sum))
-    };
-    let kl = baseline.iter().zip(logits).map(divergence).sum();
-    Tally { n_predicted: 1, nll, kl, agreements: usize::from(argmax(logits) == argmax(baseline)) }
+    match baseline {
+        Some(baseline) => Distribution::of(baseline).tally(logits, next),
+        None => tally_alone(logits, next),
+    }
+}
+
+fn tally_alone(logits: &[f32], next: u32) -> Tally {
+    let nll = log_sum_exp(logits) - f64::from(logits[next as usize]);
+    let correct = usize::from(argmax(logits) == next);
+    Tally { n_predicted: 1, nll, kl: 0.0, agreements: 1, correct }
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     logits.iter().map(|&l| (f64::from(l) - max).exp()).sum::<f64>().ln() + max
+}
+
+/// One row of the synchronised model, that others are compared with.
+struct Distribution<'a> {
+    logits: &'a [f32],
+    log_sum: f64,
+    /// exp(logit − log_sum).
+    probabilities: Vec<f64>,
+    likeliest: u32,
+}
+
+impl<'a> Distribution<'a> {
+    fn of(logits: &'a [f32]) -> Self {
+        let log_sum = log_sum_exp(logits);
+        let probabilities = logits.iter().map(|&l| (f64::from(l) - log_sum).exp()).collect();
+        Self { logits, log_sum, probabilities, likeliest: argmax(logits) }
+    }
+
+    /// Another model's row beside it.
+    fn tally(&self, logits: &[f32], next: u32) -> Tally {
+        let log_sum = log_sum_exp(logits);
+        let pairs = self.logits.iter().zip(logits).zip(&self.probabilities);
+        let difference: f64 = pairs.map(|((&p, &q), &weight)| weight * (f64::from(p) - f64::from(q))).sum();
+        let likeliest = argmax(logits);
+        Tally {
+            n_predicted: 1,
+            nll: log_sum - f64::from(logits[next as usize]),
+            kl: difference + log_sum - self.log_sum,
+            agreements: usize::from(likeliest == self.likeliest),
+            correct: usize::from(likeliest == next),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ pub mod profile;
 
 use profile::StepProfile;
 
+use std::ops::Range;
+
 use crate::comm::CommError;
 use crate::driver::Device;
 use crate::engine::EngineError;
@@ -70,6 +72,50 @@ pub struct Output {
     pub hidden_states: Vec<Vec<f32>>,
 }
 
+/// Some of the decoder blocks over one sequence that stands alone: KV caches are neither read nor changed. No block
+/// and the head is the head alone.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// The blocks to run, in order.
+    pub blocks: Range<usize>,
+    /// Hidden states at the input of the first, at positions 0, 1, …: `[n_tokens, hidden]`, row-major.
+    pub input: Vec<f32>,
+    /// Whether the final norm and the head follow; the blocks then end with the last.
+    pub head: bool,
+}
+
+impl Segment {
+    /// Hidden states through blocks.
+    pub fn blocks(blocks: Range<usize>, input: &[f32]) -> Self {
+        Self { blocks, input: input.to_vec(), head: false }
+    }
+
+    /// Hidden states behind the last of `n_layers` blocks to logits.
+    pub fn head(n_layers: usize, input: &[f32]) -> Self {
+        Self { blocks: n_layers..n_layers, input: input.to_vec(), head: true }
+    }
+
+    /// Refuses what no rank could compute, before any rank sees it.
+    pub(crate) fn check(&self, config: &Config) -> Result<(), RunError> {
+        let Range { start, end } = self.blocks;
+        if start > end || end > config.n_layers || (self.head && end != config.n_layers) {
+            return Err(RunError::BadCall(
+                "a segment's blocks are of the model, and before the head the last",
+            ));
+        }
+        if self.input.is_empty() || !self.input.len().is_multiple_of(config.hidden) {
+            return Err(RunError::BadCall(
+                "a segment takes at least one row of hidden states, and whole rows",
+            ));
+        }
+        let (needed, context) = (self.input.len() / config.hidden, config.context);
+        if !self.blocks.is_empty() && needed > context {
+            return Err(RunError::ContextExceeded { sequence: 0, needed, context });
+        }
+        Ok(())
+    }
+}
+
 /// Collectives that a runner has executed, counted on one rank. A group of one synchronises nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SyncCounts {
@@ -114,6 +160,12 @@ pub enum RunError {
     /// A call that makes no sense: an empty batch or span, a sequence named twice, a plan of another shape.
     #[error("bad call: {0}")]
     BadCall(&'static str),
+    /// A back end without [`Runner::run_segment`].
+    #[error("{device} runs whole models only, and this looks into single blocks: give --device cpu")]
+    NoSegments {
+        /// The runner's device.
+        device: String,
+    },
     /// A rank's thread ended.
     #[error("rank {rank} died: its thread ended in the middle of a call; its message stands above")]
     RankDied {
@@ -213,6 +265,14 @@ pub trait Runner {
         Ok(samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.sample(logits)).collect())
     }
 
+    /// Hidden states through some blocks, and on request to logits: `[n_tokens, hidden]` behind the last block of
+    /// the segment, or `[n_tokens, vocab]`. No pass is counted.
+    ///
+    /// Provided: a refusal. Analyses (which blocks bear what) need it, generation does not.
+    fn run_segment(&mut self, _segment: Segment) -> Result<Vec<f32>, RunError> {
+        Err(RunError::NoSegments { device: self.device() })
+    }
+
     /// Shortens a sequence to its first `len` tokens; 0 frees it.
     fn truncate(&mut self, sequence: usize, len: usize) -> Result<(), RunError>;
 
@@ -233,5 +293,52 @@ pub trait Runner {
     /// Provided: nothing, which is what a back end without kernels can tell apart.
     fn profile_step(&mut self, _tokens: &[u32]) -> Result<Option<StepProfile>, RunError> {
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    /// A back end that implements what it must and no more.
+    struct Least(Config);
+
+    impl Runner for Least {
+        fn config(&self) -> &Config {
+            &self.0
+        }
+
+        fn tp(&self) -> usize {
+            1
+        }
+
+        fn device(&self) -> String {
+            "cuda:0 (a GPU)".into()
+        }
+
+        fn forward(&mut self, _: &Batch) -> Result<Output, RunError> {
+            Ok(Output::default())
+        }
+
+        fn truncate(&mut self, _: usize, _: usize) -> Result<(), RunError> {
+            Ok(())
+        }
+
+        fn set_plan(&mut self, _: &Plan) -> Result<(), RunError> {
+            Ok(())
+        }
+
+        fn sync_counts(&self) -> SyncCounts {
+            SyncCounts::default()
+        }
+    }
+
+    #[test]
+    fn a_back_end_without_segments_says_what_to_do() {
+        let mut least = Least(shapes::named("tiny").unwrap());
+        let refusal = least.run_segment(Segment::blocks(0..1, &[0.0; 128])).unwrap_err().to_string();
+        assert!(refusal.contains("cuda:0 (a GPU) runs whole models only"), "{refusal}");
+        assert!(refusal.ends_with("give --device cpu"), "{refusal}");
     }
 }

@@ -12,7 +12,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{command, fails, finish, parse_json, smollm2};
+use common::{command, fails, finish, json, parse_json, smollm2};
 use fewsync::comm::{AllReduce, Communicator, DType, Epilogue, Shape, memory};
 
 const SIGINT: i32 = 2;
@@ -143,6 +143,27 @@ fn fetching_leaves_nothing_that_looks_whole() {
     let output = finish(command(&LONG).env("FEWSYNC_CACHE", &cache).env("PATH", &path).spawn().unwrap());
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(names(), ["lock"], "the next start clears away what was left");
+}
+
+#[test]
+fn a_measurement_goes_on_where_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let sensitivity = ["spd", "sensitivity", "--model", "random:smollm2,layers=8", "--tp", "3"];
+    let small = ["--chunks", "2", "--chunk-len", "48", "--json", "--out"];
+    let (whole, pieces) = (at("whole.json"), at("pieces.json"));
+    let args = |out| [&sensitivity[..], &small, &[out]].concat();
+    let child = command(&args(&pieces)).spawn().unwrap();
+    wait_until(|| fs::exists(&pieces).unwrap());
+    interrupt(&child);
+    let output = finish(child);
+    let stderr = fails(&output, &args(&pieces), 1, &["blocks left", "the same command goes on", &pieces]);
+    assert!(stderr.contains("interrupted with "), "{stderr}");
+    let left = fs::read_to_string(&pieces).unwrap();
+    let expected = json(&args(&whole));
+    assert_ne!(left, fs::read_to_string(&whole).unwrap(), "interrupted before the end");
+    assert_eq!(json(&args(&pieces)), expected);
+    assert!(fs::read(&pieces).unwrap() == fs::read(&whole).unwrap(), "the files differ");
 }
 
 /// One rank waits for another that works for half a second: far less than the limit, unless a stop counts.

@@ -12,7 +12,7 @@ use fewsync::comm::Shape;
 use fewsync::model::random::RandomModel;
 use fewsync::model::{Checkpoint, Config, Model, RopeScaling, TensorKind, TensorSource};
 use fewsync::reference::{Reference, ReferenceOptions};
-use fewsync::runner::{Batch, LogitRows, Runner, Span};
+use fewsync::runner::{Batch, LogitRows, Runner, Segment, Span};
 use fewsync::spd::{BlockPlan, Plan, SpdSpec};
 
 const TOKENS: [u32; 11] = [3, 141, 59, 26, 5, 35, 89, 79, 323, 84, 62];
@@ -297,4 +297,98 @@ fn each_rank_holds_its_shard_and_no_more() {
     let mut alone = load(&model, shape(1, 1), &SpdSpec::None);
     alone.forward(&Batch::decode(&[1])).unwrap();
     assert_eq!(alone.sync_counts().sync_points, 0);
+}
+
+#[test]
+fn segments_are_pieces_of_a_pass() {
+    let model = model(8);
+    let n_layers = model.config.n_layers;
+    for (shape, spd) in
+        [(shape(1, 1), SpdSpec::None), (shape(1, 3), SpdSpec::Last(2)), (shape(2, 2), SpdSpec::All)]
+    {
+        let mut runner = load(&model, shape, &spd);
+        // A sequence that is under way notices nothing.
+        runner.forward(&Batch::prefill(0, &TOKENS[..2])).unwrap();
+        let spans = vec![Span { sequence: 1, tokens: TOKENS.to_vec() }];
+        let whole = runner.forward(&Batch { spans, logits: LogitRows::All, hidden_states: true }).unwrap();
+        for first in 0..n_layers {
+            for end in first..=n_layers {
+                let segment = Segment::blocks(first..end, &whole.hidden_states[first]);
+                assert_eq!(runner.run_segment(segment).unwrap(), whole.hidden_states[end], "{first}..{end}");
+            }
+            let input = whole.hidden_states[first].clone();
+            let to_the_end = Segment { blocks: first..n_layers, input, head: true };
+            assert_eq!(runner.run_segment(to_the_end).unwrap(), whole.logits, "{first}..");
+        }
+        let head = Segment::head(n_layers, &whole.hidden_states[n_layers]);
+        assert_eq!(runner.run_segment(head).unwrap(), whole.logits);
+        let next = runner.forward(&Batch::prefill(0, &TOKENS[2..])).unwrap().logits;
+        let mut fresh = load(&model, shape, &spd);
+        fresh.forward(&Batch::prefill(0, &TOKENS[..2])).unwrap();
+        assert_eq!(next, fresh.forward(&Batch::prefill(0, &TOKENS[2..])).unwrap().logits);
+    }
+}
+
+#[test]
+fn a_segment_longer_than_one_pass_equals_the_pass() {
+    let model = tiny();
+    let tokens: Vec<u32> = (0..700).map(|i| i % 500).collect();
+    let mut runner = load(&model, shape(1, 2), &SpdSpec::Last(1));
+    let spans = vec![Span { sequence: 0, tokens }];
+    let whole = runner.forward(&Batch { spans, logits: LogitRows::Last, hidden_states: true }).unwrap();
+    let segment = Segment::blocks(0..2, &whole.hidden_states[0]);
+    assert_eq!(runner.run_segment(segment).unwrap(), whole.hidden_states[2]);
+}
+
+#[test]
+fn segments_that_make_no_sense_are_refused() {
+    let model = model(9);
+    let mut runner = load(&model, shape(1, 2), &SpdSpec::None);
+    let row = vec![0.0; model.config.hidden];
+    let too_long = row.repeat(model.config.context + 1);
+    #[allow(clippy::reversed_empty_ranges)]
+    for (blocks, input, head, reason) in [
+        (0..4, &row, false, "blocks are of the model"),
+        (2..1, &row, false, "blocks are of the model"),
+        (0..2, &row, true, "before the head the last"),
+        (0..1, &vec![], false, "at least one row"),
+        (0..1, &row[1..].to_vec(), false, "whole rows"),
+        (0..1, &too_long, false, "context is 64"),
+    ] {
+        let error = runner.run_segment(Segment { blocks, input: input.clone(), head }).unwrap_err();
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    // A refusal leaves the runner as it was.
+    runner.run_segment(Segment::blocks(0..3, &row)).unwrap();
+}
+
+/// What a probe sees is what the arithmetic says: probabilities, and norms that follow the heads.
+#[test]
+fn a_probe_sees_every_head_once() {
+    let model = model(10);
+    let mut runner = load(&model, shape(1, 4), &SpdSpec::All);
+    let spans = vec![Span { sequence: 0, tokens: TOKENS.to_vec() }];
+    let states = runner.forward(&Batch { spans, logits: LogitRows::Last, hidden_states: true }).unwrap();
+    let probes = runner.probe(1, &states.hidden_states[1]).unwrap();
+    let mut heads: Vec<usize> = probes.iter().flat_map(|probe| probe.heads.clone()).collect();
+    heads.sort_unstable();
+    assert_eq!(heads, Vec::from_iter(0..9));
+    let n = TOKENS.len();
+    for scores in probes.iter().flat_map(|probe| &probe.scores) {
+        assert_eq!(scores.len(), n * n);
+        for (row, scores) in scores.chunks_exact(n).enumerate() {
+            assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            assert!(scores[row + 1..].iter().all(|&score| score == 0.0), "causal");
+        }
+    }
+    // At one rank the MLP is whole: its output is what the block adds behind attention.
+    let mut alone = load(&model, shape(1, 1), &SpdSpec::None);
+    let whole = alone.probe(1, &states.hidden_states[1]).unwrap();
+    assert_eq!((whole.len(), whole[0].heads.len()), (1, 9));
+    for (head, scores) in probes.iter().flat_map(|probe| probe.heads.iter().zip(&probe.scores)) {
+        let same = whole[0].scores[*head].iter().zip(scores).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(same, "head {head}");
+    }
+    assert!(whole[0].mlp_norm > 0.0 && probes.iter().all(|probe| probe.mlp_norm > 0.0));
+    assert!(runner.probe(3, &states.hidden_states[1]).is_err());
 }

@@ -185,7 +185,7 @@ impl Drop for Done<'_> {
 /// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
 fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
     match layout.device {
-        DeviceChoice::Cpu => load_reference(model, plan, shape, layout),
+        DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout)?)),
         DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout, cuda_devices)?)),
         DeviceChoice::Emulate => {
             memory::check(model)?;
@@ -197,7 +197,9 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
             Ok(Box::new(load_engine(model, plan, shape, layout, devices)?))
         }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
-        DeviceChoice::Auto if Device::cuda_count().is_err() => load_reference(model, plan, shape, layout),
+        DeviceChoice::Auto if Device::cuda_count().is_err() => {
+            Ok(Box::new(load_reference(model, plan, shape, layout)?))
+        }
         DeviceChoice::Auto => match load_engine(model, plan, shape, layout, cuda_devices) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
@@ -206,29 +208,29 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
             // What is wrong with the model itself is wrong on every device.
             Err(reason @ (RunError::Engine(_) | RunError::Comm(_))) => {
                 output::note(&format!("device: cpu, since {reason}"));
-                load_reference(model, plan, shape, layout)
+                Ok(Box::new(load_reference(model, plan, shape, layout)?))
             }
             Err(other) => Err(other.into()),
         },
     }
 }
 
-fn load_reference(
+/// Loads onto the CPU.
+pub(super) fn load_reference(
     model: &Model,
     plan: &Plan,
     shape: Shape,
     layout: &LayoutArgs,
-) -> anyhow::Result<Box<dyn Runner>> {
+) -> anyhow::Result<Reference> {
     if layout.device == DeviceChoice::Cpu && layout.sync.peer_memory.is_some() {
         output::note("note: --peer-memory is about GPUs, so it changes nothing with --device cpu");
     }
     memory::check(model)?;
     let mut options = ReferenceOptions::new(shape);
     options.comm.timeout = layout.sync.sync_limit.unwrap_or(options.comm.timeout);
-    let reference = with_progress(model.weight_bytes(), |loaded| {
+    Ok(with_progress(model.weight_bytes(), |loaded| {
         Reference::load(&model.config, &model.source, plan, &options, loaded)
-    })?;
-    Ok(Box::new(reference))
+    })?)
 }
 
 fn load_engine(

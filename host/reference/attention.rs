@@ -36,7 +36,8 @@ impl KvCache {
 }
 
 /// `out[n, heads · head_dim]` = attention of the last `n` positions of `cache`, whose rotated queries
-/// are `q`, `[n, heads · head_dim]`.
+/// are `q`, `[n, heads · head_dim]`. The probabilities, `[n, positions]` a head, are appended to `scores`, one vector
+/// a head, where somebody wants them.
 pub(crate) fn attention(
     q: &[f32],
     cache: &KvCache,
@@ -44,22 +45,32 @@ pub(crate) fn attention(
     head_dim: usize,
     out: &mut [f32],
     threads: Threads,
+    scores: Option<&mut [Vec<f32>]>,
 ) {
     let width = heads.heads.len() * head_dim;
     let one_head = |(index, &kv): (usize, &usize)| {
         let queries = Strided { values: &q[index * head_dim..], stride: width, rows: q.len() / width };
         one_head(queries, &cache.keys[kv], &cache.values[kv], head_dim)
     };
-    let by_head: Vec<Vec<f32>> = if threads.0 == 1 {
+    let by_head: Vec<Attended> = if threads.0 == 1 {
         heads.kv_index.iter().enumerate().map(one_head).collect()
     } else {
         heads.kv_index.par_iter().enumerate().map(one_head).collect()
     };
-    for (index, result) in by_head.iter().enumerate() {
-        for (out, result) in out.chunks_exact_mut(width).zip(result.chunks_exact(head_dim)) {
+    for (index, head) in by_head.iter().enumerate() {
+        for (out, result) in out.chunks_exact_mut(width).zip(head.out.chunks_exact(head_dim)) {
             out[index * head_dim..][..head_dim].copy_from_slice(result);
         }
     }
+    for (all, head) in scores.into_iter().flatten().zip(&by_head) {
+        all.extend_from_slice(&head.scores);
+    }
+}
+
+/// One head's result: probabilities `[n, positions]` and `[n, head_dim]`.
+struct Attended {
+    scores: Vec<f32>,
+    out: Vec<f32>,
 }
 
 /// Rows that lie `stride` values apart.
@@ -69,7 +80,7 @@ struct Strided<'a> {
     rows: usize,
 }
 
-fn one_head(q: Strided<'_>, keys: &[f32], values: &[f32], head_dim: usize) -> Vec<f32> {
+fn one_head(q: Strided<'_>, keys: &[f32], values: &[f32], head_dim: usize) -> Attended {
     let (n, len) = (q.rows, keys.len() / head_dim);
     let mut scores = vec![0.0f32; n * len];
     assert!(
@@ -132,7 +143,7 @@ fn one_head(q: Strided<'_>, keys: &[f32], values: &[f32], head_dim: usize) -> Ve
             Parallelism::None,
         );
     }
-    out
+    Attended { scores, out }
 }
 
 fn softmax(row: &mut [f32]) {

@@ -4,7 +4,9 @@
 mod attention;
 mod math;
 mod matrix;
+mod probe;
 mod rank;
+mod segment;
 
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -13,17 +15,20 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use math::Threads;
+pub use probe::RankProbe;
 use rank::{MAX_ROWS, Rank};
 
 use crate::comm::memory::Options;
 use crate::comm::{CommError, Communicator, Shape, memory};
 use crate::model::{Config, TensorSource};
-use crate::runner::{Batch, Output, RunError, Runner, SyncCounts, check_agreement};
+use crate::runner::{Batch, Output, RunError, Runner, Segment, SyncCounts, check_agreement};
 use crate::spd::Plan;
 
 /// What a rank's thread is told. Ranks execute the same commands in the same order.
 enum Command {
     Forward(Arc<Batch>),
+    Segment(Arc<Segment>),
+    Probe { segment: Arc<Segment>, outbox: Sender<(usize, RankProbe)> },
     Truncate { sequence: usize, len: usize },
     SetPlan(Arc<Plan>),
 }
@@ -192,6 +197,20 @@ impl Runner for Reference {
         Ok(output)
     }
 
+    fn run_segment(&mut self, segment: Segment) -> Result<Vec<f32>, RunError> {
+        segment.check(&self.config)?;
+        let head = segment.head;
+        let segment = Arc::new(segment);
+        let output = self.broadcast(|| Command::Segment(segment.clone()));
+        let mut output = output.map_err(|e| match e {
+            RunError::RanksDisagree { rank, .. } => {
+                RunError::RanksDisagree { rank, block: segment.blocks.end }
+            }
+            other => other,
+        })?;
+        Ok(if head { output.logits } else { output.hidden_states.pop().unwrap_or_default() })
+    }
+
     fn truncate(&mut self, sequence: usize, len: usize) -> Result<(), RunError> {
         if let Some(length) = self.lengths.get_mut(sequence) {
             *length = len.min(*length);
@@ -241,6 +260,12 @@ fn serve(rank: &mut Rank, inbox: &Receiver<Command>, outbox: &Sender<Reply>) {
     for command in inbox {
         let output = match command {
             Command::Forward(batch) => rank.forward(&batch),
+            Command::Segment(segment) => rank.segment(&segment),
+            Command::Probe { segment, outbox } => rank.probe(&segment).map(|probe| {
+                // Whoever asked has gone: so has the answer.
+                drop(outbox.send((rank.number(), probe)));
+                Output::default()
+            }),
             Command::Truncate { sequence, len } => {
                 rank.truncate(sequence, len);
                 Ok(Output::default())

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::attention::{KvCache, attention};
 use super::math::{Threads, linear, rotate, swiglu};
 use super::matrix::Matrix;
+use super::probe::RankProbe;
 use crate::comm::memory::{MemoryBuffer, MemoryComm, rms_norm};
 use crate::comm::{AllGather, AllReduce, CommError, Communicator, DType, Epilogue};
 use crate::model::sharding::{HeadShard, Sharding, runs};
@@ -20,10 +21,10 @@ pub(crate) const MAX_ROWS: usize = 512;
 const LOGIT_ROWS: usize = 16;
 
 /// The weights of one decoder block that this rank holds.
-struct Block {
+pub(super) struct Block {
     plan: BlockPlan,
-    heads: HeadShard,
-    attention_norm: Vec<f32>,
+    pub(super) heads: HeadShard,
+    pub(super) attention_norm: Vec<f32>,
     qkv: Matrix,
     o: Matrix,
     mlp_norm: Vec<f32>,
@@ -33,14 +34,14 @@ struct Block {
 
 /// A sequence's KV cache in every block.
 #[derive(Default, Clone)]
-struct Sequence {
-    len: usize,
-    blocks: Vec<KvCache>,
+pub(super) struct Sequence {
+    pub(super) len: usize,
+    pub(super) blocks: Vec<KvCache>,
 }
 
 /// One rank: its shard of the weights, its caches, its end of the communicator.
 pub(crate) struct Rank {
-    config: Config,
+    pub(super) config: Config,
     source: Arc<dyn TensorSource>,
     sharding: Sharding,
     threads: Threads,
@@ -49,12 +50,14 @@ pub(crate) struct Rank {
     partial: MemoryBuffer,
     /// Logits on their way into the gather, `[LOGIT_ROWS, vocab]`, rank by rank.
     logits: MemoryBuffer,
-    blocks: Vec<Block>,
-    final_norm: Vec<f32>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) final_norm: Vec<f32>,
     lm_head: Matrix,
     inv_freq: Vec<f32>,
-    sequences: Vec<Sequence>,
+    pub(super) sequences: Vec<Sequence>,
     syncs: SyncCounts,
+    /// Collects what blocks do, while somebody looks.
+    pub(super) probe: Option<RankProbe>,
 }
 
 impl Rank {
@@ -93,6 +96,7 @@ impl Rank {
             lm_head,
             sequences: Vec::new(),
             syncs: SyncCounts::default(),
+            probe: None,
         })
     }
 
@@ -100,6 +104,11 @@ impl Rank {
     pub(crate) fn weight_bytes(&self) -> usize {
         let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
         blocks + size_of_val(self.final_norm.as_slice()) + self.lm_head.bytes()
+    }
+
+    /// The rank's number in its group.
+    pub(super) fn number(&self) -> usize {
+        self.comm.topology().rank
     }
 
     pub(crate) fn sync_counts(&self) -> SyncCounts {
@@ -191,7 +200,7 @@ impl Rank {
 
     /// One decoder block: `x` is the residual stream, `h` its norm for this block on entry and for the
     /// next block (or the head) on return. Sync-Point Drop, SPD paper Section 4.1, Figure 3a.
-    fn block(
+    pub(super) fn block(
         &mut self,
         layer: usize,
         rows: &[(usize, usize)],
@@ -228,6 +237,9 @@ impl Rank {
         let mut activated = vec![0.0; rows.len() * width];
         swiglu(&gate_up, width, &mut activated, self.threads);
         linear(&activated, &block.down, &mut self.partial.as_mut_slice()[..numel], self.threads);
+        if let Some(probe) = &mut self.probe {
+            probe.add_mlp(&self.partial.as_slice()[..numel], hidden);
+        }
         let epilogue = Epilogue::ResidualRmsNorm { residual: x, gain: next_norm, eps, out: h };
         let (buf, addend) = (&mut self.partial, dropped.then_some(own_attention.as_slice()));
         self.comm.enqueue(&(), AllReduce { buf, numel, dtype: DType::F32, addend, epilogue })?;
@@ -258,7 +270,8 @@ impl Rank {
         for span in spans {
             let part = at * q_width..(at + span.len()) * q_width;
             let cache = &self.sequences[span[0].0].blocks[layer];
-            attention(&queries[part.clone()], cache, &block.heads, d, &mut out[part], self.threads);
+            let scores = self.probe.as_mut().map(|probe| probe.scores.as_mut_slice());
+            attention(&queries[part.clone()], cache, &block.heads, d, &mut out[part], self.threads, scores);
             at += span.len();
         }
         out
@@ -266,7 +279,7 @@ impl Rank {
 
     /// The full logits of `rows` normalised rows, gathered from the ranks' shards of the vocabulary;
     /// empty on every rank but the first.
-    fn logits(&mut self, h: &[f32]) -> Result<Vec<f32>, CommError> {
+    pub(super) fn logits(&mut self, h: &[f32]) -> Result<Vec<f32>, CommError> {
         let topology = self.comm.topology();
         let (rank, world, vocab) = (topology.rank, topology.world(), self.config.vocab);
         let mut logits = Vec::new();

@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::file;
 use super::replacement::ReplacementFile;
 use crate::model::sharding::ShardingError;
 use crate::model::{Config, ModelError, TensorSource};
@@ -124,6 +124,13 @@ impl Plan {
         self.blocks.iter().filter(|b| !b.sync_attention).count()
     }
 
+    /// The same plan with other entries: `change` gets each block's number and entry. What replaces tensors here stays
+    /// at hand there.
+    pub(crate) fn map_blocks(&self, change: impl Fn(usize, &BlockPlan) -> BlockPlan) -> Self {
+        let blocks = self.blocks.iter().enumerate().map(|(layer, block)| change(layer, block)).collect();
+        Self { tp: self.tp, blocks, replacements: self.replacements.clone() }
+    }
+
     /// The file that replaces tensors of a block, if any.
     pub(crate) fn replacement(&self, layer: usize) -> Option<&Arc<ReplacementFile>> {
         self.replacements.get(self.blocks[layer].replacement.as_ref()?)
@@ -154,7 +161,7 @@ impl Plan {
         tp: usize,
     ) -> Result<Self, PlanError> {
         let unfit = |what: String| PlanError::Unfit { path: path.into(), what };
-        let file = parse(text).map_err(unfit)?;
+        let file: PlanFile = file::parse(text, "plan", FORMAT, VERSION).map_err(unfit)?;
         let fingerprint = source.fingerprint()?;
         if file.model != fingerprint {
             return Err(unfit(format!(
@@ -214,7 +221,7 @@ impl Plan {
 
     /// Writes the plan, whole or not at all.
     pub fn write(&self, path: &Path, fingerprint: &str) -> Result<(), PlanError> {
-        let file = PlanFile {
+        let content = PlanFile {
             format: FORMAT.into(),
             version: VERSION,
             model: fingerprint.into(),
@@ -223,44 +230,8 @@ impl Plan {
         };
         let hint = "give a path in a folder that exists and is writable";
         let io = |source| PlanError::Io { path: path.into(), action: "write", hint, source };
-        let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Asked for by itself: a failed temporary file is reported under a name that nobody chose.
-        std::fs::metadata(folder).map_err(io)?;
-        let mut temporary = temporary_in(folder).map_err(io)?;
-        serde_json::to_writer_pretty(&mut temporary, &file).map_err(|e| io(e.into()))?;
-        temporary.write_all(b"\n").map_err(io)?;
-        temporary.persist(path).map_err(|e| io(e.error))?;
-        Ok(())
+        file::write(path, &content).map_err(io)
     }
-}
-
-/// A file that vanishes unless it is persisted, with the permissions of any other new file.
-fn temporary_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
-}
-
-fn parse(text: &str) -> Result<PlanFile, String> {
-    // The header is read by itself first, so that a newer plan is refused by its version and not by a field.
-    #[derive(Deserialize)]
-    struct Header {
-        format: String,
-        version: u32,
-    }
-    let not_a_plan = |e: serde_json::Error| format!("not a plan: {e}");
-    let header: Header = serde_json::from_str(text).map_err(not_a_plan)?;
-    if header.format != FORMAT {
-        return Err(format!("not a plan: its format is '{}', expected '{FORMAT}'", header.format));
-    }
-    if header.version != VERSION {
-        return Err(format!(
-            "the plan has version {}; this program reads version {VERSION}: make the plan anew",
-            header.version
-        ));
-    }
-    serde_json::from_str(text).map_err(not_a_plan)
 }
 
 fn check_permutation(heads: &[usize], n_heads: usize) -> Result<(), String> {

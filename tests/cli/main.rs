@@ -12,3 +12,4 @@ mod measure;
 mod misuse;
 mod plans;
 mod selftest;
+mod spd;
