@@ -11,6 +11,8 @@ mod output;
 mod selftest;
 mod session;
 mod spd;
+#[cfg(feature = "distill")]
+mod spd_distill;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! `fewsync spd`.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
@@ -16,6 +16,8 @@ use crate::spd::{BlockPlan, Plan};
 pub(super) enum Command {
     /// Write a plan file that names the blocks to drop
     Plan(PlanArgs),
+    #[cfg(feature = "distill")]
+    Distill(super::spd_distill::Args),
 }
 
 #[derive(clap::Args)]
@@ -39,7 +41,7 @@ pub(super) struct PlanArgs {
 
 /// Ranges of block numbers, as written on the command line.
 #[derive(Clone, Debug, PartialEq)]
-struct BlockList(Vec<RangeInclusive<usize>>);
+pub(super) struct BlockList(Vec<RangeInclusive<usize>>);
 
 impl std::str::FromStr for BlockList {
     type Err = String;
@@ -61,23 +63,43 @@ impl std::str::FromStr for BlockList {
     }
 }
 
+impl BlockList {
+    /// The numbers in it, ascending, each once, of a model's `n_layers` blocks.
+    pub(super) fn numbers(&self, n_layers: usize) -> anyhow::Result<Vec<usize>> {
+        let mut named = vec![false; n_layers];
+        for range in &self.0 {
+            let (last, end) = (n_layers - 1, *range.end());
+            named
+                .get_mut(range.clone())
+                .with_context(|| format!("there is no block {end}: this model has blocks 0 to {last}"))?
+                .fill(true);
+        }
+        Ok((0..n_layers).filter(|&block| named[block]).collect())
+    }
+}
+
+/// Refuses a name under which `--spd` would not know a plan.
+pub(super) fn check_plan_name(path: &Path) -> anyhow::Result<()> {
+    let json = path.extension().is_some_and(|e| e == "json");
+    ensure!(json, "{}: a plan's name ends in .json, so that --spd knows it for one", path.display());
+    Ok(())
+}
+
 pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
-    let Command::Plan(args) = command;
-    ensure!(
-        args.out.extension().is_some_and(|e| e == "json"),
-        "{}: a plan's name ends in .json, so that --spd knows it for one",
-        args.out.display()
-    );
+    match command {
+        Command::Plan(args) => plan(args, json),
+        #[cfg(feature = "distill")]
+        Command::Distill(args) => super::spd_distill::run(args, json),
+    }
+}
+
+fn plan(args: &PlanArgs, json: bool) -> anyhow::Result<()> {
+    check_plan_name(&args.out)?;
     let model = Model::open(&args.model)?;
     Sharding::new(&model.config, args.tp)?;
     let mut blocks = vec![BlockPlan::default(); model.config.n_layers];
-    for range in &args.blocks.0 {
-        let (last, named) = (blocks.len() - 1, *range.end());
-        let dropped = blocks.get_mut(range.clone());
-        dropped
-            .with_context(|| format!("there is no block {named}: this model has blocks 0 to {last}"))?
-            .iter_mut()
-            .for_each(|block| block.sync_attention = false);
+    for block in args.blocks.numbers(model.config.n_layers)? {
+        blocks[block].sync_attention = false;
     }
     let plan = Plan::new(args.tp, blocks);
     plan.write(&args.out, &model.source.fingerprint()?)?;
