@@ -12,6 +12,8 @@ mod fit;
 mod placement;
 mod record;
 mod samples;
+#[cfg(test)]
+mod tests;
 mod train;
 mod walk;
 mod weights;

@@ -127,7 +127,7 @@ fn schedule(step: usize, total: usize) -> f64 {
 }
 
 /// A copy of the weights in which what trains is a variable, and those variables.
-fn trainable(weights: &Weights, what: Trainable) -> Result<(Weights, Vec<Var>), DistillError> {
+pub(super) fn trainable(weights: &Weights, what: Trainable) -> Result<(Weights, Vec<Var>), DistillError> {
     let mut weights = weights.clone();
     let mut vars = Vec::new();
     let mut train = |matrix: &mut Matrix| -> candle_core::Result<()> {

@@ -134,8 +134,17 @@ impl<'a> Walk<'a> {
             train: &self.train,
             held_out: &self.held_out,
         };
-        let (student, mut result) = self.fit(layer, &samples, &teacher, &kv_of, meter)?;
-        run.save_block(layer, &layout.changed(&student)?)?;
+        let trainer = Trainer {
+            geometry: &self.geometry,
+            samples: &samples,
+            options: job.options,
+            kv_of: &kv_of,
+            layer,
+        };
+        let (student, mut result) = self.fit(&trainer, &teacher, meter)?;
+        let written = layout.rounded(&student)?;
+        run.save_block(layer, &layout.changed(&written)?)?;
+        result.distilled = trainer.held_out_error(&written)?;
         result.seconds = started.elapsed().as_secs_f64();
         Ok((samples.output, Some(result)))
     }
@@ -167,14 +176,11 @@ impl<'a> Walk<'a> {
     /// The block's student and its errors.
     fn fit(
         &self,
-        layer: usize,
-        samples: &Samples<'_>,
+        trainer: &Trainer<'_>,
         teacher: &Weights,
-        kv_of: &Matrix,
         meter: &mut Meter<'_>,
     ) -> Result<(Weights, BlockResult), DistillError> {
-        let (geometry, options) = (&self.geometry, self.job.options);
-        let trainer = Trainer { geometry, samples, options, kv_of, layer };
+        let &Trainer { geometry, samples, options, layer, .. } = trainer;
         let zero_shot = trainer.held_out_error(teacher)?;
         let (mut start, mut error, mut closed_form) = (teacher.clone(), zero_shot, None);
         if options.closed_form {

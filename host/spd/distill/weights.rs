@@ -3,7 +3,7 @@
 //! In the checkpoint a linear layer is `[out, in]` and tensors are whole. Here it is `[in, out]`, contiguous, so that
 //! neither the product nor its gradient needs a strided copy, and what ranks hold apart is held apart.
 
-use candle_core::{Device, Tensor as Matrix};
+use candle_core::{DType, Device, Tensor as Matrix};
 use half::bf16;
 
 use super::DistillError;
@@ -75,23 +75,31 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// A copy that no longer follows the variables that it was read from.
-    pub(super) fn detached(&self) -> candle_core::Result<Self> {
-        let copy = |m: &Matrix| m.detach().copy();
+    /// The same weights with `change` made to each matrix.
+    fn map(
+        &self,
+        change: impl Fn(TensorKind, &Matrix) -> candle_core::Result<Matrix>,
+    ) -> candle_core::Result<Self> {
         let mlp = |m: &Mlp| -> candle_core::Result<Mlp> {
-            Ok(Mlp { gate: copy(&m.gate)?, up: copy(&m.up)?, down: copy(&m.down)? })
+            let (gate, up) = (change(TensorKind::Gate, &m.gate)?, change(TensorKind::Up, &m.up)?);
+            Ok(Mlp { gate, up, down: change(TensorKind::Down, &m.down)? })
         };
         let shard = |s: &Shard| -> candle_core::Result<Shard> {
-            let mlp = s.mlp.as_ref().map(mlp).transpose()?;
-            Ok(Shard { o: copy(&s.o)?, o_start: s.o_start, norm: copy(&s.norm)?, mlp })
+            let (o, norm) = (change(TensorKind::O, &s.o)?, change(TensorKind::MlpNorm, &s.norm)?);
+            Ok(Shard { o, o_start: s.o_start, norm, mlp: s.mlp.as_ref().map(mlp).transpose()? })
         };
         Ok(Self {
-            attention_norm: copy(&self.attention_norm)?,
-            q: copy(&self.q)?,
-            k: copy(&self.k)?,
-            v: copy(&self.v)?,
+            attention_norm: change(TensorKind::AttentionNorm, &self.attention_norm)?,
+            q: change(TensorKind::Q, &self.q)?,
+            k: change(TensorKind::K, &self.k)?,
+            v: change(TensorKind::V, &self.v)?,
             shards: self.shards.iter().map(shard).collect::<candle_core::Result<_>>()?,
         })
+    }
+
+    /// A copy that no longer follows the variables that it was read from.
+    pub(super) fn detached(&self) -> candle_core::Result<Self> {
+        self.map(|_, matrix| matrix.detach().copy())
     }
 }
 
@@ -198,6 +206,14 @@ impl<'a> Layout<'a> {
             k: transposed(TensorKind::K)?,
             v: transposed(TensorKind::V)?,
             shards,
+        })
+    }
+
+    /// The weights in the precision in which the checkpoint keeps them.
+    pub(super) fn rounded(&self, weights: &Weights) -> candle_core::Result<Weights> {
+        weights.map(|kind, matrix| match self.source.storage(self.tensor(kind)) {
+            Storage::F32 => Ok(matrix.clone()),
+            Storage::Bf16 => matrix.to_dtype(DType::BF16)?.to_dtype(DType::F32),
         })
     }
 
