@@ -25,7 +25,7 @@ pub enum DistillError {
         step: usize,
     },
     /// The folder holds another run, or what is left of one was changed.
-    #[error("{}: {what}; remove its folder or write to another place", path.display())]
+    #[error("{}: {what}; remove that folder or write to another place", path.display())]
     Record {
         /// The file.
         path: PathBuf,

@@ -92,7 +92,7 @@ pub struct Job<'a> {
     pub source: &'a dyn TensorSource,
     /// The plan whose blocks are fitted.
     pub plan: &'a Plan,
-    /// Blocks to fit, ascending. Each drops and has no replacement yet.
+    /// Blocks to fit. Each drops and has no replacement yet.
     pub blocks: &'a [usize],
     /// The calibration text.
     pub tokens: &'a [u32],

@@ -1,8 +1,8 @@
 //! The folder of a run: what it was asked for, how far it is, and what each block came to. Every file is written
 //! whole or not at all, and the record last, so that it never speaks of what is not there.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -59,10 +59,11 @@ struct Record {
 const FORMAT: &str = "fewsync-distill";
 const VERSION: u32 = 1;
 
-/// An open run.
+/// An open run. It has its folder to itself until it is dropped.
 pub(super) struct Run {
     folder: PathBuf,
     record: Record,
+    _lock: File,
 }
 
 impl Run {
@@ -79,27 +80,22 @@ impl Run {
         };
         let folder = job.folder.to_path_buf();
         fs::create_dir_all(&folder).map_err(DistillError::io(&folder, "create"))?;
+        let lock = lock(&folder)?;
         let path = folder.join(RECORD);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let (format, version) = (FORMAT.into(), VERSION);
-                let record = Record { format, version, asked, next_block: 0, results: Vec::new() };
-                return Ok(Self { folder, record });
-            }
+        let mut record = match fs::read_to_string(&path) {
+            Ok(text) => parse(&text, &asked).map_err(|what| DistillError::Record { path, what })?,
+            Err(e) if e.kind() == ErrorKind::NotFound => Record {
+                format: FORMAT.into(),
+                version: VERSION,
+                asked: asked.clone(),
+                next_block: 0,
+                results: Vec::new(),
+            },
             Err(e) => return Err(DistillError::io(&path, "read")(e)),
         };
-        let refuse = |what: &str| Err(DistillError::Record { path: path.clone(), what: what.into() });
-        match serde_json::from_str::<Record>(&text) {
-            Ok(record) if record.format != FORMAT || record.version != VERSION => {
-                refuse("it is no record of a distillation that this program reads")
-            }
-            Ok(record) if record.asked != asked => {
-                refuse("it belongs to another run (model, plan, text, blocks or options differ)")
-            }
-            Ok(record) => Ok(Self { folder, record }),
-            Err(e) => refuse(&format!("it is damaged ({e})")),
-        }
+        // As it was asked for, not as it came back from text.
+        record.asked = asked;
+        Ok(Self { folder, record, _lock: lock })
     }
 
     pub(super) fn next_block(&self) -> usize {
@@ -149,22 +145,24 @@ impl Run {
     pub(super) fn finish(self) -> Result<Vec<BlockResult>, DistillError> {
         self.remove(&self.attended())?;
         self.remove(&self.input(self.record.next_block))?;
+        self.remove(&self.folder.join(LOCK))?;
         Ok(self.record.results)
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), DistillError> {
+        let part = part_of(path);
         let write = || {
-            let mut file = crate::spd::plan::temporary_in(&self.folder)?;
+            let mut file = File::create(&part)?;
             file.write_all(bytes)?;
-            file.persist(path)?;
-            Ok(())
+            file.sync_all()?;
+            fs::rename(&part, path)
         };
         write().map_err(DistillError::io(path, "write"))
     }
 
     fn remove(&self, path: &Path) -> Result<(), DistillError> {
         match fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(DistillError::io(path, "remove")(e)),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(DistillError::io(path, "remove")(e)),
             _ => Ok(()),
         }
     }
@@ -172,3 +170,40 @@ impl Run {
 
 /// The record's name in its folder.
 const RECORD: &str = "distill.json";
+
+/// Held while a run is at work.
+const LOCK: &str = "lock";
+
+/// Where a file is while it is being written: a run that was killed leaves no more than one such, and the next
+/// writes over it.
+pub(super) fn part_of(path: &Path) -> PathBuf {
+    path.with_extension("part")
+}
+
+fn lock(folder: &Path) -> Result<File, DistillError> {
+    let path = folder.join(LOCK);
+    let file = File::create(&path).map_err(DistillError::io(&path, "create"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let what = "another run is at work there".into();
+            Err(DistillError::Record { path: folder.into(), what })
+        }
+        Err(TryLockError::Error(e)) => Err(DistillError::io(&path, "lock")(e)),
+    }
+}
+
+/// A record of what is `asked`.
+fn parse(text: &str, asked: &Asked) -> Result<Record, String> {
+    let damaged = |e: serde_json::Error| format!("it is damaged ({e})");
+    let record: Record = serde_json::from_str(text).map_err(damaged)?;
+    if record.format != FORMAT || record.version != VERSION {
+        return Err("it is no record of a distillation that this program reads".into());
+    }
+    // Numbers may change in their last bit on the way through text, so both go it.
+    let asked = serde_json::to_string(asked).and_then(|text| serde_json::from_str(&text)).map_err(damaged)?;
+    if record.asked != asked {
+        return Err("it belongs to another run (model, plan, text, blocks or options differ)".into());
+    }
+    Ok(record)
+}

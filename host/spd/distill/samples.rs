@@ -1,7 +1,7 @@
 //! What a block is trained on: its input, its attended heads and its synchronised output for every token of the
 //! text, in files, so that memory does not grow with the text.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor as Matrix};
 use memmap2::Mmap;
 
 use super::DistillError;
+use super::record::part_of;
 use crate::model::stored::map_file;
 
 /// Rows of `width` f32 values, one a token, in a mapped file.
@@ -18,17 +19,16 @@ pub(super) struct Rows {
     width: usize,
 }
 
-/// A file of rows that is being written; it is not there before [`RowsWriter::finish`].
+/// A file of rows that is being written; under its name it is not there before [`RowsWriter::finish`].
 pub(super) struct RowsWriter {
-    file: BufWriter<tempfile::NamedTempFile>,
+    file: BufWriter<File>,
     path: PathBuf,
     width: usize,
 }
 
 impl RowsWriter {
     pub(super) fn create(path: &Path, width: usize) -> Result<Self, DistillError> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(DistillError::io(path, "create"))?;
+        let file = File::create(part_of(path)).map_err(DistillError::io(path, "create"))?;
         Ok(Self { file: BufWriter::new(file), path: path.into(), width })
     }
 
@@ -43,9 +43,9 @@ impl RowsWriter {
     }
 
     pub(super) fn finish(self) -> Result<Rows, DistillError> {
-        let io = DistillError::io(&self.path, "write");
         let written = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        written.and_then(|file| Ok(file.persist(&self.path)?)).map_err(io)?;
+        let named = written.and_then(|_| fs::rename(part_of(&self.path), &self.path));
+        named.map_err(DistillError::io(&self.path, "write"))?;
         Ok(Rows { map: map_file(&self.path)?, width: self.width })
     }
 }

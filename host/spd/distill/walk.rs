@@ -63,7 +63,7 @@ impl<'a> Walk<'a> {
         mut run: Run,
         tell: &mut dyn FnMut(Progress),
     ) -> Result<Vec<BlockResult>, DistillError> {
-        let (first, end) = (run.next_block(), self.job.blocks.last().map_or(0, |&last| last + 1));
+        let (first, end) = (run.next_block(), self.job.blocks.iter().max().map_or(0, |&last| last + 1));
         if first < end {
             let units = |blocks: std::ops::Range<usize>| blocks.map(|layer| self.units(layer)).sum();
             let mut meter = Meter { block: first, done: units(0..first), total: units(0..end), tell };
