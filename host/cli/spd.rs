@@ -3,12 +3,18 @@
 mod block_list;
 mod budget;
 mod cost;
+#[cfg(feature = "distill")]
+mod distill;
 mod evaluate;
 mod group;
 mod plan;
 mod report;
 mod sensitivity;
 mod text;
+
+use std::path::Path;
+
+use anyhow::ensure;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -18,6 +24,8 @@ pub(super) enum Command {
     Plan(plan::Args),
     /// Deal heads to ranks so that each rank's differ, in the blocks that drop
     Group(group::Args),
+    #[cfg(feature = "distill")]
+    Distill(distill::Args),
     /// Measure what plans, or levels of dropping, cost in quality and save in time
     Evaluate(evaluate::Args),
 }
@@ -27,6 +35,15 @@ pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
         Command::Sensitivity(args) => sensitivity::run(args, json),
         Command::Plan(args) => plan::run(args, json),
         Command::Group(args) => group::run(args, json),
+        #[cfg(feature = "distill")]
+        Command::Distill(args) => distill::run(args, json),
         Command::Evaluate(args) => evaluate::run(args, json),
     }
+}
+
+/// Refuses a name under which `--spd` would not know a plan.
+fn check_plan_name(path: &Path) -> anyhow::Result<()> {
+    let json = path.extension().is_some_and(|e| e == "json");
+    ensure!(json, "{}: a plan's name ends in .json, so that --spd knows it for one", path.display());
+    Ok(())
 }

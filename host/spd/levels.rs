@@ -130,7 +130,7 @@ pub fn times(
                 decode(runner, Workload { prompt: 1, decode: 2, ..workload }, || {})?;
                 let measured = decode(runner, workload, || {})?;
                 let (first, step): &mut (Vec<f64>, Vec<f64>) = &mut samples[column];
-                first.push(measured.time_to_first_token_ms);
+                first.push(measured.time_to_first_token_ms.median);
                 step.push(measured.step_ms.median);
                 progress();
             }

@@ -5,6 +5,8 @@
 
 mod calibration;
 mod choose;
+#[cfg(feature = "distill")]
+pub mod distill;
 mod file;
 mod grouping;
 mod latency;

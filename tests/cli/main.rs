@@ -6,6 +6,8 @@
 mod common;
 
 mod damaged;
+#[cfg(feature = "distill")]
+mod distill;
 mod fetching;
 mod generate;
 mod measure;

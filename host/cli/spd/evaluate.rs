@@ -164,7 +164,7 @@ fn measure_quality(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow
     } else {
         output::note("quality is measured on the CPU");
         let synchronised = Plan::synchronised(session.shape.world(), session.model.config.n_layers);
-        judge = load_reference(&session.model, &synchronised, session.shape)?;
+        judge = load_reference(&session.model, &synchronised, session.shape, &args.model.layout)?;
         &mut judge
     };
     let text = args.text.calibration(&session.model, runner)?;
@@ -196,7 +196,7 @@ fn measure_times(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow::
             crate::spd::dropping(session.shape.world(), syncs.len(), &dropped)
         })
         .collect();
-    let workload = |&batch| Workload { batch, prompt: args.prompt, decode: args.decode };
+    let workload = |&batch| Workload { batch, prompt: args.prompt, decode: args.decode, runs: 1 };
     let workloads: Vec<Workload> = args.batch.iter().map(workload).collect();
     let runs = zero_shot.len() * workloads.len() * args.rounds;
     let bar = progress_bar(runs as u64, "timing", "{pos}/{len} runs,");

@@ -43,11 +43,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    ensure!(
-        args.out.extension().is_some_and(|e| e == "json"),
-        "{}: a plan's name ends in .json, so that --spd knows it for one",
-        args.out.display()
-    );
+    super::check_plan_name(&args.out)?;
     let shape = args.model.layout.shape()?;
     let tp = shape.world();
     ensure!(tp > 1, "with one rank there is nothing to group: give --tp");
@@ -65,7 +61,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             );
         }
     }
-    let mut reference = load_reference(&model, &Plan::synchronised(tp, n_layers), shape)?;
+    let mut reference = load_reference(&model, &Plan::synchronised(tp, n_layers), shape, &args.model.layout)?;
     let text = args.text.calibration(&model, &mut reference)?;
 
     let bar = progress_bar(blocks.len() as u64, "grouping", "{pos}/{len} blocks,");

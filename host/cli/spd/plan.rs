@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::block_list::BlockList;
@@ -44,11 +44,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    ensure!(
-        args.out.extension().is_some_and(|e| e == "json"),
-        "{}: a plan's name ends in .json, so that --spd knows it for one",
-        args.out.display()
-    );
+    super::check_plan_name(&args.out)?;
     let layout = &args.model.layout;
     if layout.tp.is_none() && layout.topology.is_none() {
         bail!("a plan is for a number of ranks: give --tp or --topology");
