@@ -26,8 +26,9 @@ devices=N, sms=N, memory=GIB, separated by commas.";
 
 /// Tensor-parallel Llama decode with few and fast synchronisations.
 ///
-/// Ranks are threads of this process, on the CPU or with a GPU each; --tp 3 works on a laptop. A tensor-parallel block synchronises twice:
-/// behind attention and behind the MLP. Sync-Point Drop (--spd) skips the first where the model bears it.
+/// Ranks are threads of this process, on the CPU or with a GPU each; --tp 3 works on a laptop. A tensor-parallel
+/// block synchronises twice: behind attention and behind the MLP. Sync-Point Drop (--spd) skips the first where the
+/// model bears it.
 #[derive(Parser)]
 #[command(name = "fewsync", version, max_term_width = 100)]
 struct Cli {
