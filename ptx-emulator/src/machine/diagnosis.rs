@@ -64,7 +64,10 @@ impl Machine {
                     .iter()
                     .any(|inst| matches!(&inst.op, Op::Mbarrier(op) if op.is_test()));
                 match polls_mbarrier {
-                    true => "the phase of an mbarrier that nothing completes (it spins)".to_owned(),
+                    true => {
+                        let missing = self.block(at).asynchronous.phases.missing();
+                        format!("the phase of an mbarrier that nothing completes (it spins; {missing})")
+                    }
                     false => "a value in memory that nothing changes (it spins)".to_owned(),
                 }
             }

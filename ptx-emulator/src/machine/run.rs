@@ -31,6 +31,12 @@ pub(super) struct Stall {
 /// Turns per resident warp without progress after which spins are looked for.
 const QUIET_TURNS: u64 = 64;
 
+/// Turns without progress after which warps that repeat themselves give way at once: the long turns of the
+/// adversarial policy are enough by themselves.
+fn patience(policy: Policy) -> u64 {
+    if policy == Policy::Adversarial { 0 } else { QUIET_TURNS }
+}
+
 impl Machine {
     /// Runs until every stream is empty.
     ///
@@ -204,7 +210,7 @@ impl Machine {
             predecessors: (at.grid == 0).then_some(&stream.end),
             time_ns: self.time_ns,
             check_registers: self.options.check_registers,
-            find_spins: quiet > QUIET_TURNS,
+            find_spins: quiet > patience(self.options.policy),
         };
         let (turn, executed) = grid.blocks[at.block].turn(&grid.image, at.warp, budget, around);
         self.account(executed, quiet);

@@ -117,9 +117,13 @@ fn run_block(
     let mut rig = Rig::new(module, options);
     let mut addresses = Vec::new();
     for &(name, bytes, first) in buffers {
-        let data =
-            first.map(|first| (first..).flat_map(u32::to_le_bytes).take(bytes as usize).collect::<Vec<_>>());
-        addresses.push(data.map_or_else(|| rig.empty(bytes, name), |data| rig.upload(&data, name)));
+        addresses.push(match first {
+            None => rig.empty(bytes, name),
+            Some(first) => {
+                let data: Vec<u8> = (first..).flat_map(u32::to_le_bytes).take(bytes as usize).collect();
+                rig.upload(&data, name)
+            }
+        });
     }
     rig.run("k", [1, 1, 1], [threads, 1, 1], 0, &common::params(&addresses, words))?;
     let (_, bytes, _) = buffers.last().unwrap();

@@ -55,7 +55,7 @@ fn bytes_that_an_mbarrier_expects_and_nobody_brings() {
             ),
             "{error}"
         );
-        assert!(error.to_string().contains("16 bytes"), "{error}");
+        assert!(error.to_string().contains("0 arrivals and 16 bytes are missing"), "{error}");
     }
 }
 
