@@ -31,7 +31,7 @@
 //! ```
 //!
 //! Without default features three modules remain, for other engines: [`kernels`] (PTX and typed launches),
-//! [`comm`] and [`driver`] (whose CUDA back end is the feature `cuda`).
+//! [`comm`] and [`driver`] (whose back ends are the features `cuda` and `emulate`).
 
 #[cfg(feature = "model")]
 pub mod bench;

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{Rig, params};
-use ptx_emulator::{Cause, MachineOptions, Policy, RunError};
+use ptx_emulator::memory::MemoryOptions;
+use ptx_emulator::{Cause, Launch, MachineOptions, Outcome, Policy, RunError};
 
 fn options(policy: Policy) -> MachineOptions {
     MachineOptions { policy, seed: 3, max_instructions: Some(50_000_000), ..MachineOptions::default() }
@@ -280,5 +281,75 @@ fn unsupported_instructions_are_refused_by_name() {
     ] {
         let error = refused(body);
         assert!(error.contains(message) && error.starts_with("k.ptx:11:"), "{error}");
+    }
+}
+
+#[test]
+fn a_run_in_slices_is_the_run() {
+    let body = "mov.u32 %r2, 0;
+        LOOP: setp.ge.u32 %p1, %r2, %r1; @%p1 bra DONE; add.s32 %r2, %r2, 1; bra LOOP;
+        DONE: bar.sync 0; st.global.u32 [%rd3], %r2; ret;";
+    for (policy, slice) in POLICIES.into_iter().flat_map(|policy| [(policy, 1), (policy, 7), (policy, 100)]) {
+        let mut rig = Rig::of(&kernel("", body), options(policy));
+        let out = rig.empty(4 * 96, "out");
+        let kernel = rig.machine.kernel(rig.module, "k").unwrap();
+        let params = params(&[out], &[]);
+        let launch = Launch {
+            kernel,
+            grid: [5, 1, 1],
+            block: [96, 1, 1],
+            dynamic_shared_bytes: 0,
+            params,
+            programmatic: false,
+        };
+        rig.machine.launch(rig.stream, &launch).unwrap();
+        while rig.machine.advance(slice).unwrap() == Outcome::Running {}
+        assert!(rig.machine.is_idle(rig.stream), "{policy:?}, {slice}");
+        assert!(rig.words(out, 96).into_iter().eq(0..96), "{policy:?}, {slice}");
+    }
+}
+
+/// Two copies in one group: of weights at once, of activations after what precedes the grid.
+const DEPENDENT: &str = "
+    .visible .entry write(.param .u64 x) {
+      .reg .b32 %r<4>; .reg .b64 %rd<4>;
+      ld.param.u64 %rd1, [x];
+      griddepcontrol.launch_dependents;
+      mov.u32 %r1, 41;
+      st.global.v4.u32 [%rd1], {%r1, %r1, %r1, %r1};
+      ret;
+    }
+    .visible .entry use(.param .u64 weights, .param .u64 x) {
+      .shared .align 16 .b8 tile[32];
+      .reg .b32 %r<4>; .reg .b64 %rd<4>;
+      ld.param.u64 %rd1, [weights];
+      ld.param.u64 %rd2, [x];
+      mov.u32 %r1, tile;
+      cp.async.cg.shared.global [%r1], [%rd1], 16;
+      griddepcontrol.wait;
+      cp.async.cg.shared.global [%r1+16], [%rd2], 16;
+      cp.async.commit_group;
+      cp.async.wait_group 0;
+      ld.shared.u32 %r2, [%r1];
+      ld.shared.u32 %r3, [%r1+16];
+      add.u32 %r2, %r2, %r3;
+      st.global.u32 [%rd1], %r2;
+      ret;
+    }";
+
+#[test]
+fn a_copy_behind_the_wait_for_the_grid_before_comes_after_that_grid() {
+    for (policy, seed) in POLICIES.into_iter().flat_map(|policy| (0..20).map(move |seed| (policy, seed))) {
+        let memory = MemoryOptions { race: true, weak: Some(seed), ..MemoryOptions::default() };
+        let mut rig = Rig::of(DEPENDENT, MachineOptions { memory, seed, ..options(policy) });
+        let (weights, x) = (rig.upload(&[1, 0, 0, 0].repeat(4), "weights"), rig.upload(&[0; 16], "x"));
+        for (name, params) in [("write", params(&[x], &[])), ("use", params(&[weights, x], &[]))] {
+            let kernel = rig.machine.kernel(rig.module, name).unwrap();
+            let (grid, block) = ([1; 3], [1; 3]);
+            let launch = Launch { kernel, grid, block, dynamic_shared_bytes: 0, params, programmatic: true };
+            rig.machine.launch(rig.stream, &launch).unwrap();
+        }
+        rig.machine.run().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(rig.words(weights, 1), [42], "{policy:?}, {seed}");
     }
 }

@@ -113,7 +113,7 @@ fn streams_that_nothing_orders_race() -> Result<()> {
         let streams = [device.stream()?, device.stream()?];
         let module = device.load_module(PTX)?;
         let from = device.upload(&[1_u32; 32], &streams[0])?;
-        let to = device.allocate::<u32>(32)?;
+        let to = device.upload(&[0_u32; 32], &streams[0])?;
         copy(&module, &streams[0], 32, to.ptr(), from.ptr())?;
         if ordered {
             let done = device.event()?;
@@ -125,7 +125,6 @@ fn streams_that_nothing_orders_race() -> Result<()> {
         device.synchronize()
     };
     run(true)?;
-    // Without the event the copy may also read what nobody has written yet.
     contains(&run(false).unwrap_err(), &["data race", "ld.global.u32", "against", "st.global.u32"]);
     Ok(())
 }
@@ -166,12 +165,14 @@ fn a_kernel_may_wait_for_another_thread_of_the_host() -> Result<()> {
     let stream = device.stream()?;
     let kernel = device.load_module(PTX)?.kernel("await")?;
     let flag = device.allocate_zeroed::<u32>(1, &stream)?;
-    let (waits, is_waiting) = mpsc::channel();
+    let ((waits, is_waiting), (is_ready, ready)) = (mpsc::channel(), mpsc::channel());
     std::thread::scope(|scope| {
         let setter = scope.spawn({
             let (device, flag) = (device.clone(), flag.ptr());
             move || -> Result<()> {
+                // From here on the machine knows that this thread may have something for it.
                 let side = device.stream()?;
+                is_ready.send(()).unwrap();
                 is_waiting.recv().unwrap();
                 std::thread::sleep(Duration::from_millis(50));
                 let set = device.upload(&[1_u32], &side)?;
@@ -182,6 +183,7 @@ fn a_kernel_may_wait_for_another_thread_of_the_host() -> Result<()> {
                 side.synchronize()
             }
         });
+        ready.recv().unwrap();
         // SAFETY: it reads one word of `flag`.
         unsafe { kernel.launch(&stream, &LaunchConfig::new(1, 1), &flag.ptr().0.to_ne_bytes())? };
         waits.send(()).unwrap();
@@ -238,7 +240,7 @@ fn what_cannot_be_launched_is_refused_at_once() -> Result<()> {
     let cluster = unsafe { kernel.launch(&stream, &LaunchConfig::new(2, 1).cluster(2), &[0; 8]) };
     contains(&cluster.unwrap_err(), &["no clusters"]);
     let unknown = PTX.replace("mov.u32 %thread", "wgmma.u32 %thread");
-    contains(&device.load_module(&unknown).unwrap_err(), &["rejected the PTX", ":15:", "wgmma"]);
+    contains(&device.load_module(&unknown).unwrap_err(), &["rejected the PTX", ":13:", "wgmma"]);
     assert!(machine("sms=2").properties().multiprocessors == 2);
     assert_eq!(device.properties().multiprocessors, EmulatorOptions::default().multiprocessors);
     Ok(())

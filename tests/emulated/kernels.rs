@@ -1,4 +1,4 @@
-//! The shipped kernels under race check, in every order. `fewsync selftest --device emulate` runs all of them.
+//! The shipped kernels: all of them, and one of each kind under race check in every order.
 
 use fewsync::driver::{Device, EmulatorOptions, Schedule};
 use fewsync::kernels::PTX;
@@ -8,6 +8,21 @@ use fewsync::selftest::{self, Extent, Plan};
 /// One of each kind: counters left for the next launch, shared memory, asynchronous copies, tensor cores, paging.
 const KINDS: [&str; 6] =
     ["argmax", "add_rmsnorm", "gemv_bf16_m8_f32", "gemm_bf16_16x32_add", "attn_decode_bf16_d64", "rope"];
+
+#[test]
+fn every_kernel_of_every_file_computes_what_it_should() {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let open = || Ok(Device::emulated(&EmulatorOptions::default()).swap_remove(0));
+    for ptx in &PTX {
+        let plan = Plan { prefix: "", extent: Extent::Small, workers, recording: None };
+        let outcomes = selftest::run(&open, ptx, plan, |_| ()).unwrap();
+        let names: Vec<_> = outcomes.iter().map(|outcome| outcome.kernel).collect();
+        assert_eq!(names, ptx.entries.iter().map(|entry| entry.name).collect::<Vec<_>>());
+        for outcome in outcomes {
+            assert_eq!(outcome.failures, [""; 0], "{} of {}", outcome.kernel, ptx.arch);
+        }
+    }
+}
 
 fn plan(prefix: &str) -> Plan<'_> {
     Plan { prefix, extent: Extent::Smallest, workers: 1, recording: None }

@@ -1,6 +1,6 @@
 //! Two devices, a payload and a flag: the protocol of every exchange between GPUs.
 
-use fewsync::driver::{Device, EmulatorOptions, LaunchConfig, Result};
+use fewsync::driver::{Device, EmulatorOptions, LaunchConfig, Result, Stream};
 
 /// `send` stores a payload of 32 words to its peer and then a flag; `receive` waits for the flag, then sums the
 /// payload. `FENCE` stands for what orders the two stores.
@@ -56,8 +56,8 @@ next:
 }
 "#;
 
-/// Rank 1 sends and rank 0 receives, each driven by a thread of its own; what rank 0 read.
-fn exchange(fence: &str, options: &EmulatorOptions) -> Result<u32> {
+/// Device 1 sends to device 0; what that read. With `threads`, each device has a thread of the host, as ranks have.
+fn exchange(fence: &str, options: &EmulatorOptions, threads: bool) -> Result<u32> {
     let devices = Device::emulated(options);
     let [receiver, sender] = devices.as_slice() else { panic!("two devices") };
     sender.enable_peer_access(receiver)?;
@@ -67,17 +67,25 @@ fn exchange(fence: &str, options: &EmulatorOptions) -> Result<u32> {
     stream.synchronize()?;
     let ptx = PROTOCOL.replace("FENCE", fence);
     let addresses = [payload.ptr(), flag.ptr(), sum.ptr()].map(|ptr| ptr.0.to_ne_bytes()).concat();
-    let launch = |device: &Device, entry: &str, threads: u32, bytes: usize| -> Result<()> {
+    let launch = |device: &Device, entry: &str, threads: u32, bytes: usize| -> Result<Stream> {
         let (stream, kernel) = (device.stream()?, device.load_module(&ptx)?.kernel(entry)?);
-        // SAFETY: the kernels stay within the three buffers, which live until both ranks have ended.
+        // SAFETY: the kernels stay within the three buffers, which live until both have ended.
         unsafe { kernel.launch(&stream, &LaunchConfig::new(1, threads), &addresses[..bytes])? };
-        stream.synchronize()
+        Ok(stream)
     };
-    std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| launch(receiver, "receive", 1, 24));
-        let sent = launch(sender, "send", 32, 16);
-        receiving.join().expect("no panic").and(sent)
-    })?;
+    let receive = || launch(receiver, "receive", 1, 24);
+    let send = || launch(sender, "send", 32, 16);
+    if threads {
+        std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| receive()?.synchronize());
+            let sent = send()?.synchronize();
+            receiving.join().expect("no panic").and(sent)
+        })?;
+    } else {
+        let (receiving, sending) = (receive()?, send()?);
+        receiving.synchronize()?;
+        sending.synchronize()?;
+    }
     Ok(sum.download(&stream)?[0])
 }
 
@@ -94,7 +102,9 @@ fn with_its_fence_the_protocol_is_right_in_every_order_and_memory() {
         for seed in 0..3 {
             for suspicion in ["race", "weak"] {
                 let options = two(&format!("schedule={schedule},seed={seed},{suspicion}"));
-                assert_eq!(exchange(WIDE, &options).unwrap(), SUM, "{options}");
+                for threads in [false, true] {
+                    assert_eq!(exchange(WIDE, &options, threads).unwrap(), SUM, "{options}");
+                }
             }
         }
     }
@@ -103,7 +113,7 @@ fn with_its_fence_the_protocol_is_right_in_every_order_and_memory() {
 #[test]
 fn without_it_the_race_is_found() {
     for fence in ["", "fence.acq_rel.gpu;"] {
-        let error = exchange(fence, &two("race")).unwrap_err().to_string();
+        let error = exchange(fence, &two("race"), false).unwrap_err().to_string();
         assert!(
             error.contains("data race") && error.contains("receive") && error.contains("send"),
             "{error}"
@@ -113,7 +123,7 @@ fn without_it_the_race_is_found() {
 
 #[test]
 fn without_it_weak_memory_shows_old_payloads() {
-    let is_wrong = |seed| exchange("", &two(&format!("weak,seed={seed}"))).unwrap() != SUM;
+    let is_wrong = |seed| exchange("", &two(&format!("weak,seed={seed}")), false).unwrap() != SUM;
     assert!((0..200).any(is_wrong), "no seed of 200 made the flag overtake its payload");
 }
 

@@ -2,7 +2,7 @@
 
 use super::EmulatedGpu;
 use super::capture::Mark;
-use super::state::State;
+use super::state::{State, Until};
 use super::work::{HostRange, Work};
 use crate::driver::{
     DevicePtr, GpuError, GpuMemory, MemoryInfo, Pattern, PinnedAllocation, Result, StreamId,
@@ -62,8 +62,7 @@ impl GpuMemory for EmulatedGpu {
 
     unsafe fn free(&self, memory: DevicePtr) -> Result<()> {
         self.refuse_while_capturing("free")?;
-        let ordinal = self.properties.ordinal;
-        self.world.wait_until(|state| state.is_device_idle(ordinal));
+        self.world.wait_until(Until::Device(self.properties.ordinal));
         // Whatever has failed, the memory goes back.
         let freed = self.world.lock().free(memory.0);
         freed.map_err(|reason| self.refused("free", reason))
@@ -79,8 +78,7 @@ impl GpuMemory for EmulatedGpu {
     }
 
     unsafe fn free_pinned(&self, memory: PinnedAllocation) -> Result<()> {
-        let ordinal = self.properties.ordinal;
-        self.world.wait_until(|state| state.is_device_idle(ordinal));
+        self.world.wait_until(Until::Device(self.properties.ordinal));
         let freed = self.world.lock().free_pinned(memory.device.0);
         freed.map_err(|reason| self.refused("free_pinned", reason))
     }

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 pub use options::{EMULATE_VARIABLE, EmulatorOptions, InvalidEmulatorOption, Schedule};
 
 use super::{Capability, Device, Gpu, GpuError, Properties, PtxVersion, Result};
-use state::{State, Step};
+use state::{State, Step, Until};
 
 /// Time between slices in which other threads get the lock.
 const BREATH: Duration = Duration::from_micros(50);
@@ -102,7 +102,7 @@ impl World {
         self.wanting.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock_again();
         self.wanting.fetch_sub(1, Ordering::Relaxed);
-        state.users.insert(std::thread::current().id());
+        state.users.entry(std::thread::current().id()).or_default();
         state
     }
 
@@ -115,16 +115,18 @@ impl World {
         })
     }
 
-    /// Waits, and drives the machine if nobody else does, until `done`. True if it came to that, false if the machine
-    /// has failed.
-    fn wait_until(&self, done: impl Fn(&State) -> bool) -> bool {
+    /// Waits, and drives the machine if nobody else does. Returns early where the machine has failed.
+    fn wait_until(&self, until: Until) {
+        let thread = std::thread::current().id();
         let mut state = self.lock();
-        state.n_waiting += 1;
-        while state.failure.is_none() && !done(&state) {
+        state.users.insert(thread, Some(until));
+        while state.failure.is_none() && !state.is_done(until) {
             state = if state.driven { self.sleep(state, PAUSE) } else { self.drive(state) };
         }
-        state.n_waiting -= 1;
-        state.failure.is_none()
+        state.users.insert(thread, None);
+        if state.failure.is_none() {
+            state.note_done(until);
+        }
     }
 
     /// Sleeps until something changes, or for so long.
@@ -153,7 +155,7 @@ impl World {
         };
         state.driven = false;
         self.changed.notify_all();
-        if !state.others_are_busy() && state.n_waiting <= 1 {
+        if !state.others_are_busy() {
             return state;
         }
         drop(state);
@@ -212,13 +214,10 @@ impl EmulatedGpu {
         result
     }
 
-    /// Waits until `done`; then `finish` notes what the host knows to have happened.
-    fn wait(&self, done: impl Fn(&State) -> bool, finish: impl FnOnce(&mut State)) -> Result<()> {
-        self.world.wait_until(done);
-        self.with(|state| {
-            finish(state);
-            Ok(())
-        })
+    /// Waits, and reports what went wrong meanwhile or before.
+    fn wait(&self, until: Until) -> Result<()> {
+        self.world.wait_until(until);
+        self.with(|_| Ok(()))
     }
 
     /// An error as a call of CUDA's would give it.
@@ -237,9 +236,8 @@ impl Gpu for EmulatedGpu {
     }
 
     fn synchronize(&self) -> Result<()> {
-        let ordinal = self.properties.ordinal;
         self.refuse_while_capturing("synchronize")?;
-        self.wait(|state| state.is_device_idle(ordinal), |state| state.device_synchronised(ordinal))
+        self.wait(Until::Device(self.properties.ordinal))
     }
 
     fn can_access_peer(&self, peer_ordinal: u32) -> Result<bool> {

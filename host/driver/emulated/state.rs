@@ -1,6 +1,6 @@
 //! The machine with what its host side queues and holds.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::ThreadId;
 
@@ -44,9 +44,19 @@ pub(super) struct State {
     pub(super) enqueued: u64,
     /// Whether a thread runs the machine at the moment.
     pub(super) driven: bool,
-    /// Threads of the host that have used the machine, and how many of them wait for it now.
-    pub(super) users: HashSet<ThreadId>,
-    pub(super) n_waiting: usize,
+    /// Threads of the host that have used the machine, and what those that wait for it wait for.
+    pub(super) users: HashMap<ThreadId, Option<Until>>,
+}
+
+/// What a thread of the host waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    /// All work of the stream has ended.
+    Stream(u64),
+    /// All work of the device has ended.
+    Device(u32),
+    /// The point is reached.
+    Point(Point),
 }
 
 /// A stream of the host's, which feeds one of the machine's.
@@ -125,8 +135,7 @@ impl State {
             last_id: 0,
             enqueued: 0,
             driven: false,
-            users: HashSet::new(),
-            n_waiting: 0,
+            users: HashMap::new(),
         }
     }
 
@@ -257,26 +266,38 @@ impl State {
         self.streams.get_mut(&stream).expect("the caller's stream is alive")
     }
 
-    pub(super) fn is_idle(&self, stream: u64) -> bool {
+    /// Whether it has come to that.
+    pub(super) fn is_done(&self, until: Until) -> bool {
+        match until {
+            Until::Stream(stream) => self.is_idle(stream),
+            Until::Device(device) => self.is_device_idle(device),
+            Until::Point(point) => self.is_reached(point),
+        }
+    }
+
+    fn is_idle(&self, stream: u64) -> bool {
         // A stream that is gone has nothing to do.
         self.streams.get(&stream).is_none_or(|s| s.queue.is_empty() && self.machine.is_idle(s.machine))
     }
 
-    pub(super) fn is_device_idle(&self, device: u32) -> bool {
+    fn is_device_idle(&self, device: u32) -> bool {
         self.streams.iter().filter(|(_, s)| s.device == device).all(|(&id, _)| self.is_idle(id))
     }
 
-    /// What the stream has done happens before what the host does next.
-    pub(super) fn synchronised(&mut self, stream: u64) {
-        if let Some(stream) = self.streams.get(&stream) {
-            self.machine.synchronise(stream.machine);
-        }
-    }
-
-    /// As [`State::synchronised`], for all streams of a device.
-    pub(super) fn device_synchronised(&mut self, device: u32) {
-        for stream in self.streams.values().filter(|stream| stream.device == device) {
-            self.machine.synchronise(stream.machine);
+    /// What has been waited for happens before what the host does next.
+    pub(super) fn note_done(&mut self, until: Until) {
+        let machine = &mut self.machine;
+        match until {
+            Until::Stream(id) => {
+                if let Some(stream) = self.streams.get(&id) {
+                    machine.synchronise(stream.machine);
+                }
+            }
+            Until::Device(device) => {
+                let streams = self.streams.values().filter(|stream| stream.device == device);
+                streams.for_each(|stream| machine.synchronise(stream.machine));
+            }
+            Until::Point(point) => machine.synchronise_event(point),
         }
     }
 
@@ -317,11 +338,6 @@ impl State {
     pub(super) fn reached_at_ns(&self, point: Point) -> Option<u64> {
         self.machine.reached_at_ns(point)
     }
-
-    /// As [`State::synchronised`], for what precedes the point.
-    pub(super) fn point_synchronised(&mut self, point: Point) {
-        self.machine.synchronise_event(point);
-    }
 }
 
 /// Running.
@@ -331,8 +347,9 @@ impl State {
     /// # Errors
     /// What a kernel or a copy did wrong; nothing runs any more from then on.
     pub(super) fn step(&mut self) -> Result<Step, RunError> {
-        let fed = self.feed()?;
+        // First, so that what is fed comes after what the host wrote before it enqueued that.
         self.publish_pinned()?;
+        let fed = self.feed()?;
         let slice = if self.others_are_busy() { SHORT_SLICE } else { SLICE };
         let outcome = self.machine.advance(slice)?;
         self.collect_pinned();
@@ -346,9 +363,9 @@ impl State {
         })
     }
 
-    /// Whether a thread of the host other than those that wait may enqueue something.
+    /// Whether a thread of the host may enqueue something: one that does not wait, or need not any more.
     pub(super) fn others_are_busy(&self) -> bool {
-        self.n_waiting < self.users.len()
+        self.users.values().any(|waits| waits.is_none_or(|until| self.is_done(until)))
     }
 
     /// Whether time is all that passes.

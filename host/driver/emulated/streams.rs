@@ -1,7 +1,7 @@
 //! Streams and events.
 
 use super::EmulatedGpu;
-use super::state::{Event, Record, State};
+use super::state::{Event, Record, State, Until};
 use super::work::{Point, Work};
 use crate::driver::{EventId, GpuStreams, Result, StreamId, StreamPriority};
 
@@ -18,7 +18,7 @@ impl GpuStreams for EmulatedGpu {
 
     unsafe fn synchronize_stream(&self, stream: StreamId) -> Result<()> {
         self.refuse_captured("synchronize_stream", stream)?;
-        self.wait(|state| state.is_idle(stream.0), |state| state.synchronised(stream.0))
+        self.wait(Until::Stream(stream.0))
     }
 
     fn create_event(&self, timing: bool) -> Result<EventId> {
@@ -78,7 +78,7 @@ impl GpuStreams for EmulatedGpu {
 
     unsafe fn synchronize_event(&self, event: EventId) -> Result<()> {
         let Some(point) = self.point(event, "synchronize_event")? else { return Ok(()) };
-        self.wait(|state| state.is_reached(point), |state| state.point_synchronised(point))
+        self.wait(Until::Point(point))
     }
 
     unsafe fn event_reached(&self, event: EventId) -> Result<bool> {
@@ -88,7 +88,7 @@ impl GpuStreams for EmulatedGpu {
         self.with(|state| {
             let is_reached = state.is_reached(point);
             if is_reached {
-                state.point_synchronised(point);
+                state.note_done(Until::Point(point));
             }
             Ok(is_reached)
         })

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::address::{Region, generic, region_of};
 use super::context::{Cause, Context, Done};
 use super::mbarrier::{self, PhaseClocks};
-use crate::memory::{Access, Clock, Memory, Order, Scope, Site, Thread, Width};
+use crate::memory::{Access, Clock, Memory, Moment, Order, Scope, Site, Thread, Width};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
 use crate::text::{ScalarType as T, Space};
 
@@ -187,6 +187,8 @@ impl Pending {
 #[derive(Debug, Default)]
 struct Groups {
     open: Vec<Pending>,
+    /// The agent of the copies that the thread has started since a moment.
+    agent: Option<(Thread, Moment)>,
     closed: VecDeque<Vec<Pending>>,
 }
 
@@ -226,6 +228,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
             for lane in context.active() {
                 let groups = groups_of(context, lane, *bulk);
                 let group = std::mem::take(&mut groups.open);
+                groups.agent = None;
                 groups.closed.push_back(group);
             }
             Ok(())
@@ -271,8 +274,7 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
             return Err(Cause::AsyncCopy { bytes: read, from, to, why: "it reads more than it writes" });
         }
         let thread = context.thread(lane);
-        let open = groups_of(context, lane, false).open.first().map(|pending| pending.agent);
-        let agent = open.unwrap_or_else(|| context.memory.begin_async(thread));
+        let agent = agent(context, lane, thread);
         let mut data = vec![0; bytes as usize];
         if read > 0 {
             let access = Access::weak(agent, context.site);
@@ -282,6 +284,22 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
         groups_of(context, lane, false).open.push(Pending { agent, site, to, bytes: data, barrier: None });
     }
     Ok(())
+}
+
+/// The agent of a copy that the lane starts now. Of one group, copies behind something that the thread has waited for
+/// come after it, and those before do not.
+fn agent(context: &mut Context<'_>, lane: usize, thread: Thread) -> Thread {
+    let now = context.memory.moment(thread);
+    if let Some((agent, since)) = groups_of(context, lane, false).agent
+        && since == now
+    {
+        return agent;
+    }
+    let agent = context.memory.begin_async(thread);
+    // Beginning is a moment of its own.
+    let now = context.memory.moment(thread);
+    groups_of(context, lane, false).agent = Some((agent, now));
+    agent
 }
 
 /// Reads up to 16 bytes from an address aligned to the copy's size, in the widest pieces.
@@ -311,6 +329,7 @@ fn wait(context: &mut Context<'_>, lane: usize, bulk: bool, left: Option<u32>) -
     }
     if left.is_none() {
         arriving.append(&mut groups.open);
+        groups.agent = None;
     }
     let mut last = None;
     for copy in arriving {

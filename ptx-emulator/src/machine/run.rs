@@ -119,9 +119,6 @@ impl Machine {
             let chosen = self.choose(&blocked);
             self.let_copies_arrive(warps[chosen])?;
             let turn = self.turn(warps[chosen])?;
-            if self.counters.warp_instructions >= end {
-                return Ok(None);
-            }
             if self.progress != seen {
                 // Whatever changed may be what others wait for.
                 seen = self.progress;
@@ -138,6 +135,10 @@ impl Machine {
                     n_blocked += 1;
                 }
                 _ => {}
+            }
+            // Behind the end of a block, which must not be missed.
+            if self.counters.warp_instructions >= end {
+                return Ok(None);
             }
             if self.has_new_dependents() {
                 return Ok(None);

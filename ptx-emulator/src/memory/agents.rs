@@ -2,7 +2,7 @@
 
 use super::region::Region;
 use super::weak::Weak;
-use super::{BlockId, BlockInfo, BlockSpec, Clock, DeviceId, GridId, Memory, Order, Scope, Thread};
+use super::{BlockId, BlockInfo, BlockSpec, Clock, DeviceId, GridId, Memory, Moment, Order, Scope, Thread};
 
 /// Grids, blocks and what orders them.
 impl Memory {
@@ -69,10 +69,15 @@ impl Memory {
         }
     }
 
-    /// An asynchronous copy that `thread` starts now: an agent for the accesses of `cp.async` up to a commit,
-    /// or of one `cp.async.bulk`.
+    /// Asynchronous copies that `thread` starts at one [`Memory::moment`]: an agent for the accesses of `cp.async` up to
+    /// a commit, or of one `cp.async.bulk`.
     pub fn begin_async(&mut self, thread: Thread) -> Thread {
         if self.is_ordered() { self.causality.begin_async(thread) } else { thread }
+    }
+
+    /// The present moment of `thread`: copies that it starts at different ones come after different operations.
+    pub fn moment(&self, thread: Thread) -> Moment {
+        if self.is_ordered() { self.causality.moment(thread) } else { Moment::default() }
     }
 
     /// The asynchronous copy is complete for whoever acquires `clock`: the waiting thread, or the phase of its

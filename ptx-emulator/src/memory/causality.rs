@@ -25,6 +25,8 @@ struct ThreadState {
     clock: u32,
     /// What precedes them, its own operations apart.
     known: Arc<VectorClock>,
+    /// How often it has learned something; barriers count in `clock`.
+    n_learned: u32,
     /// Its last release fence, and earlier ones of wider scope after it.
     fences: Vec<Release>,
     /// Observed by relaxed loads, for the next acquire fence.
@@ -33,8 +35,15 @@ struct ThreadState {
 
 impl ThreadState {
     fn new(known: Arc<VectorClock>) -> Self {
-        Self { clock: 1, known, fences: Vec::new(), observed: Vec::new() }
+        Self { clock: 1, known, n_learned: 0, fences: Vec::new(), observed: Vec::new() }
     }
+}
+
+/// A time in a thread's life between two at which it released or learned something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moment {
+    clock: u32,
+    n_learned: u32,
 }
 
 #[derive(Debug)]
@@ -273,6 +282,13 @@ impl Causality {
         }
     }
 
+    pub(super) fn moment(&self, thread: Thread) -> Moment {
+        let threads = &self.states.blocks[thread.block.0 as usize].threads;
+        threads
+            .get(thread.index as usize)
+            .map_or_else(Moment::default, |it| Moment { clock: it.clock, n_learned: it.n_learned })
+    }
+
     /// An asynchronous copy by `thread`, which is not waited for by anybody yet.
     pub(super) fn begin_async(&mut self, thread: Thread) -> Thread {
         let known = self.advance(thread);
@@ -354,6 +370,7 @@ impl Causality {
         join(&mut known, more, &self.states);
         if let Some(state) = self.thread_mut(thread) {
             state.known = known;
+            state.n_learned += 1;
         }
     }
 }

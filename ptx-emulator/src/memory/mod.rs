@@ -102,6 +102,7 @@ pub use access::{
     Access, AccessKind, BlockId, DeviceId, GridId, Order, Scope, Site, Thread, WarpAccess, Width,
 };
 pub use blocks::{BlockInfo, BlockSpec};
+pub use causality::Moment;
 pub use clock::Clock;
 pub use fault::{Allocation, Fault, FaultyAccess, Owner, RacingAccess, Result};
 pub use lanes::Row;
