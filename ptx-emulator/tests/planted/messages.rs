@@ -89,7 +89,7 @@ fn assert_races(plant: &Plant, run: Run, [first, second]: [&str; 2]) {
 #[test]
 fn a_flag_without_a_fence() {
     for run in [on_one_device as Run, on_two_devices] {
-        let plant = assert_shows("missing_fence", run, 100);
+        let plant = assert_shows("missing_fence", run, 32);
         assert_races(&plant, run, ["st.global.u32 [%rd1]", "ld.global.u32 %r2"]);
     }
 }
@@ -97,20 +97,20 @@ fn a_flag_without_a_fence() {
 #[test]
 fn a_flag_that_is_not_acquired() {
     for run in [on_one_device as Run, on_two_devices] {
-        let plant = assert_shows("missing_acquire", run, 100);
+        let plant = assert_shows("missing_acquire", run, 32);
         assert_races(&plant, run, ["st.global.u32 [%rd1]", "ld.global.u32 %r2"]);
     }
 }
 
 #[test]
 fn a_fence_for_the_own_block_only() {
-    let plant = assert_shows("narrow_fence", on_one_device, 100);
+    let plant = assert_shows("narrow_fence", on_one_device, 32);
     assert_races(&plant, on_one_device, ["st.global.u32 [%rd1]", "ld.global.u32 %r2"]);
 }
 
 #[test]
 fn a_fence_for_the_own_device_only() {
-    let plant = assert_shows("narrow_fence_of_peer", on_two_devices, 100);
+    let plant = assert_shows("narrow_fence_of_peer", on_two_devices, 32);
     assert_races(&plant, on_two_devices, ["st.global.u32 [%rd1]", "ld.global.u32 %r2"]);
     // Between blocks of one device the same fence is wide enough.
     for (policy, seed) in POLICIES.into_iter().flat_map(|policy| (0..100).map(move |seed| (policy, seed))) {
@@ -121,12 +121,12 @@ fn a_fence_for_the_own_device_only() {
 
 #[test]
 fn a_flag_and_its_value_loaded_apart() {
-    assert_shows("flag_apart", on_two_devices, 100);
+    assert_shows("flag_apart", on_two_devices, 32);
 }
 
 #[test]
 fn a_vector_that_tears() {
-    assert_shows("torn_vector", on_two_devices, 100);
+    assert_shows("torn_vector", on_two_devices, 32);
 }
 
 #[test]
