@@ -14,7 +14,8 @@ use ptx_emulator::{Launch, Machine, MachineOptions, Module};
 const THREADS: u32 = 256;
 
 /// Kernels, with rounds that make about a million thread instructions.
-const KERNELS: [(&str, u32); 4] = [("arithmetic", 400), ("streaming", 400), ("reduction", 40), ("tensor", 400)];
+const KERNELS: [(&str, u32); 4] =
+    [("arithmetic", 400), ("streaming", 400), ("reduction", 40), ("tensor", 400)];
 
 /// A mode of memory, and by how much rounds are cut where it is slow.
 fn modes() -> [(&'static str, MemoryOptions, u32); 4] {
