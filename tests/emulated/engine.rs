@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fewsync::comm::Shape;
+use fewsync::comm::gpu::GroupOptions;
 use fewsync::driver::{Device, EmulatorOptions};
 use fewsync::engine::{Engine, EngineOptions};
 use fewsync::generate::{Sampler, Sampling, argmax};
@@ -10,7 +11,7 @@ use fewsync::model::random::RandomModel;
 use fewsync::model::{Config, RopeScaling, TensorSource};
 use fewsync::reference::{Reference, ReferenceOptions};
 use fewsync::runner::{Batch, Runner};
-use fewsync::spd::Plan;
+use fewsync::spd::{Plan, dropping};
 
 use crate::common::judge::Agreement;
 
@@ -34,17 +35,22 @@ fn config() -> Config {
     }
 }
 
-/// Greedy tokens whose logits were compared with the reference's on the way.
+/// Greedy tokens on one rank whose logits were compared with the reference's on the way.
 fn decode(options: &str, engine_options: EngineOptions, n_tokens: usize) -> Vec<u32> {
+    decode_ranks(options, engine_options, &Plan::synchronised(1, config().n_layers), n_tokens)
+}
+
+/// The same on as many devices as the plan has ranks.
+fn decode_ranks(options: &str, engine_options: EngineOptions, plan: &Plan, n_tokens: usize) -> Vec<u32> {
     let config = config();
     let source: Arc<dyn TensorSource> = Arc::new(RandomModel::new(config.clone(), 5));
-    let plan = Plan::synchronised(1, config.n_layers);
-    let options: EmulatorOptions = options.parse().unwrap();
-    let device = Device::emulated(&options).swap_remove(0);
+    let mut options: EmulatorOptions = options.parse().unwrap();
+    options.devices = plan.tp() as u32;
+    let devices = Device::emulated(&options);
     let mut engine =
-        Engine::load(&config, &source, &plan, &device, &engine_options, &Arc::default()).unwrap();
-    let shape = ReferenceOptions::new(Shape { nodes: 1, gpus_per_node: 1 });
-    let mut reference = Reference::load(&config, &source, &plan, &shape, &Arc::default()).unwrap();
+        Engine::load(&config, &source, plan, &devices, &engine_options, &Arc::default()).unwrap();
+    let shape = ReferenceOptions::new(Shape { nodes: 1, gpus_per_node: plan.tp() });
+    let mut reference = Reference::load(&config, &source, plan, &shape, &Arc::default()).unwrap();
 
     let prompt: Vec<u32> = (0..19).map(|i| (i * 37 + 11) % config.vocab as u32).collect();
     let logits = engine.forward(&Batch::prefill(0, &prompt)).unwrap().logits;
@@ -75,11 +81,21 @@ fn options() -> EngineOptions {
 #[test]
 fn eight_tokens_are_those_of_the_reference() {
     let graphs = decode("", options(), 8);
+    let independent = GroupOptions { dependent_launch: false, ..GroupOptions::default() };
     for (machine, engine) in [
         ("schedule=random,seed=1", EngineOptions { graphs: false, ..options() }),
-        ("schedule=adversarial,seed=2", EngineOptions { dependent_launch: false, ..options() }),
+        ("schedule=adversarial,seed=2", EngineOptions { comm: independent, ..options() }),
     ] {
         assert_eq!(decode(machine, engine, 8), graphs, "{machine}");
+    }
+}
+
+#[test]
+fn ranks_on_devices_of_their_own_give_the_reference_s_tokens() {
+    for tp in [2, 4] {
+        let n_layers = config().n_layers;
+        decode_ranks("", options(), &Plan::synchronised(tp, n_layers), 8);
+        decode_ranks("schedule=random,seed=3", options(), &dropping(tp, n_layers, &[1]), 3);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::spd::{BlockPlan, Plan};
   fewsync eval --tp 3 --spd distilled.json --text other.txt
 
 An interrupted run is continued by the same command, and ends with the same result.")]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The model, as for generate
     #[arg(long, default_value = "smollm2")]
     model: String,
