@@ -196,8 +196,7 @@ fn grouped_heads_are_exact_where_blocks_synchronise() {
 /// The last blocks of the trained model's sweep, against an independent NumPy forward pass.
 #[test]
 fn the_trained_model_reproduces_the_recorded_sweep() {
-    const EXPECTED: [(usize, f64, f64); 3] =
-        [(27, 26.880 + 0.539, 32.362), (28, 26.880 + 0.158, 31.757), (29, 31.961, 31.961)];
+    const EXPECTED: [(usize, f64, f64); 2] = [(28, 26.880 + 0.158, 31.757), (29, 31.961, 31.961)];
     let Some(path) = shared("data/wikitext2-valid.txt") else { return };
     let model = smollm2();
     let tokens = model.tokenizer.encode_plain(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -207,7 +206,7 @@ fn the_trained_model_reproduces_the_recorded_sweep() {
     let mut measured = unmeasured(&model, 3, &text);
     // Blocks that seem to be measured already are passed through only.
     let any = Some(Score { perplexity: 1.0, kl: 0.0, top1_agreement: 1.0, accuracy: 0.0 });
-    measured.blocks[..27].fill(BlockScores { single: any, cumulative: any });
+    measured.blocks[..28].fill(BlockScores { single: any, cumulative: any });
     let mut meter = Meter::new(&mut runner, text.chunks()).unwrap();
     sweep(&mut meter, &BOTH, &mut measured, |_, _| Ok(true)).unwrap();
     let close = |seen: f64, expected: f64| {

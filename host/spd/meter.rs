@@ -84,12 +84,10 @@ impl<'a> Meter<'a> {
         for chunk in chunks {
             let spans = vec![Span { sequence: SEQUENCE, tokens: chunk.clone() }];
             let batch = Batch { spans, logits: LogitRows::Last, hidden_states: true };
-            let states = runner.forward(&batch)?.hidden_states;
+            let mut states = runner.forward(&batch)?.hidden_states;
             runner.truncate(SEQUENCE, 0)?;
-            let first = states.into_iter().next().unwrap_or_default();
-            // From the same code as all that it is compared with.
-            synchronised.push(runner.run_segment(Segment::blocks(0..n_layers, &first))?);
-            embedded.push(first);
+            synchronised.push(states.pop().unwrap_or_default());
+            embedded.push(states.into_iter().next().unwrap_or_default());
         }
         Ok(Self { runner, chunks, embedded, synchronised })
     }

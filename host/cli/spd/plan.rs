@@ -69,8 +69,9 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         (None, None) => bail!("give --blocks or --sensitivity"),
     };
     let plan = dropping(tp, n_layers, &chosen.blocks);
-    plan.write(&args.out, &fingerprint)?;
+    // Before the plan is written: a table that cannot be read leaves no plan.
     let saving = args.budget.saving_us(&model.config, tp, chosen.blocks.len())?;
+    plan.write(&args.out, &fingerprint)?;
     if json {
         let mut report = json!({ "plan": args.out, "tp": tp, "spd_blocks": plan.n_dropped() });
         let map = report.as_object_mut().expect("an object");
