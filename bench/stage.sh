@@ -24,7 +24,7 @@ gather() {
 
 gather fewsync "$(executable --bin fewsync)"
 for test in gpu_driver comm_gpu engine; do
-    [ -f "tests/$test.rs" ] || continue
+    [ -e "tests/$test.rs" ] || [ -d "tests/$test" ] || continue
     gather "$test" "$(executable --test "$test")"
 done
 install -D -m 755 -t "$out/bench" bench/allreduce.sh

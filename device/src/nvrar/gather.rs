@@ -151,7 +151,7 @@ unsafe fn all_gather<W: Wire>(p: &Gather) {
 
 macro_rules! gather {
     ($($name:ident: $wire:ident;)*) => {$(kernel! {
-        /// All-gather in place, of elements of 2 or 4 bytes that are never -1 in all bits of 4 bytes.
+        /// All-gather in place, of floats of 2 or 4 bytes; NaNs may change their bits ([`Words`]).
         ///
         /// # Shape and layout
         /// Units `first_unit..first_unit + pass_units` of each rank's piece, counted from the piece's begin.

@@ -51,7 +51,7 @@ const MIN_WORKERS: u32 = 128;
 const MANY_WORKERS: u32 = 256;
 /// Units of a long message: more than 2 MiB.
 const LONG_UNITS: u32 = 128 << 10;
-/// Blocks at which blocks are made larger instead.
+/// Blocks at which blocks are made larger instead: a power of two deals the usual sizes evenly.
 const MANY_BLOCKS: u32 = 128;
 /// Units of the longest row that one block normalises; longer ones are dealt to several.
 const ROW_UNITS: u32 = 512;
@@ -61,6 +61,9 @@ const ROW_WORKERS: [u32; 2] = [256, 128];
 /// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
 /// call's number.
 const CELLS_UNITS: u32 = 512;
+/// The same where rows are normalised, 128 KiB; rows of one block change to words again up to 32 KiB.
+const CELLS_UNITS_NORM: u32 = 8192;
+const FEW_UNITS_NORM: u32 = 2048;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
 /// Cells lie in groups of so many units.
@@ -87,7 +90,10 @@ impl Site {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
-        let short = longest <= CELLS_UNITS && row_units.is_none();
+        let short = match row_units {
+            None => longest <= CELLS_UNITS,
+            Some(row) => longest <= CELLS_UNITS_NORM && (row > ROW_UNITS || longest > FEW_UNITS_NORM),
+        };
         let format = tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words });
         let area = layout.area(format);
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
@@ -166,12 +172,13 @@ impl Site {
 
     /// Blocks and workers for so many units.
     fn grid(&self, units: u32, tuning: Tuning) -> (u32, u32, u32) {
-        let measured =
-            units.div_ceil(MANY_BLOCKS.min(self.max_blocks)).next_multiple_of(WARP).max(MIN_WORKERS);
+        let most = if units <= LONG_UNITS { MANY_WORKERS } else { MAX_WORKERS };
+        let many = MANY_BLOCKS.min(self.max_blocks);
+        let measured = units.div_ceil(many).next_multiple_of(WARP).clamp(MIN_WORKERS, most);
         let workers = tuning.workers.unwrap_or(measured).clamp(WARP, MAX_WORKERS) / WARP * WARP;
         let workers = workers.min(units.max(1).next_multiple_of(WARP));
         let blocks = units.div_ceil(workers).max(1);
-        (tuning.blocks.unwrap_or(blocks).clamp(1, blocks.min(self.max_blocks)), workers, 1)
+        (tuning.blocks.unwrap_or(blocks.min(many)).clamp(1, blocks.min(self.max_blocks)), workers, 1)
     }
 
     /// Blocks, workers and blocks of a row for rows of `row` units.
@@ -232,12 +239,13 @@ mod tests {
         assert_eq!(grid(8, None), (Cells, 4, 128, 1, 1));
         assert_eq!(grid(64, None), (Words, 32, 128, 1, 1));
         assert_eq!(grid(256, None), (Words, 128, 128, 1, 1));
-        assert_eq!(grid(2048, None), (Words, 132, 256, 1, 1));
-        assert_eq!(grid(16 << 10, None), (Words, 132, 384, 1, 1));
-        assert_eq!(grid(64 << 10, None), (Words, 132, 384, 1, 4));
+        assert_eq!(grid(2048, None), (Words, 128, 256, 1, 1));
+        assert_eq!(grid(16 << 10, None), (Words, 128, 384, 1, 1));
+        assert_eq!(grid(64 << 10, None), (Words, 128, 384, 1, 4));
         // Rows of 4096 and 8192, one of them and many.
         assert_eq!(grid(8, Some(512)), (Words, 1, 256, 1, 1));
-        assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
+        assert_eq!(grid(128, Some(512)), (Cells, 16, 256, 1, 1));
+        assert_eq!(grid(16, Some(1024)), (Cells, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
         assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
     }

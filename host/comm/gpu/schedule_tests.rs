@@ -6,7 +6,7 @@ use crate::comm::schedule::{Step, schedule};
 use crate::comm::{Phase, Shape, Topology};
 use crate::kernels::params::GRANULE_UNITS;
 
-#[allow(dead_code, reason = "another crate's file; slots of the gather are not compared")]
+#[allow(unreachable_pub, reason = "another crate's file")]
 #[path = "../../../device/src/nvrar/schedule.rs"]
 mod device;
 
