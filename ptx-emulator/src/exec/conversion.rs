@@ -149,7 +149,7 @@ fn float_bits(conversion: Conversion, high: f64, low: f64) -> u64 {
 
 pub(super) fn small_bits<S: Small>(conversion: Conversion, value: f64, rounding: Rounding) -> u64 {
     let value = if conversion.saturate { if value > 0.0 { value.min(1.0) } else { 0.0 } } else { value };
-    let value = if conversion.relu && value < 0.0 { 0.0 } else { value };
+    let value = if conversion.relu && value <= 0.0 { 0.0 } else { value };
     let nearest = S::narrow(value);
     let toward = |condition: bool, step: i16| {
         if condition { nearest.bits().wrapping_add_signed(step) } else { nearest.bits() }
@@ -168,7 +168,7 @@ pub(super) fn small_bits<S: Small>(conversion: Conversion, value: f64, rounding:
 
 /// 10 bits of fraction, the low 13 of the word zero.
 fn tf32_bits(conversion: Conversion, value: f32, rounding: Rounding) -> u64 {
-    let value = if conversion.relu && value < 0.0 { 0.0 } else { value };
+    let value = if conversion.relu && value <= 0.0 { 0.0 } else { value };
     if value.is_nan() {
         return 0x7FFF_FFFF;
     }

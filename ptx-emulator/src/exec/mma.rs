@@ -10,7 +10,7 @@ use half::f16;
 use super::context::Context;
 use super::halves::Small;
 use super::rounding::canonical;
-use super::rows::{LANES, Row, Slot};
+use super::rows::{LANES, Row, Slot, each};
 use crate::program::{Decoded, Line, Op};
 use crate::text::ScalarType as T;
 
@@ -149,7 +149,12 @@ impl Tiles {
         row: &Row<u32>,
         value: impl Fn(u32, usize) -> f64,
     ) {
-        let values: [Row<f64>; E] = std::array::from_fn(|part| row.map(|bits| value(bits, part)));
+        let mut values = [[0.0; LANES]; E];
+        for (part, values) in values.iter_mut().enumerate() {
+            for (out, &bits) in values.iter_mut().zip(row) {
+                *out = value(bits, part);
+            }
+        }
         self.place(matrix, register, &values);
     }
 
@@ -170,15 +175,17 @@ impl Tiles {
     }
 
     fn products(&self, k: usize) -> [[f64; 8]; 16] {
-        std::array::from_fn(|row| {
+        let mut products = [[0.0; 8]; 16];
+        for (out, a) in products.iter_mut().zip(&self.a) {
             let mut sums = [0.0; 8];
-            for (a, b) in self.a[row][..k].iter().zip(&self.b[..k]) {
+            for (a, b) in a[..k].iter().zip(&self.b[..k]) {
                 for (sum, b) in sums.iter_mut().zip(b) {
                     *sum += a * b;
                 }
             }
-            sums
-        })
+            *out = sums;
+        }
+        products
     }
 }
 
@@ -197,13 +204,13 @@ fn accumulator_at(element: usize, lane: usize) -> (usize, usize) {
 /// Element `index` of each lane's accumulator.
 fn addend(context: &Context<'_>, op: &Mma, index: usize) -> Row<f64> {
     match op.c_type {
-        T::S32 => context.rows.word(op.c[index]).map(|bits| f64::from(bits as i32)),
+        T::S32 => each(context.rows.word(op.c[index]), |bits| f64::from(bits as i32)),
         T::F16 => {
             let shift = 16 * (index & 1);
-            context.rows.word(op.c[index >> 1]).map(|bits| f64::from(single_of_half(bits >> shift)))
+            each(context.rows.word(op.c[index >> 1]), |bits| f64::from(single_of_half(bits >> shift)))
         }
-        T::F64 => context.rows.double(op.c[index]).map(f64::from_bits),
-        _ => context.rows.word(op.c[index]).map(|bits| f64::from(f32::from_bits(bits))),
+        T::F64 => each(context.rows.double(op.c[index]), f64::from_bits),
+        _ => each(context.rows.word(op.c[index]), |bits| f64::from(f32::from_bits(bits))),
     }
 }
 
@@ -223,14 +230,14 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Mma) {
     };
     for (index, &slot) in op.d.iter().enumerate() {
         let row = match op.d_type {
-            T::S32 if op.saturate => total(context, index).map(|sum| sum as i32 as u32),
-            T::S32 => total(context, index).map(|sum| sum as i64 as u32),
+            T::S32 if op.saturate => each(&total(context, index), |sum| sum as i32 as u32),
+            T::S32 => each(&total(context, index), |sum| sum as i64 as u32),
             T::F16 => {
                 let (low, high) = (total(context, 2 * index), total(context, 2 * index + 1));
                 let bits = |sum: f64| u32::from(<f16 as Small>::narrow(sum).to_bits());
                 std::array::from_fn(|lane| bits(low[lane]) | bits(high[lane]) << 16)
             }
-            _ => total(context, index).map(|sum| canonical(sum as f32).to_bits()),
+            _ => each(&total(context, index), |sum| canonical(sum as f32).to_bits()),
         };
         context.rows.put_word(slot, &row);
     }

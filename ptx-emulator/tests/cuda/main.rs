@@ -3,6 +3,8 @@
 //! Every sample runs as Ampere and as Hopper code, optimised and as for a debugger, each under another schedule,
 //! with races looked for and memory weak.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 #[path = "../common/mod.rs"]
 mod common;
 

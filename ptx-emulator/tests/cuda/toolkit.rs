@@ -81,8 +81,8 @@ fn compile(nvcc: &Path, source: &str, variant: &Variant) -> String {
     let mut command = Command::new(nvcc);
     command.args(["--ptx", "-std=c++17"]).args(variant.flags).arg(path).arg("-o").arg(&out);
     run(&mut command).unwrap_or_else(|error| panic!("{source}, {}: {error}", variant.name));
-    let text = std::fs::read_to_string(&out).unwrap();
-    std::fs::remove_file(&out).unwrap();
+    let text = std::fs::read_to_string(&out).expect("nvcc wrote it");
+    std::fs::remove_file(&out).expect("nobody else knows the file");
     text
 }
 

@@ -20,7 +20,8 @@ fn check<const WIDTH: usize>(
     let expected: Vec<[u32; WIDTH]> =
         (0..64).map(|i| expected(&values[i / 32 * 32..][..32], i % 32)).collect();
     let found = sample.download::<u32>(out, 64 * WIDTH);
-    let found: Vec<[u32; WIDTH]> = found.chunks(WIDTH).map(|own| own.try_into().unwrap()).collect();
+    let found: Vec<[u32; WIDTH]> =
+        found.chunks(WIDTH).map(|own| own.try_into().expect("WIDTH words")).collect();
     sample.assert_equal(kernel, &found, &expected);
 }
 
@@ -122,8 +123,8 @@ fn operations_on_bits_agree_with_rust() {
                 i << 11 | value >> 21,
                 wide.count_ones(),
                 wide.leading_zeros(),
-                (u64::from(value) * 0xDEAD_BEEF >> 32) as u32,
-                (u128::from(wide) * u128::from(wide) >> 64) as u32,
+                ((u64::from(value) * 0xDEAD_BEEF) >> 32) as u32,
+                ((u128::from(wide) * u128::from(wide)) >> 64) as u32,
                 (1000 + dot) as u32,
                 u32::from_le_bytes(sums.try_into().unwrap()),
                 (i64::from(value as i32) - 17).unsigned_abs() as u32 + 5,

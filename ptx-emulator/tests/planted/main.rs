@@ -3,6 +3,8 @@
 //! A file of this folder is the sound kernel. In the planted one, lines that end in `//-` are missing and those
 //! that begin with `//+` are there.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 #[path = "../common/mod.rs"]
 mod common;
 
