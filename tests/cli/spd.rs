@@ -95,7 +95,7 @@ fn a_sensitivity_file_for_something_else_is_refused() {
     assert_eq!(fs::read(&file).unwrap(), before);
     assert!(!fs::exists(stage.at("p.json")).unwrap());
     misuse(&stage.args("plan", "2", &["--out", "p.json", "--count", "1"]), &["--sensitivity"]);
-    misuse(&stage.args("plan", "2", &["--out", "p.json", "--blocks", "1", "--greedy"]), &["--sensitivity"]);
+    misuse(&stage.args("plan", "2", &["--out", "p.json", "--blocks", "1", "--greedy"]), &["--greedy"]);
     misuse(
         &stage.args("plan", "2", &["--sensitivity", "s.json", "--count", "1", "--max-kl", "1"]),
         &["--max-kl"],

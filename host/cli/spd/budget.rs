@@ -39,7 +39,7 @@ pub(super) struct BudgetArgs {
     #[arg(long, value_name = "US", group = "budget", value_parser = positive)]
     min_saving_us: Option<f64>,
     /// Measure candidates again before every choice
-    #[arg(long, requires = "sensitivity")]
+    #[arg(long, conflicts_with = "blocks")]
     pub(super) greedy: bool,
     /// Most candidates that --greedy measures for one choice
     #[arg(long, value_name = "K", default_value_t = 4, value_parser = at_least::<1>)]
