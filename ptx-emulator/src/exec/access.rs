@@ -2,7 +2,7 @@
 
 use super::address::{Region, generic, region_of};
 use super::context::{Cause, Context, Done};
-use super::rows::{LANES, Row};
+use super::rows::{LANES, Row, each};
 use crate::memory::{Order, Scope, Width};
 use crate::program::{Address, Decoded, Line, Op, Typed};
 use crate::text::{ScalarType as T, Space};
@@ -186,7 +186,7 @@ enum Route {
 
 fn route(context: &mut Context<'_>, space: Space, address: &Address, bytes: u64) -> Done<Route> {
     let mut row = context.addresses(address);
-    let misaligned = row.map(|at| at & (bytes - 1) != 0);
+    let misaligned = each(&row, |at| at & (bytes - 1) != 0);
     for lane in context.active() {
         if misaligned[lane] {
             *context.culprit = Some(lane);
@@ -194,13 +194,13 @@ fn route(context: &mut Context<'_>, space: Space, address: &Address, bytes: u64)
         }
     }
     if space != Space::Generic && space != Space::Global {
-        row = row.map(|at| generic(space, at));
+        row = each(&row, |at| generic(space, at));
     }
     let private = match space {
         Space::Global | Space::Shared | Space::Const => false,
         Space::Local | Space::Param => true,
         Space::Generic => {
-            let outside = row.map(|at| region_of(at).0 != Region::Memory);
+            let outside = each(&row, |at| region_of(at).0 != Region::Memory);
             context.active().any(|lane| outside[lane])
         }
     };
@@ -216,7 +216,7 @@ pub(crate) fn load(context: &mut Context<'_>, op: &Load) -> Done {
         let skip = index as u64 * step;
         match &route {
             Route::Memory(row) => {
-                let row = row.map(|at| at.wrapping_add(skip));
+                let row = each(row, |at| at.wrapping_add(skip));
                 context.memory.load_lanes(&access, &row, op.width, &mut out)?;
             }
             Route::Mixed(row) => {
@@ -228,7 +228,7 @@ pub(crate) fn load(context: &mut Context<'_>, op: &Load) -> Done {
         }
         if op.signed {
             let unused = 64 - 8 * step as u32;
-            out = out.map(|value| ((value << unused) as i64 >> unused) as u64);
+            out = each(&out, |value| ((value << unused) as i64 >> unused) as u64);
         }
         context.rows.put_wide(element.slot, element.class, &out);
     }
@@ -257,7 +257,7 @@ pub(crate) fn store(context: &mut Context<'_>, op: &Store) -> Done {
         let values = context.rows.wide(element.slot, element.class);
         match &route {
             Route::Memory(row) => {
-                let row = row.map(|at| at.wrapping_add(skip));
+                let row = each(row, |at| at.wrapping_add(skip));
                 context.memory.store_lanes(&access, &row, op.width, &values)?;
             }
             Route::Mixed(row) => {

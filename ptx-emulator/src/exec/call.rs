@@ -1,9 +1,9 @@
-//! `call`: functions of the file, and the two that CUDA provides (`vprintf`, `__assertfail`).
+//! `call`: functions of the file, and those that CUDA provides (`vprintf`, `__assertfail`, `malloc`, `free`).
 
 use super::address::{Region, region_of};
 use super::context::{Cause, Context, Done};
 use super::rows::{Row, Slot};
-use crate::memory::{Order, Scope, Width};
+use crate::memory::{Order, Owner, Scope, Width};
 use crate::program::{Decoded, FunctionInfo, Line, Op, Refusal};
 use crate::text::{Operand, ScalarType as T};
 
@@ -14,9 +14,9 @@ pub(crate) const MAX_DEPTH: usize = 256;
 
 const FUNCTION_BASE: u64 = 0x1000;
 
-/// What `mov.u64 d, function` gives: not null, and no address of memory.
-pub(crate) fn function_address(index: u32) -> u64 {
-    FUNCTION_BASE + 16 * u64::from(index)
+/// What `mov.u64 d, function` gives, of its number in the file: not null, and no address of memory.
+pub(crate) fn function_address(number: u32) -> u64 {
+    FUNCTION_BASE + 16 * u64::from(number)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) enum Target {
     Register(Slot),
     Print,
     Assert,
+    Malloc,
+    Free,
 }
 
 /// Offsets of arguments and results among the caller's `.param` variables.
@@ -51,6 +53,8 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let target = match *name {
         "vprintf" => Target::Print,
         "__assertfail" => Target::Assert,
+        "malloc" => Target::Malloc,
+        "free" => Target::Free,
         name => match line.builder.function_index(name) {
             Some(index) => Target::Function(index),
             // An indirect call: a register, then a prototype.
@@ -88,14 +92,12 @@ pub(crate) fn give_back(context: &mut Context<'_>, call: &Call, callee: &Functio
 }
 
 /// The function that each lane calls: the first active lane's, and the lanes that call the same.
-pub(crate) fn resolve(context: &Context<'_>, slot: Slot, functions: usize) -> Done<(u32, u32)> {
+pub(crate) fn resolve(context: &Context<'_>, slot: Slot, functions: &[FunctionInfo]) -> Done<(u32, u32)> {
     let row: &Row<u64> = context.rows.double(slot);
     let first = context.rows.mask.trailing_zeros() as usize & 31;
     let address = row[first];
-    let index = address.wrapping_sub(FUNCTION_BASE) / 16;
-    if address < FUNCTION_BASE || !address.is_multiple_of(16) || index >= functions as u64 {
-        return Err(Cause::CallTarget { address });
-    }
+    let called = |function: &FunctionInfo| function_address(function.number) == address;
+    let Some(index) = functions.iter().position(called) else { return Err(Cause::CallTarget { address }) };
     let same = context.active().filter(|&lane| row[lane] == address).fold(0, |bits, lane| bits | 1 << lane);
     Ok((index as u32, same))
 }
@@ -151,8 +153,43 @@ pub(crate) fn assertion(context: &mut Context<'_>, call: &Call) -> Cause {
     described.map_or_else(|cause| cause, Cause::Assertion)
 }
 
+/// A call of a function that CUDA provides and that returns.
+pub(crate) fn provided(context: &mut Context<'_>, call: &Call) -> Done {
+    match call.target {
+        Target::Malloc => allocate(context, call),
+        Target::Free => release(context, call),
+        _ => print(context, call),
+    }
+}
+
+/// `malloc(bytes)`: an allocation of its own for each lane, so that bounds and lifetime are checked.
+fn allocate(context: &mut Context<'_>, call: &Call) -> Done {
+    let device = context.memory.block(context.first.block).device;
+    let owner = device.map_or(Owner::Host, Owner::Device);
+    for lane in context.active() {
+        let bytes = argument(context, call, lane, 0, 8)?;
+        let address = context.memory.allocate(owner, bytes.max(1), "malloc in a kernel")?;
+        if let Some(&result) = call.results.first() {
+            let at = u64::from(context.base.params + result);
+            context.privates.params[lane].store(at, 8, address)?;
+        }
+    }
+    Ok(())
+}
+
+/// `free(address)`
+fn release(context: &mut Context<'_>, call: &Call) -> Done {
+    for lane in context.active() {
+        match argument(context, call, lane, 0, 8)? {
+            0 => {}
+            address => context.memory.free(address)?,
+        }
+    }
+    Ok(())
+}
+
 /// `vprintf(format, arguments)`: returns the number of conversions, as CUDA does.
-pub(crate) fn print(context: &mut Context<'_>, call: &Call) -> Done {
+fn print(context: &mut Context<'_>, call: &Call) -> Done {
     for lane in context.active() {
         let format = argument(context, call, lane, 0, 8)?;
         let arguments = argument(context, call, lane, 1, 8)?;

@@ -2,8 +2,9 @@
 
 use half::{bf16, f16};
 
+use super::halves::Small;
 use super::rounding::flush;
-use super::rows::{Lane, Mask, RowFn, Rows, Slot, Slots, lanes};
+use super::rows::{Lane, Mask, Pair, RowFn, Rows, Slot, Slots, lanes, map2};
 use crate::program::{Decoded, Line, Op, Refusal};
 use crate::text::{Operand, ScalarType as T};
 
@@ -155,6 +156,9 @@ fn comparison(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let flushed = line.flag("ftz");
     let result = if line.name == "set" { Some(line.ty()?) } else { None };
     let ty = line.ty()?;
+    if let (Some(result), T::F16x2 | T::Bf16x2, 0) = (result, ty, combination) {
+        return packed(line, result, ty, set | if flushed { FLUSH } else { 0 });
+    }
     let least = if combination == 0 { 3 } else { 4 };
     line.exactly(least)?;
     let mut slots = Slots { a: line.source(1, ty)?, b: line.source(2, ty)?, ..Slots::NONE };
@@ -188,6 +192,42 @@ fn comparison(line: &mut Line<'_, '_>) -> Decoded<Op> {
         Some(run) => line.rows(run, slots),
         None => line.refuse(),
     }
+}
+
+/// `set.cmp{.ftz}.dtype.stype d, a, b` of two halves at a time: each becomes 1.0 or 0.0, or ones or zeros.
+fn packed(line: &mut Line<'_, '_>, result: T, ty: T, mode: u32) -> Decoded<Op> {
+    let yes = match result {
+        T::F16x2 if ty == T::F16x2 => f16::ONE.to_bits(),
+        T::Bf16x2 if ty == T::Bf16x2 => bf16::ONE.to_bits(),
+        T::U32 | T::S32 => u16::MAX,
+        _ => return line.refuse(),
+    };
+    let run: RowFn = match ty {
+        T::F16x2 => {
+            |rows, slots| map2(rows, slots, |a: Pair<f16>, b: Pair<f16>| packed_lane(slots.mode, a, b))
+        }
+        _ => |rows, slots| map2(rows, slots, |a: Pair<bf16>, b: Pair<bf16>| packed_lane(slots.mode, a, b)),
+    };
+    line.exactly(3)?;
+    let mut slots = Slots { a: line.source(1, ty)?, b: line.source(2, ty)?, ..Slots::NONE };
+    slots.d = line.destination(0, T::B32)?;
+    slots.mode = mode | u32::from(yes) << 16;
+    line.rows(run, slots)
+}
+
+/// The outcomes of two halves; the upper half of `mode` is what a true one becomes.
+fn packed_lane<A: Small>(mode: u32, a: Pair<A>, b: Pair<A>) -> u32 {
+    let flushed = |value: f64| if mode & FLUSH != 0 && value.abs() < A::MIN_NORMAL { 0.0 } else { value };
+    let half = |index: usize| {
+        let outcome = match flushed(a[index].wide()).partial_cmp(&flushed(b[index].wide())) {
+            Some(std::cmp::Ordering::Less) => LESS,
+            Some(std::cmp::Ordering::Equal) => EQUAL,
+            Some(std::cmp::Ordering::Greater) => GREATER,
+            None => UNORDERED,
+        };
+        if mode & outcome != 0 { mode >> 16 } else { 0 }
+    };
+    half(0) | half(1) << 16
 }
 
 fn select(line: &mut Line<'_, '_>) -> Decoded<Op> {

@@ -87,7 +87,8 @@ fn output<S: Small>(bits: u32, value: f64) -> S {
         let wide = out.wide();
         out = S::narrow(if wide > 0.0 { wide.min(1.0) } else { 0.0 });
     }
-    if bits & RELU != 0 && out.wide() < 0.0 {
+    // As `max` with +0 would, which is above -0.
+    if bits & RELU != 0 && out.wide() <= 0.0 {
         out = S::narrow(0.0);
     }
     out

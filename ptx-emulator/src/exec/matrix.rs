@@ -5,7 +5,7 @@
 
 use super::address::generic;
 use super::context::{Cause, Context, Done};
-use super::rows::Slot;
+use super::rows::{LANES, Mask, Row, Slot, each};
 use crate::memory::{Order, Scope, Width};
 use crate::program::{Address, Decoded, Line, Op};
 use crate::text::{ScalarType as T, Space};
@@ -45,57 +45,46 @@ fn place(lane: usize, part: usize, transposed: bool) -> (usize, usize) {
     if transposed { (column, row) } else { (row, column) }
 }
 
+/// 16 bytes of each row: the first and the last 8. Rows lie by lane.
+type Halves = [Row<u64>; 2];
+
+fn element(halves: &Halves, matrix: usize, (row, column): (usize, usize)) -> u32 {
+    u32::from((halves[column >> 2][8 * matrix + row] >> (16 * (column & 3))) as u16)
+}
+
 pub(crate) fn execute(context: &mut Context<'_>, op: &MatrixAccess) -> Done {
-    let addresses = context.addresses(&op.address).map(|at| generic(op.space, at));
+    let addresses = each(&context.addresses(&op.address), |at| generic(op.space, at));
+    let named = 8 * op.registers.len();
+    if let Some(lane) = (0..named).find(|&lane| addresses[lane] & 15 != 0) {
+        *context.culprit = Some(lane);
+        return Err(Cause::Misaligned { address: addresses[lane], bytes: 16 });
+    }
+    let access = context.warp_access(Mask::MAX >> (LANES - named), Order::Weak, Scope::Cta);
+    let mut halves = [[0; LANES]; 2];
+    if op.load {
+        for (half, skip) in halves.iter_mut().zip([0, 8]) {
+            let addresses = each(&addresses, |at| at.wrapping_add(skip));
+            context.memory.load_lanes(&access, &addresses, Width::B8, half)?;
+        }
+        for (index, &slot) in op.registers.iter().enumerate() {
+            let part = |lane: usize, part: usize| element(&halves, index, place(lane, part, op.transposed));
+            context.rows.put_word(slot, &std::array::from_fn(|lane| part(lane, 0) | part(lane, 1) << 16));
+        }
+        return Ok(());
+    }
+    *context.progress += 1;
     for (index, &slot) in op.registers.iter().enumerate() {
-        let rows: [u64; 8] = std::array::from_fn(|row| addresses[8 * index + row]);
-        if let Some(&address) = rows.iter().find(|&&address| address & 15 != 0) {
-            return Err(Cause::Misaligned { address, bytes: 16 });
-        }
-        if op.load {
-            let matrix = read(context, index, &rows)?;
-            let half = |lane: usize, part: usize| {
+        for (lane, &value) in context.rows.word(slot).iter().enumerate() {
+            for part in 0..2 {
                 let (row, column) = place(lane, part, op.transposed);
-                u32::from(matrix[row][column])
-            };
-            context.rows.put_word(slot, &std::array::from_fn(|lane| half(lane, 0) | half(lane, 1) << 16));
-        } else {
-            let values = *context.rows.word(slot);
-            let mut matrix = [[0; 8]; 8];
-            for (lane, value) in values.into_iter().enumerate() {
-                for part in 0..2 {
-                    let (row, column) = place(lane, part, op.transposed);
-                    matrix[row][column] = (value >> (16 * part)) as u16;
-                }
-            }
-            write(context, index, &rows, &matrix)?;
-        }
-    }
-    Ok(())
-}
-
-fn read(context: &mut Context<'_>, index: usize, rows: &[u64; 8]) -> Done<[[u16; 8]; 8]> {
-    let mut matrix = [[0; 8]; 8];
-    for (row, &address) in rows.iter().enumerate() {
-        let access = context.access(8 * index + row, Order::Weak, Scope::Cta);
-        for part in 0..2 {
-            let bits = context.memory.load(&access, address + 8 * part, Width::B8)?;
-            for element in 0..4 {
-                matrix[row][4 * part as usize + element] = (bits >> (16 * element)) as u16;
+                let bits = u64::from((value >> (16 * part)) as u16);
+                halves[column >> 2][8 * index + row] |= bits << (16 * (column & 3));
             }
         }
     }
-    Ok(matrix)
-}
-
-fn write(context: &mut Context<'_>, index: usize, rows: &[u64; 8], matrix: &[[u16; 8]; 8]) -> Done {
-    for (row, &address) in rows.iter().enumerate() {
-        let access = context.access(8 * index + row, Order::Weak, Scope::Cta);
-        for part in 0..2 {
-            let bits = (0..4)
-                .fold(0, |bits, element| bits | u64::from(matrix[row][4 * part + element]) << (16 * element));
-            context.memory.store(&access, address + 8 * part as u64, Width::B8, bits)?;
-        }
+    for (half, skip) in halves.iter().zip([0, 8]) {
+        let addresses = each(&addresses, |at| at.wrapping_add(skip));
+        context.memory.store_lanes(&access, &addresses, Width::B8, half)?;
     }
     Ok(())
 }

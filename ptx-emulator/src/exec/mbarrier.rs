@@ -3,7 +3,7 @@
 //! The object is its 64-bit word: pending and expected arrivals, transaction count and phase, changed by
 //! atomic accesses, so that memory checks them like any other. Order is kept in clocks beside it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::access::SCOPES;
 use super::address::generic;
@@ -55,6 +55,19 @@ impl Operation {
 #[derive(Debug, Default)]
 pub(crate) struct PhaseClocks {
     clocks: HashMap<u64, [Clock; 2]>,
+    /// The objects as they were left, for reports.
+    words: BTreeMap<u64, u64>,
+}
+
+impl PhaseClocks {
+    /// What the present phases of a block's objects still wait for.
+    pub(crate) fn missing(&self) -> String {
+        let object = |(address, word): (&u64, &u64)| {
+            let (arrivals, bytes) = (word & COUNT_MASK, transactions(*word));
+            format!("at {address:#x} {arrivals} arrivals and {bytes} bytes are missing")
+        };
+        self.words.iter().map(object).collect::<Vec<_>>().join("; ")
+    }
 }
 
 pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
@@ -164,7 +177,8 @@ fn change(
         outcome = advanced(address, old, arrivals, drops, bytes);
         outcome.as_ref().ok().map(|new| new.0)
     })?;
-    let (_, ended) = outcome?;
+    let (new, ended) = outcome?;
+    clocks.words.insert(address, new);
     let entry = clocks.clocks.entry(address).or_default();
     if access.thread.async_copy().is_some() {
         memory.end_async(access.thread, &mut entry[0]);
@@ -237,11 +251,13 @@ fn lane_operation(
             let plain = Access::weak(access.thread, access.site);
             context.memory.store(&plain, address, Width::B8, word(0, 0, count, count))?;
             context.asynchronous.phases.clocks.remove(&address);
+            context.asynchronous.phases.words.insert(address, word(0, 0, count, count));
             return Ok(0);
         }
         Kind::Invalidate => {
             let plain = Access::weak(access.thread, access.site);
             context.memory.store(&plain, address, Width::B8, 0)?;
+            context.asynchronous.phases.words.remove(&address);
             return Ok(0);
         }
         Kind::Test { parity } => return test(context, lane, address, parity, value.unwrap_or(0)),

@@ -10,7 +10,7 @@ use half::f16;
 use super::context::Context;
 use super::halves::Small;
 use super::rounding::canonical;
-use super::rows::{LANES, Row, Slot};
+use super::rows::{LANES, Row, Slot, each};
 use crate::program::{Decoded, Line, Op};
 use crate::text::ScalarType as T;
 
@@ -42,7 +42,7 @@ const SHAPES: [(&str, (usize, usize)); 6] = [
 ];
 
 /// Elements of a type in a register.
-fn elements(ty: T) -> usize {
+pub(super) fn elements(ty: T) -> usize {
     4 / (ty.bytes() as usize).min(4)
 }
 
@@ -94,6 +94,19 @@ fn single_of_half(bits: u32) -> f32 {
     f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
+/// An element of a 32-bit register, of a type of at most 32 bits that is a factor.
+#[inline(always)]
+pub(super) fn element(ty: T, register: u32, index: usize) -> f64 {
+    f64::from(match ty {
+        T::F16 => single_of_half(register >> (16 * index)),
+        T::Bf16 => f32::from_bits(register >> (16 * index) << 16),
+        // Tensor cores read 10 bits of fraction.
+        T::Tf32 => f32::from_bits(register & !0x1FFF),
+        T::S8 => f32::from((register >> (8 * index)) as i8),
+        _ => f32::from((register >> (8 * index)) as u8),
+    })
+}
+
 /// A as rows of k, B as k rows of 8 columns.
 struct Tiles {
     a: [[f64; 32]; 16],
@@ -105,45 +118,43 @@ impl Tiles {
         let mut tiles = Self { a: [[0.0; 32]; 16], b: [[0.0; 8]; 32] };
         for (matrix, ty, slots) in [(Matrix::A, op.a_type, &op.a), (Matrix::B, op.b_type, &op.b)] {
             for (register, &slot) in slots.iter().enumerate() {
-                let word = || context.rows.word(slot);
+                if ty == T::F64 {
+                    tiles.place(matrix, register, &[context.rows.double(slot).map(f64::from_bits)]);
+                    continue;
+                }
+                let word = context.rows.word(slot);
+                // A constant type and number of elements make each case a loop without branches.
                 match ty {
-                    T::F64 => {
-                        let values = context.rows.double(slot).map(f64::from_bits);
-                        tiles.place(matrix, register, &[values]);
+                    T::F16 => tiles.widen::<2>(matrix, register, word, |bits, at| element(T::F16, bits, at)),
+                    T::Bf16 => {
+                        tiles.widen::<2>(matrix, register, word, |bits, at| element(T::Bf16, bits, at))
                     }
-                    // Tensor cores read 10 bits of fraction.
                     T::Tf32 => {
-                        tiles.widen::<1>(matrix, register, word(), |bits, _| f32::from_bits(bits & !0x1FFF))
+                        tiles.widen::<1>(matrix, register, word, |bits, at| element(T::Tf32, bits, at))
                     }
-                    T::F16 => tiles.widen::<2>(matrix, register, word(), |bits, part| {
-                        single_of_half(bits >> (16 * part))
-                    }),
-                    T::Bf16 => tiles.widen::<2>(matrix, register, word(), |bits, part| {
-                        f32::from_bits(bits >> (16 * part) << 16)
-                    }),
-                    T::S8 => tiles.widen::<4>(matrix, register, word(), |bits, part| {
-                        f32::from((bits >> (8 * part)) as i8)
-                    }),
-                    _ => tiles.widen::<4>(matrix, register, word(), |bits, part| {
-                        f32::from((bits >> (8 * part)) as u8)
-                    }),
+                    T::S8 => tiles.widen::<4>(matrix, register, word, |bits, at| element(T::S8, bits, at)),
+                    _ => tiles.widen::<4>(matrix, register, word, |bits, at| element(T::U8, bits, at)),
                 }
             }
         }
         tiles
     }
 
-    /// Places the E elements of each lane's register, which binary32 holds exactly.
+    /// Places the E elements of each lane's register.
     #[inline(always)]
     fn widen<const E: usize>(
         &mut self,
         matrix: Matrix,
         register: usize,
         row: &Row<u32>,
-        element: impl Fn(u32, usize) -> f32,
+        value: impl Fn(u32, usize) -> f64,
     ) {
-        let values: [Row<f64>; E] =
-            std::array::from_fn(|part| row.map(|bits| f64::from(element(bits, part))));
+        let mut values = [[0.0; LANES]; E];
+        for (part, values) in values.iter_mut().enumerate() {
+            for (out, &bits) in values.iter_mut().zip(row) {
+                *out = value(bits, part);
+            }
+        }
         self.place(matrix, register, &values);
     }
 
@@ -164,15 +175,17 @@ impl Tiles {
     }
 
     fn products(&self, k: usize) -> [[f64; 8]; 16] {
-        std::array::from_fn(|row| {
+        let mut products = [[0.0; 8]; 16];
+        for (out, a) in products.iter_mut().zip(&self.a) {
             let mut sums = [0.0; 8];
-            for (a, b) in self.a[row][..k].iter().zip(&self.b[..k]) {
+            for (a, b) in a[..k].iter().zip(&self.b[..k]) {
                 for (sum, b) in sums.iter_mut().zip(b) {
                     *sum += a * b;
                 }
             }
-            sums
-        })
+            *out = sums;
+        }
+        products
     }
 }
 
@@ -191,13 +204,13 @@ fn accumulator_at(element: usize, lane: usize) -> (usize, usize) {
 /// Element `index` of each lane's accumulator.
 fn addend(context: &Context<'_>, op: &Mma, index: usize) -> Row<f64> {
     match op.c_type {
-        T::S32 => context.rows.word(op.c[index]).map(|bits| f64::from(bits as i32)),
+        T::S32 => each(context.rows.word(op.c[index]), |bits| f64::from(bits as i32)),
         T::F16 => {
             let shift = 16 * (index & 1);
-            context.rows.word(op.c[index >> 1]).map(|bits| f64::from(single_of_half(bits >> shift)))
+            each(context.rows.word(op.c[index >> 1]), |bits| f64::from(single_of_half(bits >> shift)))
         }
-        T::F64 => context.rows.double(op.c[index]).map(f64::from_bits),
-        _ => context.rows.word(op.c[index]).map(|bits| f64::from(f32::from_bits(bits))),
+        T::F64 => each(context.rows.double(op.c[index]), f64::from_bits),
+        _ => each(context.rows.word(op.c[index]), |bits| f64::from(f32::from_bits(bits))),
     }
 }
 
@@ -217,14 +230,14 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Mma) {
     };
     for (index, &slot) in op.d.iter().enumerate() {
         let row = match op.d_type {
-            T::S32 if op.saturate => total(context, index).map(|sum| sum as i32 as u32),
-            T::S32 => total(context, index).map(|sum| sum as i64 as u32),
+            T::S32 if op.saturate => each(&total(context, index), |sum| sum as i32 as u32),
+            T::S32 => each(&total(context, index), |sum| sum as i64 as u32),
             T::F16 => {
                 let (low, high) = (total(context, 2 * index), total(context, 2 * index + 1));
                 let bits = |sum: f64| u32::from(<f16 as Small>::narrow(sum).to_bits());
                 std::array::from_fn(|lane| bits(low[lane]) | bits(high[lane]) << 16)
             }
-            _ => total(context, index).map(|sum| canonical(sum as f32).to_bits()),
+            _ => each(&total(context, index), |sum| canonical(sum as f32).to_bits()),
         };
         context.rows.put_word(slot, &row);
     }

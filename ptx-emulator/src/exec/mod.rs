@@ -6,9 +6,11 @@ pub(crate) mod asynchronous;
 pub(crate) mod atomic;
 pub(crate) mod barrier;
 pub(crate) mod call;
+mod carry;
 mod compare;
 pub(crate) mod context;
 pub(crate) mod control;
+mod conversion;
 mod convert;
 mod data;
 mod float;
@@ -24,6 +26,7 @@ mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod warp;
+pub(crate) mod wmma;
 
 pub use context::Cause;
 
@@ -33,7 +36,7 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 18] = [
+const FAMILIES: [Family; 19] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
@@ -52,6 +55,7 @@ const FAMILIES: [Family; 18] = [
     (mbarrier::NAMES, mbarrier::decode),
     (mma::NAMES, mma::decode),
     (warp::NAMES, warp::decode),
+    (wmma::NAMES, wmma::decode),
 ];
 
 /// Decodes one instruction.

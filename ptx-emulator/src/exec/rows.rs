@@ -110,6 +110,16 @@ impl Registers {
     }
 }
 
+/// A function of each lane. (`array::map` copies its result once more.)
+#[inline(always)]
+pub(crate) fn each<A: Copy, B: Copy + Default>(row: &Row<A>, f: impl Fn(A) -> B) -> Row<B> {
+    let mut out = [B::default(); LANES];
+    for lane in 0..LANES {
+        out[lane] = f(row[lane]);
+    }
+    out
+}
+
 /// What an instruction sees of the registers: its frame's, written in the active lanes alone.
 pub(crate) struct Rows<'a> {
     words: &'a mut [Row<u32>],
@@ -157,7 +167,7 @@ impl Rows<'_> {
     pub(crate) fn wide(&self, slot: Slot, class: Class) -> Row<u64> {
         match class {
             Class::Double => *self.double(slot),
-            Class::Word => self.word(slot).map(u64::from),
+            Class::Word => each(self.word(slot), u64::from),
             Class::Pred => {
                 let bits = self.pred(slot);
                 std::array::from_fn(|lane| u64::from(bits >> lane & 1))
@@ -170,7 +180,7 @@ impl Rows<'_> {
     pub(crate) fn put_wide(&mut self, slot: Slot, class: Class, value: &Row<u64>) {
         match class {
             Class::Double => self.put_double(slot, value),
-            Class::Word => self.put_word(slot, &value.map(|value| value as u32)),
+            Class::Word => self.put_word(slot, &each(value, |value| value as u32)),
             Class::Pred => {
                 let bits = (0..LANES).fold(0, |bits, lane| bits | ((value[lane] & 1) as u32) << lane);
                 self.put_pred(slot, bits);
@@ -194,7 +204,12 @@ impl Rows<'_> {
 
     #[inline(always)]
     pub(crate) fn pred(&self, slot: Slot) -> Mask {
-        self.preds[slot.0 as usize]
+        if slot.is_register() {
+            self.preds[slot.0 as usize]
+        } else {
+            // A literal, the same in all lanes.
+            if self.constants.words[(slot.0 & !Slot::CONSTANT) as usize][0] != 0 { Mask::MAX } else { 0 }
+        }
     }
 
     #[inline(always)]
@@ -217,11 +232,11 @@ macro_rules! lane {
         impl Lane for $ty {
             #[inline(always)]
             fn row(rows: &Rows<'_>, slot: Slot) -> Row<Self> {
-                rows.$read(slot).map(|$in| $from)
+                each(rows.$read(slot), |$in| $from)
             }
             #[inline(always)]
             fn put(rows: &mut Rows<'_>, slot: Slot, value: Row<Self>) {
-                rows.$write(slot, &value.map(|$out| $into));
+                rows.$write(slot, &each(&value, |$out| $into));
             }
         }
     )*};
@@ -277,7 +292,7 @@ pub(crate) type RowFn = fn(&mut Rows<'_>, &Slots);
 #[inline(always)]
 pub(crate) fn map1<A: Lane, D: Lane>(rows: &mut Rows<'_>, slots: &Slots, f: impl Fn(A) -> D) {
     let a = A::row(rows, slots.a);
-    D::put(rows, slots.d, a.map(f));
+    D::put(rows, slots.d, each(&a, f));
 }
 
 #[inline(always)]

@@ -24,6 +24,8 @@ pub(crate) enum Special {
     GlobalTimerHalf { high: bool },
     DynamicSharedBytes,
     TotalSharedBytes,
+    ReservedShared,
+    ReservedSharedBytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,11 @@ impl Special {
             "%globaltimer_hi" => Self::GlobalTimerHalf { high: true },
             "%dynamic_smem_size" => Self::DynamicSharedBytes,
             "%total_smem_size" => Self::TotalSharedBytes,
+            "%reserved_smem_offset_begin"
+            | "%reserved_smem_offset_end"
+            | "%reserved_smem_offset_0"
+            | "%reserved_smem_offset_1" => Self::ReservedShared,
+            "%reserved_smem_offset_cap" => Self::ReservedSharedBytes,
             _ => return None,
         };
         Some((which, Class::Word))
@@ -104,6 +111,9 @@ impl Special {
             Self::Clock64 | Self::GlobalTimer => time,
             Self::DynamicSharedBytes => u64::from(environment.dynamic_shared_bytes),
             Self::TotalSharedBytes => u64::from(environment.shared_bytes),
+            // The system reserves no shared memory here: its region is empty, and an access to it out of bounds.
+            Self::ReservedShared => u64::from(environment.shared_bytes),
+            Self::ReservedSharedBytes => 0,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::step::{Failure, Shared, Turn};
 use super::warp::Warp;
-use super::{Launch, LaunchError, Policy};
+use super::{Launch, LaunchError, MachineOptions, Policy};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::Barriers;
 use crate::exec::context::Environment;
@@ -149,7 +149,8 @@ impl Grid {
         !self.has_more_blocks() && self.blocks.iter().all(|block| block.triggered)
     }
 
-    pub(super) fn start_block(&mut self, memory: &mut Memory, multiprocessors: u32) {
+    pub(super) fn start_block(&mut self, memory: &mut Memory, options: &MachineOptions) {
+        let multiprocessors = options.device.multiprocessors;
         let index = self.next_block;
         self.next_block += 1;
         let [x, y, _] = self.launch.grid.map(u64::from);
@@ -178,7 +179,10 @@ impl Grid {
         let warps = (0..threads).step_by(LANES).map(|first| {
             Warp::new(&kernel.program, first, (threads - first).min(LANES as u32), &self.launch.params)
         });
-        let warps = warps.collect();
+        let mut warps: Vec<Warp> = warps.collect();
+        if !options.memory.check_initialised {
+            warps.iter_mut().for_each(|warp| warp.privates.trust());
+        }
         let (barriers, asynchronous) = (Barriers::new(threads), AsyncState::default());
         self.blocks.push(Block { id, environment, barriers, asynchronous, warps, triggered: false });
     }

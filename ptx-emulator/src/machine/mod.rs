@@ -5,6 +5,9 @@
 //! per warp instruction, and passes faster the longer nothing but time changes, so that time limits in kernels
 //! expire.
 
+mod control;
+mod diagnosis;
+mod gather;
 mod grid;
 mod host;
 mod report;

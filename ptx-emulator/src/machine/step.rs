@@ -2,14 +2,14 @@
 
 use super::warp::{Fragment, Frame, State, Warp};
 use crate::exec::asynchronous::AsyncState;
-use crate::exec::barrier::{self, Barrier, Barriers};
-use crate::exec::context::{Context, Environment, PrivateBase, lanes};
+use crate::exec::barrier::{self, Barriers};
+use crate::exec::context::{Context, Environment, lanes};
 use crate::exec::control::GridControl;
-use crate::exec::rows::{Constants, Counts, Mask, Slot};
+use crate::exec::rows::{Constants, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
-use crate::exec::{Cause, access, address, asynchronous, atomic, call, matrix, mbarrier, mma, special, warp};
+use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
-use crate::program::{FunctionInfo, Inst, NOWHERE, Op, Pc, Program};
+use crate::program::{Inst, Op, Pc, Program};
 
 /// A fragment that spins this long while lanes wait for it lets them go on.
 const PATIENCE: u64 = 20_000;
@@ -57,7 +57,7 @@ pub(crate) struct Failure {
     pub(crate) mask: Mask,
 }
 
-enum Next {
+pub(super) enum Next {
     /// Go on with this fragment.
     Same(Fragment),
     /// It was put away: waits, ended, or merged.
@@ -67,7 +67,13 @@ enum Next {
 }
 
 impl Shared<'_> {
-    fn context<'c>(&'c mut self, warp: &'c mut Warp, frame: Frame, pc: Pc, mask: Mask) -> Context<'c> {
+    pub(super) fn context<'c>(
+        &'c mut self,
+        warp: &'c mut Warp,
+        frame: Frame,
+        pc: Pc,
+        mask: Mask,
+    ) -> Context<'c> {
         Context {
             rows: warp.registers.frame(frame.registers, self.constants, mask),
             memory: self.memory,
@@ -124,7 +130,7 @@ impl Warp {
     }
 
     /// Lanes at this instruction and call that wait for others of `members`.
-    fn gathered(&self, pc: Pc, frame: Frame, members: Mask) -> Mask {
+    pub(super) fn gathered(&self, pc: Pc, frame: Frame, members: Mask) -> Mask {
         let here = self.fragments.iter().filter(|other| other.pc == pc && other.frame() == frame);
         here.fold(0, |bits, other| match other.state {
             State::Members { active, members: same } if same == members => bits | active,
@@ -296,12 +302,21 @@ impl Warp {
                     .frame(fragment.frame().registers, shared.constants, active)
                     .word(op.members);
                 let members = row[active.trailing_zeros() as usize & 31];
-                if let Some(lane) = lanes(active).find(|&lane| row[lane] != members) {
+                let same =
+                    lanes(active).filter(|&lane| row[lane] == members).fold(0, |bits, lane| bits | 1 << lane);
+                if same == active {
+                    return self.together(inst, fragment, active, members, shared);
+                }
+                if let Some(lane) = lanes(active & !same & members).next() {
                     return Err(Cause::MemberMask { first: members, second: row[lane] });
                 }
-                self.together(inst, fragment, active, members, shared)
+                // Groups with masks of their own execute one after the other and meet behind.
+                fragment.pc = pc.wrapping_sub(1);
+                Ok(self.split(fragment, same, pc, pc + 1).map_or(Next::Other, Next::Same))
             }
-            Op::Mma(_) | Op::Matrix(_) => self.together(inst, fragment, active, Mask::MAX, shared),
+            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+                self.together(inst, fragment, active, Mask::MAX, shared)
+            }
             Op::Barrier(op) => {
                 let members = if op.aligned { Mask::MAX } else { active };
                 self.together(inst, fragment, active, members, shared)
@@ -334,7 +349,7 @@ impl Warp {
     }
 
     /// Instructions that leave control flow alone.
-    fn simple(
+    pub(super) fn simple(
         &mut self,
         op: &Op,
         fragment: &Fragment,
@@ -366,265 +381,10 @@ impl Warp {
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
+            Op::Wmma(op) => wmma::execute(&mut context, op)?,
             _ => {}
         }
         Ok(())
-    }
-
-    fn branch(
-        &mut self,
-        mut fragment: Fragment,
-        taken: Mask,
-        target: Pc,
-        reconverge: Pc,
-        shared: &mut Shared<'_>,
-    ) -> Next {
-        let back = taken != 0 && target <= fragment.pc;
-        if back && shared.find_spins {
-            let counts = shared.program.functions[fragment.frame().function as usize].registers;
-            if self.note_repetition(&fragment, counts) {
-                fragment.pc = if taken == fragment.mask { target } else { fragment.pc };
-                return Next::Yield(fragment);
-            }
-        }
-        if taken == fragment.mask {
-            fragment.pc = target;
-        } else if taken == 0 {
-            fragment.pc += 1;
-        } else {
-            return self.split(fragment, taken, target, reconverge).map_or(Next::Other, Next::Same);
-        }
-        Next::Same(fragment)
-    }
-
-    /// One target at a time; lanes for other targets stay at the branch.
-    fn branch_table(
-        &mut self,
-        mut fragment: Fragment,
-        active: Mask,
-        index: Slot,
-        targets: &[Pc],
-        reconverge: Pc,
-        shared: &mut Shared<'_>,
-    ) -> Result<Next, Cause> {
-        let row = *self.registers.frame(fragment.frame().registers, shared.constants, active).word(index);
-        let chosen = row[active.trailing_zeros() as usize & 31];
-        let Some(&target) = targets.get(chosen as usize) else {
-            return Err(Cause::BranchIndex { index: chosen, entries: targets.len() });
-        };
-        let taken = lanes(active).filter(|&lane| row[lane] == chosen).fold(0, |bits, lane| bits | 1 << lane);
-        if taken == fragment.mask {
-            fragment.pc = target;
-            return Ok(Next::Same(fragment));
-        }
-        // What is not taken executes the branch again: `split` moves it on by one.
-        fragment.pc = fragment.pc.wrapping_sub(1);
-        Ok(self.split(fragment, taken, target, reconverge).map_or(Next::Other, Next::Same))
-    }
-
-    fn leave(&mut self, mut fragment: Fragment, lanes: Mask, shared: &mut Shared<'_>) -> Next {
-        fragment.mask &= !lanes;
-        fragment.pc += 1;
-        shared.barriers.live -= lanes.count_ones();
-        *shared.progress += 1;
-        shared.barriers.complete(shared.memory, shared.block);
-        self.retire(lanes);
-        // Those that gather now wait for fewer.
-        if fragment.mask == 0 { Next::Other } else { Next::Same(fragment) }
-    }
-
-    fn call(
-        &mut self,
-        op: &call::Call,
-        mut fragment: Fragment,
-        active: Mask,
-        shared: &mut Shared<'_>,
-    ) -> Result<Next, Cause> {
-        let (frame, pc) = (fragment.frame(), fragment.pc);
-        let program = shared.program;
-        let (function, lanes) = match op.target {
-            call::Target::Function(index) => (index, active),
-            call::Target::Register(slot) => {
-                call::resolve(&shared.context(self, frame, pc, active), slot, program.functions.len())?
-            }
-            call::Target::Print => {
-                call::print(&mut shared.context(self, frame, pc, active), op)?;
-                fragment.pc += 1;
-                return Ok(Next::Same(fragment));
-            }
-            call::Target::Assert => {
-                return Err(call::assertion(&mut shared.context(self, frame, pc, active), op));
-            }
-        };
-        if fragment.frames.len() >= call::MAX_DEPTH {
-            return Err(Cause::CallDepth(call::MAX_DEPTH));
-        }
-        let (caller, callee) =
-            (&program.functions[frame.function as usize], &program.functions[function as usize]);
-        let private = PrivateBase {
-            local: (frame.private.local + caller.local_bytes).next_multiple_of(16),
-            params: (frame.private.params + caller.param_bytes).next_multiple_of(16),
-        };
-        let registers = frame.registers.plus(caller.registers);
-        self.open_frame(registers, callee, private, lanes);
-        call::pass(&mut shared.context(self, frame, pc, lanes), op, callee, private.params);
-        let entry = callee.entry;
-        let enter = |fragment: &mut Fragment| {
-            fragment.frames.push(Frame { function, call: pc, registers, private });
-            fragment.pc = entry;
-        };
-        if lanes == fragment.mask {
-            enter(&mut fragment);
-            return Ok(Next::Same(fragment));
-        }
-        // Other lanes wait behind the call, or, for another callee, come back to it.
-        let behind = if lanes == active { pc } else { pc.wrapping_sub(1) };
-        fragment.pc = behind;
-        let Some(rest) = self.split(fragment, lanes, NOWHERE, pc + 1) else { return Ok(Next::Other) };
-        let position = self.fragments.iter().position(|other| other.pc == NOWHERE);
-        let mut callers = match position {
-            Some(position) => self.fragments.remove(position),
-            None => return Ok(self.enter_alone(rest, enter)),
-        };
-        self.fragments.push(rest);
-        enter(&mut callers);
-        Ok(Next::Same(callers))
-    }
-
-    fn enter_alone(&mut self, mut fragment: Fragment, enter: impl Fn(&mut Fragment)) -> Next {
-        enter(&mut fragment);
-        Next::Same(fragment)
-    }
-
-    /// Makes room for a call of `callee` by `called`, with nothing in it.
-    fn open_frame(&mut self, base: Counts, callee: &FunctionInfo, private: PrivateBase, called: Mask) {
-        self.registers.grow(base.plus(callee.registers));
-        self.registers.forget(base, called);
-        for lane in lanes(called) {
-            let (local, params) = (&mut self.privates.local[lane], &mut self.privates.params[lane]);
-            local.open(private.local, callee.local_bytes);
-            params.open(private.params, callee.param_bytes);
-        }
-    }
-
-    /// `ret`: from an entry, an exit.
-    fn give_back(
-        &mut self,
-        mut fragment: Fragment,
-        active: Mask,
-        shared: &mut Shared<'_>,
-    ) -> Result<Next, Cause> {
-        let frame = fragment.frame();
-        if frame.call == NOWHERE {
-            return Ok(self.leave(fragment, active, shared));
-        }
-        let program = shared.program;
-        let caller = fragment.frames[fragment.frames.len() - 2];
-        if let Op::Call(op) = &program.code[frame.call as usize].op {
-            let callee = &program.functions[frame.function as usize];
-            let mut context = shared.context(self, frame, fragment.pc, active);
-            call::give_back(&mut context, op, callee, caller.private.params);
-        }
-        let mut back = fragment.clone();
-        back.mask = active;
-        back.frames.pop();
-        back.pc = frame.call + 1;
-        if active == fragment.mask {
-            return Ok(Next::Same(back));
-        }
-        // Lanes that return early go on alone until a join of the caller.
-        fragment.mask &= !active;
-        fragment.pc += 1;
-        let back = self.settle(back);
-        self.fragments.extend(back);
-        Ok(Next::Same(fragment))
-    }
-
-    /// Executes an instruction once all `members` that have not exited are at it.
-    fn together(
-        &mut self,
-        inst: &Inst,
-        mut fragment: Fragment,
-        active: Mask,
-        members: Mask,
-        shared: &mut Shared<'_>,
-    ) -> Result<Next, Cause> {
-        let pc = fragment.pc;
-        if members & self.live & !active == 0 {
-            return match &inst.op {
-                Op::Barrier(op) => self.barrier(op, vec![fragment], active, shared),
-                op => {
-                    self.simple(op, &fragment, active, shared)?;
-                    fragment.pc += 1;
-                    Ok(Next::Same(fragment))
-                }
-            };
-        }
-        fragment.state = State::Members { active, members };
-        let frame = fragment.frame();
-        self.fragments.push(fragment);
-        let gathered = self.gathered(pc, frame, members);
-        if members & self.live & !gathered != 0 {
-            return Ok(Next::Other);
-        }
-        let waits =
-            |other: &Fragment| matches!(other.state, State::Members { members: same, .. } if same == members);
-        let (mut come, rest) = std::mem::take(&mut self.fragments)
-            .into_iter()
-            .partition::<Vec<_>, _>(|other| other.pc == pc && other.frame() == frame && waits(other));
-        self.fragments = rest;
-        if let Op::Barrier(op) = &inst.op {
-            return self.barrier(op, come, gathered, shared);
-        }
-        self.simple(&inst.op, &come[0], gathered, shared)?;
-        for member in &mut come {
-            member.state = State::Ready;
-            member.pc += 1;
-        }
-        for member in come {
-            let member = self.settle(member);
-            self.fragments.extend(member);
-        }
-        Ok(Next::Other)
-    }
-
-    fn barrier(
-        &mut self,
-        op: &Barrier,
-        members: Vec<Fragment>,
-        mask: Mask,
-        shared: &mut Shared<'_>,
-    ) -> Result<Next, Cause> {
-        let Fragment { pc, .. } = members[0];
-        let mut context = shared.context(self, members[0].frame(), pc, mask);
-        let (id, generation) = barrier::arrive(&mut context, op)?;
-        for mut member in members {
-            if op.kind == barrier::Kind::Arrive {
-                member.state = State::Ready;
-                member.pc += 1;
-                let member = self.settle(member);
-                self.fragments.extend(member);
-            } else {
-                member.state = State::Barrier { id, generation };
-                self.fragments.push(member);
-            }
-        }
-        Ok(Next::Other)
-    }
-
-    /// No fragment can move, and all of them wait for lanes of their own warp.
-    fn divergent(&self) -> Failure {
-        let fragment = &self.fragments[0];
-        let State::Members { active, members } = fragment.state else {
-            return Failure { cause: Cause::Trap, pc: fragment.pc, mask: fragment.mask };
-        };
-        let missing = members & !active & self.live;
-        let why = if self.fragments.len() > 1 {
-            "they wait at another instruction"
-        } else {
-            "a guard keeps them out"
-        };
-        Failure { cause: Cause::Divergent { waiting: active, missing, why }, pc: fragment.pc, mask: active }
     }
 }
 

@@ -187,7 +187,7 @@ impl Machine {
             for stream in self.streams.iter_mut().filter(|stream| stream.device.0 == device) {
                 for grid in &mut stream.grids {
                     while room > 0 && grid.has_more_blocks() {
-                        grid.start_block(&mut self.memory, self.options.device.multiprocessors);
+                        grid.start_block(&mut self.memory, &self.options);
                         room -= 1;
                         any = true;
                     }

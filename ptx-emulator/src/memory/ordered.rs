@@ -55,7 +55,8 @@ impl Memory {
         let newest = parts.newest(&piece);
         let whole = newest.is_none_or(|at| parts.is_morally_strong(access, &piece, at));
         let seen = if whole { newest } else { parts.choose(access, &piece) };
-        if let Some(at) = newest.filter(|_| seen == newest) {
+        // Only strong accesses that speak to each other observe (PTX ISA, "Observation Order").
+        if let Some(at) = newest.filter(|_| whole) {
             parts.mark_observed(access.thread, &piece, at);
         }
         let race = parts.check_race(access, &piece, AccessKind::Atomic, false);

@@ -1,6 +1,7 @@
 //! A module: its kernels, decoded, and its variables.
 
 use super::{Builder, Program, Refusal};
+use crate::exec::call::function_address;
 use crate::text::{self, Extent, Initialiser, Space, Statement, SyntaxError, Variable, line_and_column};
 
 /// Why a file cannot be loaded.
@@ -170,6 +171,11 @@ pub(crate) fn variable_index(module: &text::Module<'_>, variable: &Variable<'_>)
     module.variables.iter().position(|found| found.extent == variable.extent).map(|index| index as u32)
 }
 
+/// The number of a function in its module.
+pub(crate) fn function_number(module: &text::Module<'_>, name: &str) -> Option<u32> {
+    module.functions.iter().position(|found| found.name == name).map(|index| index as u32)
+}
+
 fn device_variable(
     file: &str,
     source: &str,
@@ -183,12 +189,19 @@ fn device_variable(
         let bits = match element {
             Initialiser::Bits(bits) => *bits,
             Initialiser::Address { symbol, offset } => {
-                let Some(index) = module.variables.iter().position(|found| found.name == *symbol) else {
-                    let why = Refusal::Initialiser((*symbol).to_owned());
-                    return Err(LoadError::refused(file, source, variable.extent, why));
-                };
-                addresses.push((image.len(), index as u32));
-                *offset as u64
+                match module.variables.iter().position(|found| found.name == *symbol) {
+                    Some(index) => {
+                        addresses.push((image.len(), index as u32));
+                        *offset as u64
+                    }
+                    None => match function_number(module, symbol) {
+                        Some(number) => function_address(number).wrapping_add(*offset as u64),
+                        None => {
+                            let why = Refusal::Initialiser((*symbol).to_owned());
+                            return Err(LoadError::refused(file, source, variable.extent, why));
+                        }
+                    },
+                }
             }
         };
         image.extend_from_slice(&bits.to_le_bytes()[..width.min(8)]);

@@ -43,13 +43,15 @@ pub enum Refusal {
     Operand { found: String, expected: &'static str },
     #[error("label `{0}` is not defined in an enclosing scope")]
     Label(String),
-    #[error("function `{0}` has no body and is not one that the emulator provides (vprintf, __assertfail)")]
+    #[error(
+        "function `{0}` has no body and is not one that the emulator provides (vprintf, __assertfail, malloc, free)"
+    )]
     Function(String),
     #[error("special register `{0}` is not supported")]
     Special(String),
     #[error("{0} (PTX 8.0 clusters) are not supported")]
     Cluster(&'static str),
-    #[error("initialiser names `{0}`, which is no variable of the file")]
+    #[error("initialiser names `{0}`, which is no variable or function of the file")]
     Initialiser(String),
 }
 
@@ -130,6 +132,7 @@ pub(crate) enum Op {
     Barrier(exec::barrier::Barrier),
     Mma(Box<exec::mma::Mma>),
     Matrix(Box<exec::matrix::MatrixAccess>),
+    Wmma(Box<exec::wmma::Wmma>),
     Async(Box<exec::asynchronous::Async>),
     Mbarrier(Box<exec::mbarrier::Operation>),
     Grid(exec::control::GridControl),
@@ -139,6 +142,8 @@ pub(crate) enum Op {
 /// A function in a program.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FunctionInfo {
+    /// Among all functions of the file: what its address tells.
+    pub(crate) number: u32,
     pub(crate) entry: Pc,
     pub(crate) registers: Counts,
     pub(crate) local_bytes: u32,

@@ -1,5 +1,7 @@
 //! Approximate functions within the bounds that the PTX ISA gives for them, and their special values.
 
+use std::f32::consts::TAU;
+
 use proptest::prelude::*;
 
 use crate::lanes::{accept, moderate, single, words};
@@ -53,7 +55,7 @@ proptest! {
 
     /// sin and cos: 2^-20.5 absolute in [-2π, 2π]; infinities give NaN.
     #[test]
-    fn circles(a in moderate(-6.283, 6.283)) {
+    fn circles(a in moderate(-TAU, TAU)) {
         check("sin.approx", &a, f64::sin, |_, _| 2f64.powf(-20.5));
         check("cos.approx", &a, f64::cos, |_, _| 2f64.powf(-20.5));
         let infinite = vec![0xFF80_0000; 32];

@@ -206,7 +206,7 @@ proptest! {
         let unit = |value: f64| if value > 0.0 { value.min(1.0) } else { 0.0 };
         agree("cvt.sat.f32.f32", "b32", ["b32"], [&a], |[a]| to_single(unit(single(a).into()), "rn"));
         agree("cvt.rn.sat.f16.f32", "b16", ["b32"], [&a], |[a]| FORMATS[0].round(unit(single(a).into()), "rn").into());
-        let clip = |value: f64| if value < 0.0 { 0.0 } else { value };
+        let clip = |value: f64| if value <= 0.0 { 0.0 } else { value };
         for format in FORMATS {
             for mode in ["rn", "rz"] {
                 let round = |bits: u64| u64::from(format.round(single(bits).into(), mode));

@@ -122,9 +122,9 @@ proptest! {
                     });
                 }
                 lanes_agree(&format!("fma.rn.relu.{ty}"), &format, [&a, &b, &c], 3, |[a, b, c]| {
-                    // What rounds to -0 stays it.
+                    // max(x, +0), and +0 is above -0.
                     let rounded = format.round(odd_sum(a * b, c), "rn");
-                    if (format.value)(rounded) < 0.0 { 0 } else { rounded }
+                    if (format.value)(rounded) <= 0.0 { 0 } else { rounded }
                 });
                 for (name, largest) in [("min", false), ("max", true)] {
                     let pick = move |a: f64, b: f64| match (a.is_nan(), b.is_nan()) {

@@ -1,55 +1,20 @@
-//! Names to slots, offsets and labels, one kernel at a time.
+//! One kernel at a time: its statements become instructions on slots, offsets and places.
+
+mod scope;
 
 use std::collections::HashMap;
 
-use super::line::{Decoded, Line, Typed, class_of};
+use scope::{Entry, Scope};
+pub(crate) use scope::{Place, Symbol};
+
+use super::line::{Decoded, Line, Typed};
 use super::load::LoadError;
 use super::{
-    Address, Constant, Frame, FunctionInfo, Guard, Inst, NOWHERE, Op, Pc, Program, Refusal, Relocation, Uses,
-    flow,
+    Address, Constant, Frame, FunctionInfo, Guard, Inst, Op, Pc, Program, Refusal, Relocation, Uses, flow,
 };
 use crate::exec::rows::{Class, Counts, Slot};
 use crate::exec::{self, special::Special};
-use crate::text::{Extent, Function, Instruction, Module, Register, Space, Statement, Variable};
-
-/// What a name stands for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Symbol {
-    Register(Typed),
-    Variable(Place),
-    Function(u32),
-}
-
-/// Where a variable lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// The module's variable of that number, in global or constant memory.
-    Device(u32),
-    /// At an offset of the block's shared memory.
-    Shared(u32),
-    /// Behind all static shared variables; the variable's alignment.
-    Dynamic(u32),
-    /// In the frame's local memory.
-    Local(u32),
-    /// In the frame's `.param` space; an entry's parameters are its first frame's.
-    Param(u32),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Entry {
-    Symbol(Symbol),
-    /// `%r<12>`: the class and the first slot.
-    Range(Class, u32, u32),
-}
-
-/// `.callprototype`: sizes of parameters and return values decide nothing that the arguments do not.
-#[derive(Default)]
-struct Scope<'a> {
-    names: HashMap<&'a str, Entry>,
-    labels: HashMap<&'a str, u32>,
-    tables: HashMap<&'a str, Vec<&'a str>>,
-    parent: Option<usize>,
-}
+use crate::text::{Extent, Function, Instruction, Module, Statement};
 
 /// Decodes one kernel and the functions that it calls.
 pub(crate) struct Builder<'a> {
@@ -71,12 +36,6 @@ pub(crate) struct Builder<'a> {
     prelude: Vec<Op>,
     pub(crate) reads: Vec<Typed>,
     pub(crate) writes: Vec<Typed>,
-}
-
-fn place(bytes: &mut u32, variable: &Variable<'_>) -> u32 {
-    let offset = bytes.next_multiple_of(variable.align);
-    *bytes = offset + variable.bytes as u32;
-    offset
 }
 
 impl<'a> Builder<'a> {
@@ -142,11 +101,12 @@ impl<'a> Builder<'a> {
         self.counts = Counts::default();
         (self.local_bytes, self.param_bytes) = (0, 0);
         let entry = self.program.code.len() as Pc;
-        let mut info = FunctionInfo { entry, ..FunctionInfo::default() };
+        let number = self.number(function);
+        let mut info = FunctionInfo { number, entry, ..FunctionInfo::default() };
         let mut params = HashMap::new();
         for (list, out) in [(&function.params, &mut info.params), (&function.returns, &mut info.returns)] {
             for variable in list {
-                let offset = place(&mut self.param_bytes, variable);
+                let offset = scope::place(&mut self.param_bytes, variable);
                 out.push((offset, variable.bytes as u32));
                 params.insert(variable.name, Entry::Symbol(Symbol::Variable(Place::Param(offset))));
             }
@@ -161,52 +121,6 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Collects every declaration, since labels and branch tables may be used before they are defined.
-    fn declare(&mut self, function: &'a Function<'a>, params: HashMap<&'a str, Entry>) {
-        self.scopes.push(Scope { names: params, ..Scope::default() });
-        let mut stack = vec![0];
-        for statement in &function.body {
-            let current = stack.last().copied().unwrap_or(0);
-            match statement {
-                Statement::Open => {
-                    stack.push(self.scopes.len());
-                    self.scopes.push(Scope { parent: Some(current), ..Scope::default() });
-                }
-                Statement::Close => {
-                    stack.pop();
-                }
-                Statement::Label(name, _) => {
-                    self.scopes[current].labels.insert(name, self.labels.len() as u32);
-                    self.labels.push(NOWHERE);
-                }
-                Statement::Registers(registers) => {
-                    for register in registers {
-                        self.declare_register(current, register);
-                    }
-                }
-                Statement::Variable(variable) => {
-                    let place = self.place_variable(variable);
-                    self.scopes[current].names.insert(variable.name, Entry::Symbol(Symbol::Variable(place)));
-                }
-                Statement::Targets(name, labels) => {
-                    self.scopes[current].tables.insert(name, labels.clone());
-                }
-                Statement::Prototype(..) | Statement::Instruction(_) => {}
-            }
-        }
-    }
-
-    fn declare_register(&mut self, scope: usize, register: &Register<'a>) {
-        let class = class_of(register.ty);
-        let count = register.count.unwrap_or(1) * register.lanes;
-        let first = self.allocate(class, count).slot.0;
-        let entry = match (register.count, register.lanes) {
-            (None, 1) => Entry::Symbol(Symbol::Register(Typed { slot: Slot(first), class })),
-            (count, _) => Entry::Range(class, first, count.unwrap_or(1)),
-        };
-        self.scopes[scope].names.insert(register.name, entry);
-    }
-
     fn allocate(&mut self, class: Class, count: u32) -> Typed {
         let counter = match class {
             Class::Pred => &mut self.counts.preds,
@@ -216,17 +130,6 @@ impl<'a> Builder<'a> {
         let slot = Slot(*counter);
         *counter += count;
         Typed { slot, class }
-    }
-
-    fn place_variable(&mut self, variable: &Variable<'a>) -> Place {
-        match variable.space {
-            Space::Shared if variable.bytes == 0 => Place::Dynamic(variable.align),
-            Space::Shared => Place::Shared(place(&mut self.program.shared_bytes, variable)),
-            Space::Local => Place::Local(place(&mut self.local_bytes, variable)),
-            Space::Param => Place::Param(place(&mut self.param_bytes, variable)),
-            // Module::variables lists those of functions behind those of the file.
-            _ => Place::Device(super::load::variable_index(self.module, variable).unwrap_or(u32::MAX)),
-        }
     }
 
     fn decode_body(&mut self, function: &'a Function<'a>) -> Result<(), LoadError> {
@@ -308,54 +211,6 @@ impl<'a> Builder<'a> {
         flow::set_reconvergence(&mut self.program.code[base as usize..], base);
     }
 
-    fn chain(&self) -> impl Iterator<Item = &Scope<'a>> {
-        std::iter::successors(self.scopes.get(self.current), |scope| {
-            scope.parent.map(|index| &self.scopes[index])
-        })
-    }
-
-    /// What `name` stands for here: registers and variables of the scopes, then those of the file.
-    pub(crate) fn lookup(&mut self, name: &'a str) -> Option<Symbol> {
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        for scope in self.chain() {
-            if let Some(Entry::Symbol(symbol)) = scope.names.get(name) {
-                return Some(*symbol);
-            }
-            if let Some(Entry::Range(class, first, count)) = scope.names.get(stem) {
-                let number: u32 = name[stem.len()..].parse().ok()?;
-                return (number < *count)
-                    .then_some(Symbol::Register(Typed { slot: Slot(first + number), class: *class }));
-            }
-            if let Some((vector, part)) = name.split_once('.') {
-                let lane = ["x", "y", "z", "w"].iter().position(|&name| name == part);
-                if let (Some(Entry::Range(class, first, 1)), Some(lane)) = (scope.names.get(vector), lane) {
-                    let slot = Slot(first + lane as u32);
-                    return Some(Symbol::Register(Typed { slot, class: *class }));
-                }
-            }
-        }
-        self.lookup_global(name)
-    }
-
-    fn lookup_global(&mut self, name: &'a str) -> Option<Symbol> {
-        if let Some(symbol) = self.globals.get(name) {
-            return Some(*symbol);
-        }
-        let found = self.module.variables.iter().position(|variable| variable.name == name);
-        let symbol = match found {
-            Some(index) => {
-                let variable = &self.module.variables[index];
-                match variable.space {
-                    Space::Shared => Symbol::Variable(self.place_variable(variable)),
-                    _ => Symbol::Variable(Place::Device(index as u32)),
-                }
-            }
-            None => Symbol::Function(self.function_index(name)?),
-        };
-        self.globals.insert(name, symbol);
-        Some(symbol)
-    }
-
     /// The number of a function with a body, queued for decoding when it is new.
     pub(crate) fn function_index(&mut self, name: &str) -> Option<u32> {
         if let Some(&index) = self.functions.get(name) {
@@ -375,19 +230,6 @@ impl<'a> Builder<'a> {
         for function in module.functions.iter().filter(|function| !function.entry) {
             self.function_index(function.name);
         }
-    }
-
-    /// The number of a label in scope; [`Self::resolve`] makes it a place.
-    pub(crate) fn label(&self, name: &str) -> Decoded<Pc> {
-        let found = self.chain().find_map(|scope| scope.labels.get(name));
-        found.copied().ok_or_else(|| Refusal::Label(name.to_owned()))
-    }
-
-    /// The labels of a `.branchtargets` table.
-    pub(crate) fn table(&self, name: &str) -> Decoded<Vec<Pc>> {
-        let found = self.chain().find_map(|scope| scope.tables.get(name));
-        let labels = found.ok_or_else(|| Refusal::Label(name.to_owned()))?;
-        labels.iter().map(|label| self.label(label)).collect()
     }
 
     /// A literal.
@@ -447,9 +289,14 @@ impl<'a> Builder<'a> {
         d
     }
 
-    /// The address of a function: its number among the kernel's, above zero.
+    fn number(&self, function: &Function<'_>) -> u32 {
+        super::load::function_number(self.module, function.name).unwrap_or(u32::MAX)
+    }
+
+    /// The address of a function, the same in every kernel of the file.
     pub(crate) fn function_value(&mut self, index: u32) -> Typed {
-        self.constant(Class::Double, exec::call::function_address(index))
+        let number = self.number(self.queue[index as usize]);
+        self.constant(Class::Double, exec::call::function_address(number))
     }
 
     /// A special register, read into a temporary just before the instruction.
