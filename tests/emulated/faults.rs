@@ -165,6 +165,7 @@ fn a_kernel_may_wait_for_another_thread_of_the_host() -> Result<()> {
     let stream = device.stream()?;
     let kernel = device.load_module(PTX)?.kernel("await")?;
     let flag = device.allocate_zeroed::<u32>(1, &stream)?;
+    stream.synchronize()?;
     let ((waits, is_waiting), (is_ready, ready)) = (mpsc::channel(), mpsc::channel());
     std::thread::scope(|scope| {
         let setter = scope.spawn({

@@ -1,10 +1,12 @@
 //! The machine with what its host side queues and holds.
 
+mod memory;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::ThreadId;
 
-use ptx_emulator::memory::{Access, DeviceId, MemoryOptions, Order, Owner, Scope, Site, Thread, Width};
+use ptx_emulator::memory::{DeviceId, MemoryOptions};
 use ptx_emulator::{
     DeviceOptions, Kernel, Launch, Machine, MachineOptions, Module, ModuleId, Outcome, Policy, RunError,
     StreamId,
@@ -14,8 +16,7 @@ use super::capture::{Capture, Mark, Recorded};
 use super::module::LoadedKernel;
 use super::options::{EmulatorOptions, Schedule};
 use super::pinned::Pinned;
-use super::work::{HostRange, KernelLaunch, Point, Work};
-use crate::driver::DevicePtr;
+use super::work::{KernelLaunch, Point, Work};
 
 /// Instructions of warps between two looks at what the host does, and while another thread of it may enqueue work.
 const SLICE: u64 = 200_000;
@@ -161,84 +162,6 @@ impl State {
         let (loaded, module) = self.modules.get(&module).expect("the caller's module is alive");
         let kernel = module.kernels().iter().find(|kernel| kernel.name() == entry)?;
         Some((self.machine.kernel(*loaded, entry)?, kernel))
-    }
-}
-
-/// Memory.
-impl State {
-    pub(super) fn used_bytes(&self, device: u32) -> u64 {
-        self.allocations.values().filter(|(owner, _)| *owner == device).map(|(_, bytes)| bytes).sum()
-    }
-
-    pub(super) fn allocate(&mut self, device: u32, bytes: u64) -> Result<u64, String> {
-        let name = format!("allocation {}", self.new_id());
-        let owner = Owner::Device(DeviceId(device));
-        let at = self.machine.memory().allocate(owner, bytes, &name).map_err(|fault| fault.to_string())?;
-        self.allocations.insert(at, (device, bytes));
-        Ok(at)
-    }
-
-    pub(super) fn free(&mut self, at: u64) -> Result<(), String> {
-        self.allocations.remove(&at);
-        self.machine.memory().free(at).map_err(|fault| fault.to_string())
-    }
-
-    /// Zeros that host and devices share.
-    pub(super) fn allocate_pinned(&mut self, bytes: usize) -> Result<(std::ptr::NonNull<u8>, u64), String> {
-        let name = format!("pinned allocation {}", self.new_id());
-        let memory = self.machine.memory();
-        let at = memory.allocate(Owner::Host, bytes as u64, &name).map_err(|fault| fault.to_string())?;
-        memory.fill(Thread::HOST, at, bytes as u64, &[0]).map_err(|fault| fault.to_string())?;
-        let pinned = Pinned::new(bytes, DevicePtr(at));
-        let host = pinned.host();
-        self.pinned.push(pinned);
-        Ok((host, at))
-    }
-
-    pub(super) fn free_pinned(&mut self, at: u64) -> Result<(), String> {
-        self.pinned.retain(|pinned| pinned.device.0 != at);
-        self.machine.memory().free(at).map_err(|fault| fault.to_string())
-    }
-
-    pub(super) fn is_pinned(&self, range: HostRange) -> bool {
-        self.pinned.iter().any(|pinned| pinned.contains(range.at, range.bytes))
-    }
-
-    pub(super) fn enable_peer(&mut self, from: u32, to: u32) {
-        self.machine.memory().enable_peer(DeviceId(from), DeviceId(to));
-    }
-
-    /// What the host wrote to pinned memory becomes visible to the devices, as stores of the host that release.
-    fn publish_pinned(&mut self) -> Result<(), RunError> {
-        let access =
-            Access { thread: Thread::HOST, site: Site::NONE, order: Order::Release, scope: Scope::Sys };
-        let memory = self.machine.memory();
-        for pinned in &mut self.pinned {
-            for (offset, value) in pinned.host_changes() {
-                let at = pinned.device.0 + offset as u64;
-                for (i, half) in [value as u32, (value >> 32) as u32].into_iter().enumerate() {
-                    let begin = offset + 4 * i;
-                    if begin + 4 <= pinned.bytes {
-                        memory.store(&access, at + 4 * i as u64, Width::B4, half.into())?;
-                    } else if begin < pinned.bytes {
-                        let tail = &half.to_le_bytes()[..pinned.bytes - begin];
-                        memory.write(Thread::HOST, at + 4 * i as u64, tail)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What devices wrote to pinned memory becomes visible to the host.
-    fn collect_pinned(&mut self) {
-        let memory = self.machine.memory();
-        let mut now = Vec::new();
-        for pinned in &mut self.pinned {
-            now.resize(pinned.bytes, 0);
-            memory.peek(pinned.device.0, &mut now).expect("listed as long as it is allocated");
-            pinned.take(&now);
-        }
     }
 }
 
