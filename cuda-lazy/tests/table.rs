@@ -18,9 +18,19 @@ use cust_raw::*;
 use crate::shim::{entry_points, known_results};
 ";
 
+/// This machine's target: other platforms' packages need not have been downloaded.
+fn host() -> String {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").output().expect("rustc runs");
+    let version = String::from_utf8(output.stdout).expect("rustc prints UTF-8");
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.expect("rustc names its host").to_owned()
+}
+
 fn cust_raw_source() -> String {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--offline", "--locked", "--manifest-path"])
+        .args(["metadata", "--format-version=1", "--offline", "--locked"])
+        .args(["--filter-platform", &host(), "--manifest-path"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .output()
         .expect("cargo runs");
