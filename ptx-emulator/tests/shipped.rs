@@ -54,7 +54,7 @@ fn rmsnorm(name: &str, hidden: usize, policy: Policy) {
     let x_at = rig.upload(&bytes(&x), "x");
     let weight_at = rig.upload(&bytes(&weight), "weight");
     let out_at = rig.empty(6 * hidden as u64, "out");
-    let params = params(&[x_at, 0, weight_at, out_at], &[hidden as u32, 1e-5f32.to_bits()]);
+    let params = params(&[x_at, 0, 0, weight_at, out_at], &[hidden as u32, 1e-5f32.to_bits()]);
     rig.run("rmsnorm_bf16", [3, 1, 1], [64, 1, 1], 0, &params).unwrap_or_else(|error| panic!("{error}"));
     let out = halves(&rig.download(out_at, 6 * hidden));
     for (row, out) in x.chunks(hidden).zip(out.chunks(hidden)) {
@@ -128,7 +128,7 @@ fn a_short_buffer_is_found() {
     let mut rig = Rig::new(&module, MachineOptions::default());
     let x = rig.upload(&bytes(&numbers(64, 1)), "x");
     let out = rig.empty(126, "out");
-    let params = params(&[x, 0, x, out], &[64, 0]);
+    let params = params(&[x, 0, 0, x, out], &[64, 0]);
     let error = rig.run("rmsnorm_bf16", [1, 1, 1], [32, 1, 1], 0, &params).unwrap_err().to_string();
     assert!(
         error.contains("out of bounds") && error.contains("\"out\"") && error.contains("st.global"),
