@@ -12,6 +12,7 @@ mod ranks;
 
 use std::sync::Arc;
 
+use common::golden::{Case, golden};
 use common::judge::{Agreement, MARGIN, TOLERANCE};
 use common::{load_plan, shape};
 use fewsync::comm::gpu::GroupOptions;
@@ -102,39 +103,45 @@ fn hidden_states_match_the_reference() {
         let (seen, expected) = (engine.forward(&batch).unwrap(), reference.forward(&batch).unwrap());
         assert_eq!(seen.hidden_states.len(), model.config.n_layers + 1);
         assert_eq!(seen.hidden_states[0], expected.hidden_states[0], "the embedding is exact");
-        for (layer, (seen, expected)) in seen.hidden_states.iter().zip(&expected.hidden_states).enumerate() {
-            let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            let error = seen.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs())) / scale;
-            assert!(error <= TOLERANCE, "block {layer}, {n} tokens: {error}");
-        }
+        judge_hidden_states(&seen, &expected, &format!("{n} tokens"));
     }
+}
+
+/// Every block's output within the tolerance of the reference's.
+fn judge_hidden_states(seen: &Output, expected: &Output, what: &str) {
+    for (layer, (seen, expected)) in seen.hidden_states.iter().zip(&expected.hidden_states).enumerate() {
+        let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let error = seen.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs())) / scale;
+        assert!(error <= TOLERANCE, "block {layer}, {what}: {error}");
+    }
+}
+
+/// Feeds the golden tokens behind a prompt whose logits are these, and compares each where the margin tells them apart.
+fn follow_golden(engine: &mut Engine, case: &Case, mut logits: Vec<f32>, what: &str) {
+    let mut compared = 0;
+    for (step, (&token, &margin)) in case.greedy.iter().zip(&case.margin).enumerate() {
+        if margin > MARGIN {
+            assert_eq!(argmax(&logits), token, "'{}', step {step}, margin {margin}", case.prompt);
+            compared += 1;
+        }
+        logits = engine.forward(&Batch::decode(&[token])).unwrap().logits;
+    }
+    println!("{what}: '{}', {compared} of {} tokens compared", case.prompt, case.greedy.len());
+    assert!(compared > 0, "'{}': no token could be compared", case.prompt);
 }
 
 /// Golden tokens of the trained model, from an independent forward pass in f32.
 #[test]
 fn golden_tokens_of_the_trained_model() {
-    #[derive(serde::Deserialize)]
-    struct Golden {
-        cases: Vec<Case>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Case {
-        prompt: String,
-        prompt_ids: Vec<u32>,
-        greedy: Vec<u32>,
-        margin: Vec<f32>,
-        first_top10_logits: Vec<(u32, f32)>,
-    }
     let Some((_guard, device)) = gpu("golden") else { return };
     let model = match Model::open("smollm2") {
         Ok(model) => model,
         Err(reason) => return println!("golden: skipped, {reason}"),
     };
-    let golden: Golden = serde_json::from_str(include_str!("fixtures/smollm2-greedy.json")).unwrap();
     let mut engine = engine(&model, &device, &options());
-    for case in golden.cases {
+    for case in golden().cases {
         engine.truncate(0, 0).unwrap();
-        let mut logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
+        let logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
         let scale = logits.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
         for &(id, expected) in &case.first_top10_logits {
             let error = (logits[id as usize] - expected).abs() / scale;
@@ -145,16 +152,7 @@ fn golden_tokens_of_the_trained_model() {
                 logits[id as usize]
             );
         }
-        let mut compared = 0;
-        for (step, (&token, &margin)) in case.greedy.iter().zip(&case.margin).enumerate() {
-            if margin > MARGIN {
-                assert_eq!(argmax(&logits), token, "'{}', step {step}, margin {margin}", case.prompt);
-                compared += 1;
-            }
-            logits = engine.forward(&Batch::decode(&[token])).unwrap().logits;
-        }
-        println!("golden: '{}', {compared} of {} tokens compared", case.prompt, case.greedy.len());
-        assert!(compared > 0, "'{}': no token could be compared", case.prompt);
+        follow_golden(&mut engine, &case, logits, "golden");
     }
 }
 

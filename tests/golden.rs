@@ -3,31 +3,13 @@
 
 mod common;
 
+use common::golden::{Case, golden};
 use common::{load, shape, smollm2};
 use fewsync::runner::{Batch, Runner};
 use fewsync::spd::SpdSpec;
-use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: String,
-    prompt_ids: Vec<u32>,
-    greedy: Vec<u32>,
-    margin: Vec<f32>,
-    first_top10_logits: Vec<(u32, f32)>,
-}
 
 /// Tokens may differ where two logits are closer than this.
 const MARGIN: f32 = 0.05;
-
-fn golden() -> Golden {
-    serde_json::from_str(include_str!("fixtures/smollm2-greedy.json")).unwrap()
-}
 
 #[test]
 fn prompts_become_the_golden_ids() {

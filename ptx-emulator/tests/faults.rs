@@ -6,9 +6,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Rig, params};
-use ptx_emulator::memory::{DeviceId, MemoryOptions, Owner, Thread};
-use ptx_emulator::{Launch, Machine, MachineOptions, Module, Policy, RunError};
+use common::{Rig, hand_over, params};
+use ptx_emulator::memory::MemoryOptions;
+use ptx_emulator::{Launch, MachineOptions, Module, Policy, RunError};
 
 fn options(race: bool, weak: Option<u64>, seed: u64) -> MachineOptions {
     let memory = MemoryOptions { race, weak, ..MemoryOptions::default() };
@@ -63,7 +63,7 @@ fn a_missing_barrier_is_a_race_and_reads_uninitialised_memory() {
 /// Thread 0 of the producer writes a value and a flag; thread 0 of the consumer spins on the flag.
 fn handover(produce: &str, consume: &str) -> String {
     format!(
-        ".visible .entry produce(.param .u64 data, .param .u64 flag) {{
+        ".visible .entry produce(.param .u64 data, .param .u64 flag, .param .u64 out) {{
           .reg .b64 %rd<4>; ld.param.u64 %rd1, [data]; ld.param.u64 %rd2, [flag]; {produce} ret;
         }}
         .visible .entry consume(.param .u64 data, .param .u64 flag, .param .u64 out) {{
@@ -79,32 +79,7 @@ fn handover(produce: &str, consume: &str) -> String {
 fn run_handover(source: &str, options: MachineOptions) -> Result<u32, RunError> {
     let text = format!(".version 8.0\n.target sm_90\n.address_size 64\n{source}");
     let module = Arc::new(Module::new("peers.ptx", &text).unwrap_or_else(|error| panic!("{error}")));
-    let mut machine = Machine::new(options);
-    machine.memory().enable_peer(DeviceId(0), DeviceId(1));
-    let mut zeroed = |name: &str| {
-        let address = machine.memory().allocate(Owner::Device(DeviceId(1)), 256, name).unwrap();
-        machine.memory().write(Thread::HOST, address, &[0; 256]).unwrap();
-        address
-    };
-    let (data, flag, out) = (zeroed("data"), zeroed("flag"), zeroed("out"));
-    for (device, name, addresses) in [(0, "produce", vec![data, flag]), (1, "consume", vec![data, flag, out])]
-    {
-        let loaded = machine.load(DeviceId(device), &module).unwrap();
-        let stream = machine.stream(DeviceId(device));
-        let launch = Launch {
-            kernel: machine.kernel(loaded, name).unwrap(),
-            grid: [1, 1, 1],
-            block: [1, 1, 1],
-            dynamic_shared_bytes: 0,
-            params: params(&addresses, &[]),
-            programmatic: false,
-        };
-        machine.launch(stream, &launch).unwrap();
-    }
-    machine.run()?;
-    let mut word = [0; 4];
-    machine.memory().read(Thread::HOST, out, &mut word).unwrap();
-    Ok(u32::from_le_bytes(word))
+    hand_over(1, &module, options)
 }
 
 const SPIN: &str = "L: ld.relaxed.sys.global.u32 %r2, [%rd2]; setp.eq.u32 %p, %r2, 0; @%p bra L;";

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
 
+pub mod golden;
 pub mod hub;
 pub mod judge;
 pub mod oracle;

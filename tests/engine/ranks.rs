@@ -12,10 +12,11 @@ use fewsync::model::{Config, Model, TensorSource, shapes};
 use fewsync::runner::{Batch, LogitRows, Runner, Span};
 use fewsync::spd::{BlockPlan, Plan};
 
-use crate::common::judge::{Agreement, MARGIN, TOLERANCE};
+use crate::common::golden::golden;
+use crate::common::judge::Agreement;
 use crate::common::{load_plan, shape};
 use crate::gpu::gpus;
-use crate::{follow, options, prefill, tokens};
+use crate::{follow, follow_golden, judge_hidden_states, options, prefill, tokens};
 
 fn engine(model: &Model, plan: &Plan, devices: &[Device], options: &EngineOptions) -> Engine {
     Engine::load(&model.config, &model.source, plan, devices, options, &Arc::default()).unwrap()
@@ -76,47 +77,22 @@ fn ranks_hold_the_same_bits_behind_every_block() {
         let spans = vec![Span { sequence: 0, tokens: tokens(n, n, model.config.vocab) }];
         let batch = Batch { spans, logits: LogitRows::Last, hidden_states: true };
         let (seen, expected) = (engine.forward(&batch).unwrap(), reference.forward(&batch).unwrap());
-        for (layer, (seen, expected)) in seen.hidden_states.iter().zip(&expected.hidden_states).enumerate() {
-            let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            let error = seen.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs())) / scale;
-            assert!(error <= TOLERANCE, "block {layer}, {n} tokens: {error}");
-        }
+        judge_hidden_states(&seen, &expected, &format!("{n} tokens"));
     }
 }
 
 #[test]
 fn golden_tokens_on_two_ranks() {
-    #[derive(serde::Deserialize)]
-    struct Golden {
-        cases: Vec<Case>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Case {
-        prompt: String,
-        prompt_ids: Vec<u32>,
-        greedy: Vec<u32>,
-        margin: Vec<f32>,
-    }
     let Some((_guard, devices)) = gpus("golden tokens on two ranks", 2) else { return };
     let model = match Model::open("smollm2") {
         Ok(model) => model,
         Err(reason) => return println!("golden tokens on two ranks: skipped, {reason}"),
     };
-    let golden: Golden = serde_json::from_str(include_str!("../fixtures/smollm2-greedy.json")).unwrap();
     let mut engine = engine(&model, &plan(&model.config, 0), &devices, &options());
-    for case in golden.cases {
+    for case in golden().cases {
         engine.truncate(0, 0).unwrap();
-        let mut logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
-        let mut compared = 0;
-        for (step, (&token, &margin)) in case.greedy.iter().zip(&case.margin).enumerate() {
-            if margin > MARGIN {
-                assert_eq!(argmax(&logits), token, "'{}', step {step}, margin {margin}", case.prompt);
-                compared += 1;
-            }
-            logits = engine.forward(&Batch::decode(&[token])).unwrap().logits;
-        }
-        println!("two ranks: '{}', {compared} of {} tokens compared", case.prompt, case.greedy.len());
-        assert!(compared > 0, "'{}': no token could be compared", case.prompt);
+        let logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
+        follow_golden(&mut engine, &case, logits, "two ranks");
     }
 }
 

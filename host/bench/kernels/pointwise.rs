@@ -101,40 +101,34 @@ fn rope<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<Work<'a>, B
 /// Greedy and sampled choice over the whole vocabulary.
 fn choices<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<[Work<'a>; 2], BenchError> {
     let (vocab, rows) = (rank.config.vocab, m as u32);
-    let bytes = 4 * m * vocab;
-    let (best, counters) = (operands.upload(&vec![0u64; m])?, operands.upload(&vec![0u32; m])?);
-    let argmax = Work {
-        op: "argmax",
+    let over_logits = |op, launch: Box<dyn Fn(usize) -> Launch + 'a>| Work {
+        op,
         m,
         n: 0,
         k: vocab,
         context: 0,
-        moved_bytes: bytes as f64,
+        moved_bytes: (4 * m * vocab) as f64,
         flops: 0.0,
-        copy_bytes: bytes,
+        copy_bytes: 4 * m * vocab,
         shared_bytes: 4 * m,
         product: None,
-        launch: Box::new(move |offset| {
+        launch,
+    };
+    let (best, counters) = (operands.upload(&vec![0u64; m])?, operands.upload(&vec![0u32; m])?);
+    let argmax = over_logits(
+        "argmax",
+        Box::new(move |offset| {
             let (logits, indices) = (Rows::new(operands.at(offset), vocab as u32), operands.out());
             let (best, counters, len) = (best.addr(), counters.addr(), vocab as u32);
             Argmax { logits, len, n_rows: rows, indices, values: Addr::NULL, best, counters }.launch()
         }),
-    };
+    );
     let temperatures = operands.upload(&vec![0.8f32; m])?;
     let (top_ks, top_ps) = (operands.upload(&vec![50u32; m])?, operands.upload(&vec![0.9f32; m])?);
     let (seeds, draws) = (operands.upload(&vec![1u64; m])?, operands.upload(&vec![1u32; m])?);
-    let sample = Work {
-        op: "sample k=50 p=0.9",
-        m,
-        n: 0,
-        k: vocab,
-        context: 0,
-        moved_bytes: bytes as f64,
-        flops: 0.0,
-        copy_bytes: bytes,
-        shared_bytes: 4 * m,
-        product: None,
-        launch: Box::new(move |offset| {
+    let sample = over_logits(
+        "sample k=50 p=0.9",
+        Box::new(move |offset| {
             let (logits, tokens) = (Rows::new(operands.at(offset), vocab as u32), operands.out());
             Sample {
                 logits,
@@ -149,6 +143,6 @@ fn choices<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Result<[Work<'a
             }
             .launch()
         }),
-    };
+    );
     Ok([argmax, sample])
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::weights::Changed;
 use super::{DistillError, Job, Options, block_file};
 use crate::model::Storage;
-use crate::spd::BlockPlan;
+use crate::spd::{BlockPlan, file};
 
 /// What one block came to. Errors are mean squared errors on held-out chunks relative to the mean square of the
 /// block's output, averaged over tokens.
@@ -82,19 +82,13 @@ impl Run {
         fs::create_dir_all(&folder).map_err(DistillError::io(&folder, "create"))?;
         let lock = lock(&folder)?;
         let path = folder.join(RECORD);
-        let mut record = match fs::read_to_string(&path) {
+        let record = match fs::read_to_string(&path) {
             Ok(text) => parse(&text, &asked).map_err(|what| DistillError::Record { path, what })?,
-            Err(e) if e.kind() == ErrorKind::NotFound => Record {
-                format: FORMAT.into(),
-                version: VERSION,
-                asked: asked.clone(),
-                next_block: 0,
-                results: Vec::new(),
-            },
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                Record { format: FORMAT.into(), version: VERSION, asked, next_block: 0, results: Vec::new() }
+            }
             Err(e) => return Err(DistillError::io(&path, "read")(e)),
         };
-        // As it was asked for, not as it came back from text.
-        record.asked = asked;
         Ok(Self { folder, record, _lock: lock })
     }
 
@@ -195,14 +189,8 @@ fn lock(folder: &Path) -> Result<File, DistillError> {
 
 /// A record of what is `asked`.
 fn parse(text: &str, asked: &Asked) -> Result<Record, String> {
-    let damaged = |e: serde_json::Error| format!("it is damaged ({e})");
-    let record: Record = serde_json::from_str(text).map_err(damaged)?;
-    if record.format != FORMAT || record.version != VERSION {
-        return Err("it is no record of a distillation that this program reads".into());
-    }
-    // Numbers may change in their last bit on the way through text, so both go it.
-    let asked = serde_json::to_string(asked).and_then(|text| serde_json::from_str(&text)).map_err(damaged)?;
-    if record.asked != asked {
+    let record: Record = file::parse(text, "record of a distillation", FORMAT, VERSION)?;
+    if record.asked != *asked {
         return Err("it belongs to another run (model, plan, text, blocks or options differ)".into());
     }
     Ok(record)

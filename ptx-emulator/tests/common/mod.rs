@@ -78,6 +78,35 @@ impl Rig {
     }
 }
 
+/// The producer on one device, the consumer on `consumer`; data, flag and result lie with the consumer.
+pub fn hand_over(consumer: u32, module: &Arc<Module>, options: MachineOptions) -> Result<u32, RunError> {
+    let mut machine = Machine::new(options);
+    machine.memory().enable_peer(DeviceId(0), DeviceId(1));
+    let home = DeviceId(consumer);
+    let addresses = ["data", "flag", "out"].map(|name| {
+        let address = machine.memory().allocate(Owner::Device(home), 256, name).unwrap();
+        machine.memory().write(Thread::HOST, address, &[0; 256]).unwrap();
+        address
+    });
+    for (device, kernel) in [(DeviceId(0), "produce"), (home, "consume")] {
+        let loaded = machine.load(device, module).unwrap();
+        let stream = machine.stream(device);
+        let launch = Launch {
+            kernel: machine.kernel(loaded, kernel).unwrap(),
+            grid: [1, 1, 1],
+            block: [1, 1, 1],
+            dynamic_shared_bytes: 0,
+            params: params(&addresses, &[]),
+            programmatic: false,
+        };
+        machine.launch(stream, &launch).unwrap();
+    }
+    machine.run()?;
+    let mut word = [0; 4];
+    machine.memory().read(Thread::HOST, addresses[2], &mut word).unwrap();
+    Ok(u32::from_le_bytes(word))
+}
+
 /// Parameters one after the other.
 pub fn params(addresses: &[u64], words: &[u32]) -> Vec<u8> {
     let addresses = addresses.iter().flat_map(|address| address.to_le_bytes());

@@ -2,40 +2,11 @@
 
 use std::sync::Arc;
 
-use ptx_emulator::memory::{DeviceId, Fault, Owner, Thread};
-use ptx_emulator::{Launch, Machine, MachineOptions, Module, RunError};
+use ptx_emulator::memory::Fault;
+use ptx_emulator::{MachineOptions, Module, RunError};
 
-use crate::common::params;
+use crate::common::hand_over;
 use crate::{Mode, POLICIES, Plant, fault, memory_fault, options};
-
-/// The producer on one device, the consumer on `consumer`; data, flag and result lie with the consumer.
-fn hand_over(consumer: u32, module: &Arc<Module>, options: MachineOptions) -> Result<u32, RunError> {
-    let mut machine = Machine::new(options);
-    machine.memory().enable_peer(DeviceId(0), DeviceId(1));
-    let home = DeviceId(consumer);
-    let addresses = ["data", "flag", "out"].map(|name| {
-        let address = machine.memory().allocate(Owner::Device(home), 256, name).unwrap();
-        machine.memory().write(Thread::HOST, address, &[0; 256]).unwrap();
-        address
-    });
-    for (device, kernel) in [(DeviceId(0), "produce"), (home, "consume")] {
-        let loaded = machine.load(device, module).unwrap();
-        let stream = machine.stream(device);
-        let launch = Launch {
-            kernel: machine.kernel(loaded, kernel).unwrap(),
-            grid: [1, 1, 1],
-            block: [1, 1, 1],
-            dynamic_shared_bytes: 0,
-            params: params(&addresses, &[]),
-            programmatic: false,
-        };
-        machine.launch(stream, &launch).unwrap();
-    }
-    machine.run()?;
-    let mut word = [0; 4];
-    machine.memory().read(Thread::HOST, addresses[2], &mut word).unwrap();
-    Ok(u32::from_le_bytes(word))
-}
 
 fn on_one_device(module: &Arc<Module>, options: MachineOptions) -> Result<u32, RunError> {
     hand_over(0, module, options)
