@@ -4,6 +4,7 @@ use super::step::{Failure, Next, Shared};
 use super::warp::{Fragment, State, Warp};
 use crate::exec::Cause;
 use crate::exec::barrier::{self, Barrier};
+use crate::exec::cluster::Operation;
 use crate::exec::rows::Mask;
 use crate::program::{Inst, Op};
 
@@ -23,6 +24,11 @@ impl Warp {
                 Op::Barrier(op) => self.barrier(op, vec![fragment], active, shared),
                 op => {
                     self.simple(op, &fragment, active, shared)?;
+                    if matches!(op, Op::Cluster(Operation::Wait { .. })) {
+                        fragment.state = State::Cluster;
+                        self.fragments.push(fragment);
+                        return Ok(Next::Other);
+                    }
                     fragment.pc += 1;
                     Ok(Next::Same(fragment))
                 }
@@ -45,6 +51,11 @@ impl Warp {
             return self.barrier(op, come, gathered, shared);
         }
         self.simple(&inst.op, &come[0], gathered, shared)?;
+        if matches!(inst.op, Op::Cluster(Operation::Wait { .. })) {
+            come.iter_mut().for_each(|member| member.state = State::Cluster);
+            self.fragments.extend(come);
+            return Ok(Next::Other);
+        }
         for member in &mut come {
             member.state = State::Ready;
             member.pc += 1;
