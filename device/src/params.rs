@@ -251,14 +251,14 @@ pub const ROW_SEQUENCE: u64 = 0;
 pub const ROW_ARRIVED: u64 = 8;
 /// `row`: address of the rank's [`FailureRecord`] in memory that the host sees.
 pub const ROW_RECORD: u64 = 16;
-/// `row`: address of `[blocks]` letters: what blocks that share a row tell each other.
-pub const ROW_MAIL: u64 = 24;
 /// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer.
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
 pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;
-/// Bytes of a letter from one block to another.
-pub const LETTER_BYTES: u64 = 16;
+/// Units of a group: what the lanes of a warp hold of a row to be normalised, one each.
+pub const LETTER_UNITS: u32 = 32;
+/// Most groups of a row: a letter for each lies in shared memory.
+pub const MAX_LETTERS: u32 = 256;
 /// Bytes of a greeting: the header of a call from one rank, two cells of {data, flag}: elements, then [`Collective::meta`].
 pub const GREETING_BYTES: u64 = 16;
 /// A region begins with the greetings, `[2 parities, MAX_RANKS]`.

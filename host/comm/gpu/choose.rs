@@ -4,7 +4,7 @@
 use super::layout::Layout;
 use crate::comm::{Shape, schedule};
 use crate::kernels::nvrar::{Algorithm, Execution, Format};
-use crate::kernels::params::{GRANULE_UNITS, UNIT_BYTES};
+use crate::kernels::params::{GRANULE_UNITS, LETTER_UNITS, MAX_LETTERS, UNIT_BYTES};
 
 /// Overrides parts of the measured choice; equal on all ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,12 +39,16 @@ pub(super) struct Site {
     pub(super) shape: Shape,
     /// Most blocks per rank.
     pub(super) max_blocks: u32,
+    /// Most blocks that can share a row to be normalised.
+    pub(super) max_row_blocks: u32,
 }
 
 const WARP: u32 = 32;
 /// Most workers of a block; its clerk comes to them.
 const MAX_WORKERS: u32 = 384;
-const MAX_WORKERS_NORM: u32 = 320;
+const MAX_WORKERS_NORM: u32 = 256;
+/// Longest row that can be normalised behind its sum.
+const MAX_ROW_UNITS: u32 = LETTER_UNITS * MAX_LETTERS;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
 /// Workers from which on only long messages gain by more.
@@ -53,17 +57,15 @@ const MANY_WORKERS: u32 = 256;
 const LONG_UNITS: u32 = 128 << 10;
 /// Blocks at which blocks are made larger instead: a power of two deals the usual sizes evenly.
 const MANY_BLOCKS: u32 = 128;
-/// Units of the longest row that one block normalises; longer ones are dealt to several.
-const ROW_UNITS: u32 = 512;
-/// Blocks of such a row, and its workers and theirs.
-const ROW_BLOCKS: u32 = 8;
-const ROW_WORKERS: [u32; 2] = [256, 128];
+/// Workers of a block that shares a row with others, unless the row has a unit for more of them; and of one that has
+/// a row to itself.
+const ROW_WORKERS: u32 = 128;
+const WHOLE_ROW_WORKERS: u32 = 256;
 /// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
 /// call's number.
 const CELLS_UNITS: u32 = 512;
-/// The same where rows are normalised, 128 KiB; rows of one block change to words again up to 32 KiB.
+/// The same where rows are normalised, 128 KiB.
 const CELLS_UNITS_NORM: u32 = 8192;
-const FEW_UNITS_NORM: u32 = 2048;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
 /// Cells lie in groups of so many units.
@@ -77,7 +79,7 @@ pub(super) fn units(bytes: usize) -> Option<u32> {
 }
 
 impl Site {
-    /// The choice; none if a row does not fit a pass.
+    /// The choice; none if a row is too long, or does not fit a pass.
     pub(super) fn execution(&self, task: Task, layout: &Layout, tuning: Tuning) -> Option<Execution> {
         let algorithm = self.algorithm(task, tuning);
         let longest = match task {
@@ -90,9 +92,12 @@ impl Site {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
+        if row_units.is_some_and(|row| row > MAX_ROW_UNITS) {
+            return None;
+        }
         let short = match row_units {
             None => longest <= CELLS_UNITS,
-            Some(row) => longest <= CELLS_UNITS_NORM && (row > ROW_UNITS || longest > FEW_UNITS_NORM),
+            Some(_) => longest <= CELLS_UNITS_NORM,
         };
         let format = tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words });
         let area = layout.area(format);
@@ -108,12 +113,12 @@ impl Site {
         let pass_units = even.next_multiple_of(step).clamp(step, most);
         let passes = longest.div_ceil(pass_units).max(1);
         let (mut blocks, workers, row_blocks) = match row_units {
-            Some(row) => self.rows_grid(longest.min(pass_units), row, passes, tuning),
+            Some(row) => self.rows_grid(longest.min(pass_units), row, tuning),
             None => self.grid(longest.min(pass_units), tuning),
         };
         if passes > 1 && !matches!(task, Task::Gather { .. }) {
-            blocks = blocks
-                .min(self.last_pass(task, algorithm, pass_units, passes) / row_units.unwrap_or(workers));
+            let last = self.last_pass(task, algorithm, pass_units, passes);
+            blocks = blocks.min(last / row_units.unwrap_or(workers) * row_blocks);
         }
         (blocks > 0).then_some(Execution {
             algorithm,
@@ -181,20 +186,21 @@ impl Site {
         (tuning.blocks.unwrap_or(blocks.min(many)).clamp(1, blocks.min(self.max_blocks)), workers, 1)
     }
 
-    /// Blocks, workers and blocks of a row for rows of `row` units.
-    fn rows_grid(&self, units: u32, row: u32, passes: u32, tuning: Tuning) -> (u32, u32, u32) {
+    /// Blocks, workers and blocks of a row for rows of `row` units: a unit for each worker, as long as there are
+    /// blocks.
+    fn rows_grid(&self, units: u32, row: u32, tuning: Tuning) -> (u32, u32, u32) {
         let rows = units.div_ceil(row).max(1);
-        let room = if passes == 1 { (self.max_blocks / rows).clamp(1, WARP) } else { 1 };
-        let measured = if row <= ROW_UNITS { 1 } else { ROW_BLOCKS };
+        let room = self.max_row_blocks.min(self.max_blocks);
+        let measured = row.div_ceil(ROW_WORKERS).clamp(1, (self.max_blocks / rows).max(1));
         let row_blocks = tuning.row_blocks.unwrap_or(measured).clamp(1, room);
+        let most = if row_blocks == 1 { WHOLE_ROW_WORKERS } else { MAX_WORKERS_NORM };
         let share = row.div_ceil(row_blocks).next_multiple_of(WARP);
-        let measured = ROW_WORKERS[usize::from(row_blocks > 1)];
-        let workers =
-            tuning.workers.unwrap_or(measured).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
-        if row_blocks > 1 {
-            return (rows * row_blocks, workers, row_blocks);
-        }
-        (tuning.blocks.unwrap_or(rows).clamp(1, rows.min(self.max_blocks)), workers, 1)
+        let workers = tuning.workers.unwrap_or(most).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
+        // Each of them has a unit.
+        let row_blocks = row_blocks.min(row.div_ceil(workers));
+        let clusters = rows.min(self.max_blocks / row_blocks);
+        let wanted = tuning.blocks.map_or(clusters, |blocks| blocks / row_blocks);
+        (wanted.clamp(1, clusters) * row_blocks, workers, row_blocks)
     }
 }
 

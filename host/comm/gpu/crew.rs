@@ -18,6 +18,9 @@ const BF16_PER_UNIT: u32 = 8;
 /// Buffers are readable up to a multiple of it.
 const DATA_ALIGN: usize = 256;
 
+/// The largest cluster that every GPU with clusters takes.
+const MAX_CLUSTER_BLOCKS: u32 = 8;
+
 /// Some ranks of a group, consecutive ones, on one GPU.
 #[derive(Debug, Clone)]
 pub(super) struct Crew {
@@ -47,8 +50,6 @@ pub(super) struct Part {
     pub(super) data: DeviceBuffer<u8>,
     pub(super) stride: usize,
     rows: DeviceBuffer<u8>,
-    /// What blocks that share a row tell each other.
-    _mail: DeviceBuffer<u8>,
     layout: Layout,
     /// All ranks' regions: none is freed while one rank's kernels may write into it.
     _regions: Arc<[Arc<Region>]>,
@@ -123,15 +124,12 @@ impl Crew {
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
         let stride = bytes.next_multiple_of(DATA_ALIGN);
-        let letters = self.max_blocks() as usize * params::LETTER_BYTES as usize;
-        let mail = self.device().allocate_zeroed::<u8>(self.count * letters, &stream)?;
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
         for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
             let mut put = |at: u64, value: u64| {
                 row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
             };
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
-            put(params::ROW_MAIL, mail.ptr_at(index * letters).0);
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
             for (at, region) in (params::ROW_REGIONS..).step_by(8).zip(&*regions) {
                 put(at, region.address());
@@ -139,7 +137,7 @@ impl Crew {
         }
         let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
         let rows = self.device().upload(&rows, &stream)?;
-        Ok(Part { data, stride, rows, _mail: mail, layout, _regions: regions })
+        Ok(Part { data, stride, rows, layout, _regions: regions })
     }
 
     fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
@@ -162,7 +160,8 @@ impl Crew {
     }
 
     fn site(&self) -> Site {
-        Site { shape: self.shape, max_blocks: self.max_blocks() }
+        let max_row_blocks = if self.kernels.ptx().has_clusters() { MAX_CLUSTER_BLOCKS } else { 1 };
+        Site { shape: self.shape, max_blocks: self.max_blocks(), max_row_blocks }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
