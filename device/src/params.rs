@@ -255,10 +255,8 @@ pub const ROW_RECORD: u64 = 16;
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
 pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;
-/// Units of a group: what the lanes of a warp hold of a row to be normalised, one each.
-pub const LETTER_UNITS: u32 = 32;
-/// Most groups of a row: a letter for each lies in shared memory.
-pub const MAX_LETTERS: u32 = 256;
+/// Most blocks that share a row to be normalised: the largest cluster that every GPU with clusters takes.
+pub const MAX_ROW_BLOCKS: u32 = 8;
 /// Bytes of a greeting: the header of a call from one rank, two cells of {data, flag}: elements, then [`Collective::meta`].
 pub const GREETING_BYTES: u64 = 16;
 /// A region begins with the greetings, `[2 parities, MAX_RANKS]`.

@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if !json {
         output::write(&format!("{}\n{HEADING}", machine.line()))?;
     }
-    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync.group() };
+    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync.group(&devices, shape)? };
     let mut lost_reader = None;
     let mut so_far = Vec::new();
     let done = |line: &Measurement| {
@@ -88,8 +88,8 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 fn method() -> String {
     format!(
         "us of one call: {} samples of {} calls, of each the slowest rank; ratios are over medians of the same tensor",
-        race::SAMPLES,
-        race::CALLS
+        race::Effort::FULL.samples,
+        race::Effort::FULL.calls
     )
 }
 

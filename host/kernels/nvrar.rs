@@ -61,7 +61,31 @@ pub enum Format {
     Words,
 }
 
+impl Algorithm {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::OneShot, Self::TwoShot];
+
+    /// As in results: `one-shot`, `two-shot`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OneShot => "one-shot",
+            Self::TwoShot => "two-shot",
+        }
+    }
+}
+
 impl Format {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Cells, Self::Words];
+
+    /// As in results: `cells`, `words`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cells => "cells",
+            Self::Words => "words",
+        }
+    }
+
     /// Bytes on the wire of a unit of 16 bytes.
     pub const fn unit_bytes(self) -> usize {
         match self {

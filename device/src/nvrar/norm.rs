@@ -6,11 +6,11 @@ use super::letters::Letters;
 use super::one_shot::{send, sum};
 use super::tensor::{self, NONE};
 use super::wire::{Cells, Wire, Words};
-use crate::params::{Collective, LETTER_UNITS, UNIT_BYTES};
+use crate::params::{Collective, UNIT_BYTES};
 use crate::ptx::Global;
-use crate::ptx::global::{ld_v4, st_v4};
+use crate::ptx::global::{ld_v4, ld_v4_here, st_v4};
 use crate::ptx::math::{fma, rcp, rsqrt};
-use crate::ptx::special::{self, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_z, tid_x};
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_z, tid_x};
 use crate::tile::bf16::{pack8, unpack8};
 
 /// Rows that a block sends before it receives the first.
@@ -52,12 +52,6 @@ impl Lane {
         let i = self.first() + k * self.stride();
         if i < self.row_units { row + i } else { NONE }
     }
-
-    /// The first unit that the warp has of number `k`: that of a group. The same in all lanes.
-    #[inline(always)]
-    fn group(&self, k: u32) -> u32 {
-        self.first() - special::lane() + k * self.stride()
-    }
 }
 
 /// A unit of an array.
@@ -70,7 +64,7 @@ fn at(array: Global, unit: u32) -> Global {
 #[inline(always)]
 unsafe fn all_reduce<W: Wire>(p: &Collective) {
     let row_units = p.hidden / PER_UNIT;
-    let mut letters = Letters::begin(nctaid_x(), row_units);
+    let mut letters = Letters::begin();
     if Call::is_kept_by_clerk(p, p.numel) {
         return;
     }
@@ -80,85 +74,75 @@ unsafe fn all_reduce<W: Wire>(p: &Collective) {
     let lane = Lane { part: ctaid_x(), blocks: nctaid_x(), row_units };
     let (first_row, stride) = (ctaid_z() * row_units, nctaid_z() * row_units);
     let mut pass = call.first_pass();
-    let mut brought = call.own.load(0, [lane.unit(first_row, 0)]);
     let all = tensor::units(call.own.halves);
     for number in 0..p.passes {
         if number > 0 {
             pass = call.pass_after(&pass);
-            brought = call.own.load(pass.first, [lane.unit(first_row, 0)]);
         }
         let units = call.units_of(&pass, all);
         let (mut sent, mut received) = (first_row, first_row);
         loop {
             if sent < units {
-                send_row::<W>(&call, &pass, lane, sent, brought);
+                send_row::<W>(&call, &pass, lane, sent);
             }
             if number == 0 && sent == first_row {
                 Call::number_is_read();
             }
             sent += stride;
-            if sent < units {
-                brought = call.own.load(pass.first, [lane.unit(sent, 0)]);
-                if sent - received < AHEAD * stride {
-                    continue;
-                }
+            if sent < units && sent - received < AHEAD * stride {
+                continue;
             }
             if received >= units {
                 break;
             }
-            if lane.group(0) < row_units {
-                finish_row::<W>(&mut call, &pass, lane, received, &letters, operands);
-            }
-            letters = letters.of_next_row();
+            finish_row::<W>(&mut call, &pass, lane, received, &mut letters, operands);
             received += stride;
         }
     }
 }
 
-/// Sends a row, of which this thread has its first unit already.
+/// Sends a row.
 #[inline(always)]
-unsafe fn send_row<W: Wire>(call: &Call, pass: &Pass, lane: Lane, row: u32, first: [[u32; 4]; 1]) {
-    let (mut k, mut brought) = (0, first);
-    loop {
+unsafe fn send_row<W: Wire>(call: &Call, pass: &Pass, lane: Lane, row: u32) {
+    let mut k = 0;
+    while lane.unit(row, k) != NONE {
         let unit = [lane.unit(row, k)];
-        if unit[0] == NONE {
-            break;
-        }
-        send::<W, 1>(call, pass, unit, call.own.add(pass.first, unit, brought));
+        send::<W, 1>(call, pass, unit, call.own.add(pass.first, unit, call.own.load(pass.first, unit)));
         k += 1;
-        brought = call.own.load(pass.first, [lane.unit(row, k)]);
     }
 }
 
 /// Receives and sums a row, adds it to the residual, normalises the residual. Between the last message of the row
-/// and its output lie two additions across a warp and the flight of a letter; loads come before, all other stores
-/// meanwhile.
+/// and its output lies one sum over the row; all loads come before.
 #[inline(always)]
 unsafe fn finish_row<W: Wire>(
     call: &mut Call,
     pass: &Pass,
     lane: Lane,
     row: u32,
-    letters: &Letters,
+    letters: &mut Letters,
     operands: Operands,
 ) {
     let Operands { residual, gain, out } = operands;
     let one_over_hidden = rcp(call.p.hidden as f32);
-    // Of a lane without a unit the row's first one stands in; it is stored nowhere.
+    // Of a thread without a unit the row's first one stands in; it is stored nowhere.
     let first = lane.unit(row, 0);
     let place = pass.first + if first == NONE { row } else { first };
-    let weights = ld_v4(at(gain, place - pass.first - row));
-    let (mut k, mut held) = (0, [0; 4]);
-    while lane.group(k) < lane.row_units {
-        let after = finish_unit::<W>(call, pass, (lane, k), row, letters, residual);
+    let (mut held, mut squares, mut k) = ([0; 4], 0.0, 0);
+    while lane.unit(row, k) != NONE {
+        let after = finish_unit::<W>(call, pass, lane.unit(row, k), residual);
+        squares = sum_of_squares(squares, after);
         held = if k == 0 { after } else { held };
         k += 1;
     }
-
-    let inverse_rms = rsqrt(fma(letters.sum(), one_over_hidden, call.p.eps));
+    // Arrives while the row is added up.
+    let weights = ld_v4_here(at(gain, place - pass.first - row));
+    // A thread whose peers did not come makes the row NaN, so that none of it passes for normalised.
+    let squares = letters.sum(if call.watch.over { f32::NAN } else { squares });
     if call.watch.over || first == NONE {
         return;
     }
+    let inverse_rms = rsqrt(fma(squares, one_over_hidden, call.p.eps));
     st_v4(at(out, place), scale(held, weights, inverse_rms));
     // Each thread reads back only what it wrote itself.
     let mut i = lane.first() + lane.stride();
@@ -169,46 +153,23 @@ unsafe fn finish_row<W: Wire>(
     }
 }
 
-/// Receives, sums and adds to the residual the thread's unit number `k`, and posts its group. The whole warp calls
-/// it.
+/// Receives and sums a unit, and adds it to the residual.
 #[inline(always)]
-unsafe fn finish_unit<W: Wire>(
-    call: &mut Call,
-    pass: &Pass,
-    (lane, k): (Lane, u32),
-    row: u32,
-    letters: &Letters,
-    residual: Global,
-) -> [u32; 4] {
-    let unit = lane.unit(row, k);
-    let place = pass.first + if unit == NONE { row } else { unit };
+unsafe fn finish_unit<W: Wire>(call: &mut Call, pass: &Pass, unit: u32, residual: Global) -> [u32; 4] {
+    let place = pass.first + unit;
     let before = ld_v4(at(residual, place));
     let [received] = sum::<Bf16, W, 1>(call, pass, [unit]);
     let after = Bf16::narrow(Bf16::add(received, Bf16::widen(before)));
-    letters.send(lane.group(k) / LETTER_UNITS, squares(call, unit, after));
-    if unit != NONE && !call.watch.over {
+    if !call.watch.over {
         st_v4(at(call.own.data, place), Bf16::narrow(received));
         st_v4(at(residual, place), after);
     }
     after
 }
 
-/// The sum of squares of a unit, 0 where there is none. A thread whose peers did not come makes the row NaN, so
-/// that none of it passes for normalised.
 #[inline(always)]
-fn squares(call: &Call, index: u32, unit: [u32; 4]) -> f32 {
-    if call.watch.over {
-        f32::NAN
-    } else if index == NONE {
-        0.0
-    } else {
-        sum_of_squares(unit)
-    }
-}
-
-#[inline(always)]
-fn sum_of_squares(unit: [u32; 4]) -> f32 {
-    unpack8(unit).into_iter().fold(0.0, |sum, x| fma(x, x, sum))
+fn sum_of_squares(start: f32, unit: [u32; 4]) -> f32 {
+    unpack8(unit).into_iter().fold(start, |sum, x| fma(x, x, sum))
 }
 
 #[inline(always)]
@@ -218,13 +179,13 @@ fn scale(unit: [u32; 4], gain: [u32; 4], inverse_rms: f32) -> [u32; 4] {
 }
 
 macro_rules! norm {
-    ($($name:ident: $wire:ident;)*) => {$(kernel! {
+    ($($name:ident: $wire:ident, $min_blocks:literal resident;)*) => {$(kernel! {
         /// One-shot all-reduce, then `residual += sum` and `out = rmsnorm(residual) · gain`. The tensor gets the
         /// rounded sum, the residual the sum in fp32; it is rounded before it is normalised.
         ///
         /// # Shape and layout
         /// As [`allreduce_bf16_oneshot_cells`](super::one_shot::allreduce_bf16_oneshot_cells), in rows of
-        /// `hidden`, a multiple of 8 up to 32 × 8 × [`MAX_LETTERS`](crate::params::MAX_LETTERS); a pass is whole rows.
+        /// `hidden`, a multiple of 8; a pass is whole rows.
         ///
         /// # Thread mapping
         /// A row per block in z, in turn, spread over the blocks in x. They are a cluster (sm_90; elsewhere only one),
@@ -233,14 +194,22 @@ macro_rules! norm {
         ///
         /// # Memory order, safety
         /// As there, and [`super::letters`]; `residual` and `out` overlap nothing.
-        #[launch_bounds(288, 1)]
+        #[launch_bounds(288, $min_blocks)]
         pub fn $name(p: Collective) {
             all_reduce::<$wire>(&p);
         }
     })*};
 }
 
+// Two blocks of words fit a multiprocessor, so that all clusters of a launch are resident however they are dealt to it.
+#[cfg(cuda_arch_min = "90")]
 norm! {
-    allreduce_bf16_oneshot_cells_norm: Cells;
-    allreduce_bf16_oneshot_words_norm: Words;
+    allreduce_bf16_oneshot_cells_norm: Cells, 1 resident;
+    allreduce_bf16_oneshot_words_norm: Words, 2 resident;
+}
+
+#[cfg(not(cuda_arch_min = "90"))]
+norm! {
+    allreduce_bf16_oneshot_cells_norm: Cells, 1 resident;
+    allreduce_bf16_oneshot_words_norm: Words, 1 resident;
 }

@@ -15,28 +15,33 @@ pub fn sync() {
     }
 }
 
-/// `mapa.shared::cluster.u32`: an address of the own block's shared memory, in block `rank` of the cluster.
+/// `mapa.shared::cluster.u32`, `cvta.shared::cluster.u64`: the generic address of what lies at `address` in block
+/// `rank` of the cluster.
 #[inline(always)]
-pub fn map(address: Shared, rank: u32) -> u32 {
-    let mapped: u32;
+pub fn map(address: Shared, rank: u32) -> u64 {
+    let generic: u64;
     // SAFETY: registers only.
     unsafe {
-        asm!("mapa.shared::cluster.u32 {}, {}, {};", out(reg32) mapped, in(reg32) address, in(reg32) rank,
-            options(pure, nomem, nostack));
+        asm!("{{ .reg .b32 %there; .reg .b64 %wide;",
+            "mapa.shared::cluster.u32 %there, {}, {};", "cvt.u64.u32 %wide, %there;",
+            "cvta.shared::cluster.u64 {}, %wide; }}",
+            in(reg32) address, in(reg32) rank, out(reg64) generic, options(pure, nomem, nostack));
     }
-    mapped
+    generic
 }
 
-/// `st.relaxed.cluster.shared::cluster.b64`: to a [mapped](map) address whose block has begun and not ended.
+/// `st.relaxed.cluster.b64`: to a [mapped](map) address whose block has begun and not ended.
 #[inline(always)]
-pub unsafe fn st_relaxed_b64(mapped: u32, value: u64) {
-    asm!("st.relaxed.cluster.shared::cluster.b64 [{}], {};", in(reg32) mapped, in(reg64) value, options(nostack));
+pub unsafe fn st_relaxed_b64(mapped: u64, value: u64) {
+    asm!("st.relaxed.cluster.b64 [{}], {};", in(reg64) mapped, in(reg64) value, options(nostack));
 }
 
-/// `ld.relaxed.cluster.shared.b64`: of the own block, where others of the cluster store.
+/// `ld.relaxed.cluster.shared.v2.b64`: of the own block, where others of the cluster store; two 8-byte elements,
+/// 16-byte aligned.
 #[inline(always)]
-pub unsafe fn ld_relaxed_b64(address: Shared) -> u64 {
-    let value: u64;
-    asm!("ld.relaxed.cluster.shared.b64 {}, [{}];", out(reg64) value, in(reg32) address, options(nostack));
-    value
+pub unsafe fn ld_relaxed_v2_b64(address: Shared) -> [u64; 2] {
+    let (x, y): (u64, u64);
+    asm!("ld.relaxed.cluster.shared.v2.b64 {{{}, {}}}, [{}];",
+        out(reg64) x, out(reg64) y, in(reg32) address, options(nostack));
+    [x, y]
 }

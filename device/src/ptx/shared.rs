@@ -89,20 +89,6 @@ pub unsafe fn st_b64(address: Shared, value: u64) {
     asm!("st.shared.b64 [{}], {};", in(reg32) address, in(reg64) value, options(nostack));
 }
 
-/// `ld.relaxed.cta.shared.b64`: what another thread of the block stores while this one looks.
-#[inline(always)]
-pub unsafe fn ld_relaxed_b64(address: Shared) -> u64 {
-    let value: u64;
-    asm!("ld.relaxed.cta.shared.b64 {}, [{}];", out(reg64) value, in(reg32) address, options(nostack));
-    value
-}
-
-/// `st.relaxed.cta.shared.b64`
-#[inline(always)]
-pub unsafe fn st_relaxed_b64(address: Shared, value: u64) {
-    asm!("st.relaxed.cta.shared.b64 [{}], {};", in(reg32) address, in(reg64) value, options(nostack));
-}
-
 /// `st.shared.v2.f32`: 8 bytes, aligned.
 #[inline(always)]
 pub unsafe fn st_v2_f32(address: Shared, v: [f32; 2]) {

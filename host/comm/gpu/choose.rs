@@ -1,10 +1,12 @@
 //! How a call is executed: algorithm, format, passes, grid. Pure functions of size, topology and tuning, so that
 //! all ranks come to the same result by themselves.
 
+use std::fmt;
+
 use super::layout::Layout;
 use crate::comm::{Shape, schedule};
 use crate::kernels::nvrar::{Algorithm, Execution, Format};
-use crate::kernels::params::{GRANULE_UNITS, LETTER_UNITS, MAX_LETTERS, UNIT_BYTES};
+use crate::kernels::params::{GRANULE_UNITS, UNIT_BYTES};
 
 /// Overrides parts of the measured choice; equal on all ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,6 +21,18 @@ pub struct Tuning {
     pub workers: Option<u32>,
     /// Blocks that share a row to be normalised.
     pub row_blocks: Option<u32>,
+}
+
+impl fmt::Display for Tuning {
+    /// What it names, in the order of its fields; `auto` if that is nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let &Self { algorithm, format, blocks, workers, row_blocks } = self;
+        let mut parts: Vec<String> = algorithm.map(|it| it.name().to_owned()).into_iter().collect();
+        parts.extend(format.map(|it| it.name().to_owned()));
+        let counts = [(blocks, "blocks"), (workers, "workers"), (row_blocks, "row blocks")];
+        parts.extend(counts.into_iter().filter_map(|(n, what)| Some(format!("{} {what}", n?))));
+        f.write_str(&if parts.is_empty() { "auto".into() } else { parts.join(" ") })
+    }
 }
 
 /// What is to be done.
@@ -47,8 +61,6 @@ const WARP: u32 = 32;
 /// Most workers of a block; its clerk comes to them.
 const MAX_WORKERS: u32 = 384;
 const MAX_WORKERS_NORM: u32 = 256;
-/// Longest row that can be normalised behind its sum.
-const MAX_ROW_UNITS: u32 = LETTER_UNITS * MAX_LETTERS;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
 /// Workers from which on only long messages gain by more.
@@ -64,8 +76,6 @@ const WHOLE_ROW_WORKERS: u32 = 256;
 /// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
 /// call's number.
 const CELLS_UNITS: u32 = 512;
-/// The same where rows are normalised, 128 KiB.
-const CELLS_UNITS_NORM: u32 = 8192;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
 /// Cells lie in groups of so many units.
@@ -79,7 +89,7 @@ pub(super) fn units(bytes: usize) -> Option<u32> {
 }
 
 impl Site {
-    /// The choice; none if a row is too long, or does not fit a pass.
+    /// The choice; none if a row does not fit a pass.
     pub(super) fn execution(&self, task: Task, layout: &Layout, tuning: Tuning) -> Option<Execution> {
         let algorithm = self.algorithm(task, tuning);
         let longest = match task {
@@ -92,13 +102,7 @@ impl Site {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
-        if row_units.is_some_and(|row| row > MAX_ROW_UNITS) {
-            return None;
-        }
-        let short = match row_units {
-            None => longest <= CELLS_UNITS,
-            Some(_) => longest <= CELLS_UNITS_NORM,
-        };
+        let short = row_units.is_none() && longest <= CELLS_UNITS;
         let format = tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words });
         let area = layout.area(format);
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::choose::{self, Site, Task};
+use super::choose::{self, Site, Task, Tuning};
 use super::failure::{Alarms, Meta};
 use super::layout::Layout;
 use super::options::{GroupOptions, PeerMemory};
@@ -17,9 +17,6 @@ use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 const BF16_PER_UNIT: u32 = 8;
 /// Buffers are readable up to a multiple of it.
 const DATA_ALIGN: usize = 256;
-
-/// The largest cluster that every GPU with clusters takes.
-const MAX_CLUSTER_BLOCKS: u32 = 8;
 
 /// Some ranks of a group, consecutive ones, on one GPU.
 #[derive(Debug, Clone)]
@@ -62,6 +59,8 @@ pub(super) struct Sum {
     pub(super) dtype: DType,
     pub(super) addend: Addr<bf16>,
     pub(super) norm: Option<NormAfter>,
+    /// In place of what the group's options say.
+    pub(super) tuning: Option<Tuning>,
     /// Elements from one rank's slices to the next one's.
     pub(super) slice_stride: usize,
 }
@@ -160,7 +159,7 @@ impl Crew {
     }
 
     fn site(&self) -> Site {
-        let max_row_blocks = if self.kernels.ptx().has_clusters() { MAX_CLUSTER_BLOCKS } else { 1 };
+        let max_row_blocks = if self.kernels.ptx().has_clusters() { params::MAX_ROW_BLOCKS } else { 1 };
         Site { shape: self.shape, max_blocks: self.max_blocks(), max_row_blocks }
     }
 
@@ -173,17 +172,11 @@ impl Crew {
         options: &GroupOptions,
         sum: Sum,
     ) -> Result<(), CommError> {
-        let units = units(sum.numel, sum.dtype)?;
-        let tuning = options.tuning.unwrap_or_default();
-        let execution =
-            |row_units| self.site().execution(Task::Sum { units, row_units }, &part.layout, tuning);
-        let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
-        let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
-        if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
-            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, Some(norm));
+        let (execution, is_fused) = self.execution_of(part, options, &sum)?;
+        if is_fused {
+            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, sum.norm);
             return self.launch(stream, &launch);
         }
-        let execution = execution(None).ok_or(NO_PASS)?;
         let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
         self.launch(stream, &launch)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
@@ -194,6 +187,28 @@ impl Crew {
             self.launch(stream, &add_norm(data, sum.numel, &norm).launch())?;
         }
         Ok(())
+    }
+
+    /// How a sum is executed, and whether residual and norm are part of its launch.
+    pub(super) fn execution_of(
+        &self,
+        part: &Part,
+        options: &GroupOptions,
+        sum: &Sum,
+    ) -> Result<(Execution, bool), CommError> {
+        let (units, bytes) = (units(sum.numel, sum.dtype)?, sum.numel * sum.dtype.size_bytes());
+        let execution = |hidden: Option<u32>| {
+            let measured = || options.tuning_of(sum.dtype, hidden.map(|hidden| hidden as usize), bytes);
+            let row_units = hidden.map(|hidden| hidden / BF16_PER_UNIT);
+            let task = Task::Sum { units, row_units };
+            self.site().execution(task, &part.layout, sum.tuning.unwrap_or_else(measured))
+        };
+        let rows = sum.norm.map(|norm| norm.hidden).filter(|hidden| hidden.is_multiple_of(BF16_PER_UNIT));
+        let fused = rows.and_then(|hidden| execution(Some(hidden)));
+        match fused.filter(|execution| execution.algorithm == Algorithm::OneShot) {
+            Some(execution) => Ok((execution, true)),
+            None => Ok((execution(None).ok_or(NO_PASS)?, false)),
+        }
     }
 
     /// Enqueues one phase of a sum.
@@ -263,8 +278,11 @@ impl Crew {
             execution.pass_units.into(),
         ];
         if execution.passes > 1 {
-            let hidden = norm.map_or(0, |norm| norm.hidden);
-            alike.extend([execution.blocks, execution.workers, hidden].map(u64::from));
+            alike.extend([execution.blocks, execution.workers].map(u64::from));
+        }
+        // The order in which a row's squares are added up.
+        if let Some(norm) = norm {
+            alike.extend([norm.hidden, execution.row_blocks, execution.workers].map(u64::from));
         }
         let meta = Meta::new(collective, sum.dtype, &alike);
         let launch = nvrar::AllReduce {
