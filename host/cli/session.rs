@@ -98,7 +98,8 @@ impl SyncArgs {
     /// As the communicator of these GPUs takes it. A tuning file that was measured with others is an error.
     pub(super) fn group(&self, devices: &[Device], shape: Shape) -> anyhow::Result<GroupOptions> {
         let options = self.untuned();
-        let variable = || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let variable =
+            || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
         let Some(path) = self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1) else {
             return Ok(options);
         };
@@ -265,8 +266,7 @@ fn load_engine(
         ..EngineOptions::default()
     };
     let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
-    let load =
-        |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
+    let load = |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
     Ok(with_progress(weight_bytes, load)?)
 }
 

@@ -102,7 +102,8 @@ fn candidates(task: &Task) -> Vec<Tuning> {
     for &format in formats {
         let format = Some(format);
         if task.call == Call::Fused {
-            for (row_blocks, workers) in [1, 2, 4, 8].into_iter().flat_map(|n| [64, 128, 256].map(|w| (n, w))) {
+            for (row_blocks, workers) in [1, 2, 4, 8].into_iter().flat_map(|n| [64, 128, 256].map(|w| (n, w)))
+            {
                 let algorithm = Some(Algorithm::OneShot);
                 let (workers, row_blocks) = (Some(workers), Some(row_blocks));
                 all.push(Tuning { algorithm, format, blocks: None, workers, row_blocks });

@@ -70,7 +70,9 @@ pub enum TuningFileError {
         reason: String,
     },
     /// It was measured with something else than what is used now.
-    #[error("{path} was measured with {measured}, and this is {here}: measure again with fewsync tune allreduce")]
+    #[error(
+        "{path} was measured with {measured}, and this is {here}: measure again with fewsync tune allreduce"
+    )]
     Elsewhere {
         /// The file.
         path: PathBuf,
@@ -120,7 +122,9 @@ impl TuningFile {
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
         match value.get("format_version").and_then(serde_json::Value::as_u64) {
             Some(version) if version == u64::from(FORMAT_VERSION) => {}
-            Some(version) => return Err(malformed(format!("its format_version is {version}, not {FORMAT_VERSION}"))),
+            Some(version) => {
+                return Err(malformed(format!("its format_version is {version}, not {FORMAT_VERSION}")));
+            }
             None => return Err(malformed("it has no format_version".into())),
         }
         let file: Self = serde_json::from_value(value).map_err(|e| malformed(e.to_string()))?;
@@ -155,10 +159,7 @@ impl TuningFile {
             (format!("fewsync {}", self.fewsync), format!("fewsync {VERSION}")),
             (format!("topology {}", self.topology), format!("topology {shape}")),
             (self.gpus.join(" + "), names(devices).join(" + ")),
-            (
-                format!("peer memory {}", self.peer_memory),
-                format!("peer memory {}", options.memory.name()),
-            ),
+            (format!("peer memory {}", self.peer_memory), format!("peer memory {}", options.memory.name())),
         ];
         if let Some((measured, here)) = pairs.into_iter().find(|(measured, here)| measured != here) {
             return Err(TuningFileError::Elsewhere { path: path.to_owned(), measured, here });
@@ -182,11 +183,9 @@ impl Entry {
         let dtype = one("type", &dtypes, |dtype| dtype.to_string(), &self.dtype)?;
         let algorithm = one("algorithm", &Algorithm::ALL, |it| it.name().to_owned(), &self.algorithm)?;
         let format = one("format", &Format::ALL, |it| it.name().to_owned(), &self.format)?;
-        for (what, number) in [
-            ("blocks", self.blocks),
-            ("workers", self.workers),
-            ("row_blocks", self.row_blocks.unwrap_or(1)),
-        ] {
+        for (what, number) in
+            [("blocks", self.blocks), ("workers", self.workers), ("row_blocks", self.row_blocks.unwrap_or(1))]
+        {
             if !(1..=LARGEST_GRID).contains(&number) {
                 return Err(format!("{what} is {number}, not 1 to {LARGEST_GRID}"));
             }

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     fn site(nodes: usize, gpus_per_node: usize, max_blocks: u32) -> Site {
-        Site { shape: Shape { nodes, gpus_per_node }, max_blocks }
+        Site { shape: Shape { nodes, gpus_per_node }, max_blocks, max_row_blocks: 8 }
     }
 
     #[test]
@@ -253,9 +253,9 @@ mod tests {
         assert_eq!(grid(16 << 10, None), (Words, 128, 384, 1, 1));
         assert_eq!(grid(64 << 10, None), (Words, 128, 384, 1, 4));
         // Rows of 4096 and 8192, one of them and many.
-        assert_eq!(grid(8, Some(512)), (Words, 1, 256, 1, 1));
-        assert_eq!(grid(128, Some(512)), (Cells, 16, 256, 1, 1));
-        assert_eq!(grid(16, Some(1024)), (Cells, 8, 128, 8, 1));
+        assert_eq!(grid(8, Some(512)), (Words, 4, 128, 4, 1));
+        assert_eq!(grid(128, Some(512)), (Words, 64, 128, 4, 1));
+        assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
         assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
     }
@@ -273,6 +273,11 @@ mod tests {
             kind in 0..3,
             max_blocks in 4u32..133,
             forced in prop_oneof![Just(None), Just(Some(Format::Cells)), Just(Some(Format::Words))],
+            (blocks, workers, row_blocks) in (
+                prop::option::of(0u32..200),
+                prop::option::of(0u32..2000),
+                prop::option::of(0u32..20),
+            ),
         ) {
             let site = site(nodes, gpus, max_blocks);
             let row = row.filter(|_| nodes == 1 && kind == 0);
@@ -284,7 +289,7 @@ mod tests {
                 _ => Task::Gather { units },
             };
             let algorithm = row.map(|_| Algorithm::OneShot);
-            let tuning = Tuning { format: forced, algorithm, ..Tuning::default() };
+            let tuning = Tuning { format: forced, algorithm, blocks, workers, row_blocks };
             let found = site.execution(task, &layout, tuning);
             prop_assert!(found.is_some() || row.is_some());
             let Some(e) = found else { return Ok(()) };
@@ -304,8 +309,9 @@ mod tests {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
                 prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
             }
-            if e.row_blocks > 1 {
-                prop_assert!(e.passes == 1 && e.blocks / e.row_blocks * row.expect("rows") >= units);
+            if let Some(row) = row {
+                prop_assert!((1..=8).contains(&e.row_blocks), "a cluster");
+                prop_assert!((e.row_blocks - 1) * e.workers < row, "each of its blocks has units");
             }
         }
     }

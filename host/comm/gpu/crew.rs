@@ -197,17 +197,17 @@ impl Crew {
         sum: &Sum,
     ) -> Result<(Execution, bool), CommError> {
         let (units, bytes) = (units(sum.numel, sum.dtype)?, sum.numel * sum.dtype.size_bytes());
-        let execution = |hidden: Option<u32>| {
-            let measured = || options.tuning_of(sum.dtype, hidden.map(|hidden| hidden as usize), bytes);
-            let row_units = hidden.map(|hidden| hidden / BF16_PER_UNIT);
+        let tuning = |hidden| sum.tuning.or_else(|| options.tuning_of(sum.dtype, hidden, bytes));
+        let execution = |row_units, tuning: Option<Tuning>| {
             let task = Task::Sum { units, row_units };
-            self.site().execution(task, &part.layout, sum.tuning.unwrap_or_else(measured))
+            self.site().execution(task, &part.layout, tuning.unwrap_or_default())
         };
         let rows = sum.norm.map(|norm| norm.hidden).filter(|hidden| hidden.is_multiple_of(BF16_PER_UNIT));
-        let fused = rows.and_then(|hidden| execution(Some(hidden)));
+        let of_rows = rows.and_then(|hidden| tuning(Some(hidden as usize)));
+        let fused = rows.and_then(|hidden| execution(Some(hidden / BF16_PER_UNIT), of_rows));
         match fused.filter(|execution| execution.algorithm == Algorithm::OneShot) {
             Some(execution) => Ok((execution, true)),
-            None => Ok((execution(None).ok_or(NO_PASS)?, false)),
+            None => Ok((execution(None, of_rows.or_else(|| tuning(None))).ok_or(NO_PASS)?, false)),
         }
     }
 
@@ -223,7 +223,7 @@ impl Crew {
         let task = Task::Phase { units: units(numel, dtype)? };
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
-        let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
+        let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, tuning: None, slice_stride: 0 };
         self.launch(stream, &self.sum_launch(part, options, &sum, execution, Collective::Stage(phase), None))
     }
 

@@ -63,8 +63,7 @@ impl Default for GroupOptions {
 
 impl GroupOptions {
     /// What overrides the built-in choice for a sum; `hidden` is the row's length where a norm follows.
-    pub(super) fn tuning_of(&self, dtype: DType, hidden: Option<usize>, bytes: usize) -> Tuning {
-        let measured = || self.table.as_ref()?.lookup(dtype, hidden, bytes);
-        self.tuning.or_else(measured).unwrap_or_default()
+    pub(super) fn tuning_of(&self, dtype: DType, hidden: Option<usize>, bytes: usize) -> Option<Tuning> {
+        self.tuning.or_else(|| self.table.as_ref()?.lookup(dtype, hidden, bytes))
     }
 }

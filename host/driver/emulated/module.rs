@@ -63,9 +63,10 @@ impl LoadedKernel {
         let block = [config.block.x, config.block.y, config.block.z];
         let resident = u64::from(device.multiprocessors) * u64::from(RESIDENT_BLOCKS);
         match self.required_threads {
-            _ if config.cluster.is_some_and(|cluster| cluster.count() > resident) => {
-                Some(format!("a cluster of {} blocks does not fit {resident} resident blocks", config.cluster?))
-            }
+            _ if config.cluster.is_some_and(|cluster| cluster.count() > resident) => Some(format!(
+                "a cluster of {} blocks does not fit {resident} resident blocks",
+                config.cluster?
+            )),
             _ if parameters.len() < self.param_bytes() => {
                 let (found, declared) = (parameters.len(), self.param_bytes);
                 Some(format!("{found} bytes of parameters were given, the kernel has {declared}"))
