@@ -120,8 +120,7 @@ mod tests {
     #[test]
     fn classes_that_overlap_share_what_they_share() {
         // Of 800 and 300 µs alone, 100 run at the same time.
-        let classes =
-            [(1, 800.0, 300.0), (1, 300.0, 800.0), (0, 0.0, 0.0), (0, 0.0, 0.0), (0, 0.0, 0.0)];
+        let classes = [(1, 800.0, 300.0), (1, 300.0, 800.0), (0, 0.0, 0.0), (0, 0.0, 0.0), (0, 0.0, 0.0)];
         let breakdown = Breakdown::of(&profile(1000.0, classes), 1000.0);
         let us: Vec<_> = breakdown.classes.iter().map(|class| class.us).collect();
         assert_eq!((&us[..2], breakdown.gaps_us), (&[750.0, 250.0][..], 0.0));

@@ -107,7 +107,10 @@ fn bandwidth(lines: &[Measurement], memory: PeerMemory) -> Option<String> {
     let sums = lines.iter().filter(|line| line.contender == OURS && line.call == Call::Plain);
     let largest = sums.max_by_key(|line| line.bytes)?;
     let (size, speed) = (readable(largest.bytes), largest.gb_per_s);
-    Some(format!("peer memory {}: {speed:.2} GB/s (the tensor's bytes over the time of a sum of {size})", memory.name()))
+    Some(format!(
+        "peer memory {}: {speed:.2} GB/s (the tensor's bytes over the time of a sum of {size})",
+        memory.name()
+    ))
 }
 
 /// A variant of NCCL, measured by another process, and what it says of itself.

@@ -69,13 +69,13 @@ const MANY_WORKERS: u32 = 256;
 const LONG_UNITS: u32 = 128 << 10;
 /// Blocks at which blocks are made larger instead: a power of two deals the usual sizes evenly.
 const MANY_BLOCKS: u32 = 128;
-/// Workers of a block that shares a row with others, unless the row has a unit for more of them; and of one that has
-/// a row to itself.
-const ROW_WORKERS: u32 = 128;
-const WHOLE_ROW_WORKERS: u32 = 256;
+/// Fewest units of a row that a block takes: the more blocks share it, the faster it is sent.
+const ROW_SHARE_UNITS: u32 = 64;
 /// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
 /// call's number.
 const CELLS_UNITS: u32 = 512;
+/// The same between more than two ranks, 2 KiB: words of several ranks are awaited together.
+const CELLS_UNITS_OF_MANY: u32 = 128;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
 /// Cells lie in groups of so many units.
@@ -102,7 +102,8 @@ impl Site {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
-        let short = row_units.is_none() && longest <= CELLS_UNITS;
+        let most = if self.shape.world() > 2 { CELLS_UNITS_OF_MANY } else { CELLS_UNITS };
+        let short = row_units.is_none() && longest <= most;
         let format = tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words });
         let area = layout.area(format);
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
@@ -195,11 +196,10 @@ impl Site {
     fn rows_grid(&self, units: u32, row: u32, tuning: Tuning) -> (u32, u32, u32) {
         let rows = units.div_ceil(row).max(1);
         let room = self.max_row_blocks.min(self.max_blocks);
-        let measured = row.div_ceil(ROW_WORKERS).clamp(1, (self.max_blocks / rows).max(1));
+        let measured = row.div_ceil(ROW_SHARE_UNITS).clamp(1, (self.max_blocks / rows).max(1));
         let row_blocks = tuning.row_blocks.unwrap_or(measured).clamp(1, room);
-        let most = if row_blocks == 1 { WHOLE_ROW_WORKERS } else { MAX_WORKERS_NORM };
         let share = row.div_ceil(row_blocks).next_multiple_of(WARP);
-        let workers = tuning.workers.unwrap_or(most).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
+        let workers = tuning.workers.unwrap_or(share).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
         // Each of them has a unit.
         let row_blocks = row_blocks.min(row.div_ceil(workers));
         let clusters = rows.min(self.max_blocks / row_blocks);
@@ -253,8 +253,9 @@ mod tests {
         assert_eq!(grid(16 << 10, None), (Words, 128, 384, 1, 1));
         assert_eq!(grid(64 << 10, None), (Words, 128, 384, 1, 4));
         // Rows of 4096 and 8192, one of them and many.
-        assert_eq!(grid(8, Some(512)), (Words, 4, 128, 4, 1));
-        assert_eq!(grid(128, Some(512)), (Words, 64, 128, 4, 1));
+        assert_eq!(grid(8, Some(512)), (Words, 8, 64, 8, 1));
+        assert_eq!(grid(128, Some(512)), (Words, 128, 64, 8, 1));
+        assert_eq!(grid(256, Some(512)), (Words, 128, 128, 4, 1));
         assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
         assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
