@@ -33,6 +33,8 @@ pub(super) struct Message {
     pub(super) visible_at: u64,
     pub(super) releases: Vec<Release>,
     observers: Vec<Observer>,
+    /// There were more observers than are told apart.
+    is_crowded: bool,
     /// Everybody sees it, or something newer.
     settled: bool,
 }
@@ -49,21 +51,24 @@ impl Message {
             visible_at: 0,
             releases: Vec::new(),
             observers: Vec::new(),
+            is_crowded: false,
             settled: false,
         }
     }
 
     /// A thread read bytes of it, which whoever knows of that read has to respect.
     pub(super) fn observed(&mut self, mask: u8, by: &View<'_>) {
-        if self.settled || self.by == by.thread {
+        if self.is_crowded || self.by == by.thread {
             return;
         }
-        if let Some(observer) = self.observers.iter_mut().find(|it| it.who == by.thread) {
-            observer.mask |= mask;
-        } else if self.observers.len() < MAX_OBSERVERS {
+        // Whoever knows of a later read of the same bytes knows of the first.
+        if self.observers.iter().any(|it| it.who == by.thread && it.mask & mask == mask) {
+            return;
+        }
+        if self.observers.len() < MAX_OBSERVERS {
             self.observers.push(Observer { who: by.thread, clock: by.clock, mask });
         } else {
-            self.settled = true;
+            self.is_crowded = true;
         }
     }
 
@@ -74,7 +79,7 @@ impl Message {
 
     fn is_observed(&self, mask: u8, to: &View<'_>) -> bool {
         let knows = |it: &Observer| it.mask & mask != 0 && to.knows(it.who, it.clock);
-        self.settled || self.observers.iter().any(knows)
+        self.is_crowded || self.observers.iter().any(knows)
     }
 }
 
