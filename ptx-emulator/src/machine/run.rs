@@ -57,7 +57,8 @@ impl Machine {
         let limit = self.options.max_instructions.unwrap_or(u64::MAX);
         let end = self.counters.warp_instructions.saturating_add(instructions).min(limit);
         while self.counters.warp_instructions < end {
-            self.start_commands()?;
+            // One stream's record may be what a stream before it waits for.
+            while self.start_commands()? {}
             self.start_blocks();
             let warps = self.warps();
             if warps.is_empty() {
