@@ -251,7 +251,6 @@ pub(crate) fn store(context: &mut Context<'_>, op: &Store) -> Done {
     let step = op.width.bytes();
     let access = context.warp_access(context.rows.mask, op.order, op.scope);
     let route = route(context, op.space, &op.address, step * op.elements.len() as u64)?;
-    *context.progress += 1;
     for (index, element) in op.elements.iter().enumerate() {
         let skip = index as u64 * step;
         let values = context.rows.wide(element.slot, element.class);

@@ -203,13 +203,8 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
             let access = context.access(lane, op.order, op.scope);
             // PTX: atom.add.f32 flushes subnormals in global memory, not in shared memory.
             let flushes = address >= crate::memory::LOCAL_WINDOW;
-            let mut changed = false;
-            old[lane] = context.memory.rmw(&access, address, width, |old| {
-                let new = updated(op, old, values[lane], swaps[lane], flushes);
-                changed = new.is_some_and(|new| new != old);
-                new
-            })?;
-            *context.progress += u64::from(changed);
+            let update = |old| updated(op, old, values[lane], swaps[lane], flushes);
+            old[lane] = context.memory.rmw(&access, address, width, update)?;
         }
         if let Some(result) = op.results.get(index).filter(|result| result.slot != Slot::NONE) {
             let old = if result.class == Class::Word { old.map(|bits| bits & 0xFFFF_FFFF) } else { old };

@@ -19,7 +19,7 @@ impl Warp {
         let back = taken != 0 && target <= fragment.pc;
         if back && shared.find_spins {
             let counts = shared.program.functions[fragment.frame().function as usize].registers;
-            if self.note_repetition(&fragment, counts) {
+            if self.note_repetition(&mut fragment, counts) {
                 fragment.pc = if taken == fragment.mask { target } else { fragment.pc };
                 return Next::Yield(fragment);
             }

@@ -210,7 +210,7 @@ pub struct Machine {
     counters: Counters,
     launches: u64,
     output: String,
-    /// Changes that somebody may wait for.
+    /// Changes that somebody may wait for, besides those of memory.
     progress: u64,
     stall: run::Stall,
 }

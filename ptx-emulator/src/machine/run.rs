@@ -109,7 +109,7 @@ impl Machine {
     fn round(&mut self, warps: &[Address], end: u64) -> Result<Option<Outcome>, RunError> {
         let mut blocked = vec![false; warps.len()];
         let mut n_blocked = 0;
-        let mut seen = self.progress;
+        let mut seen = self.progress();
         loop {
             if n_blocked == warps.len() {
                 if self.unblock(warps)? {
@@ -120,15 +120,15 @@ impl Machine {
             let chosen = self.choose(&blocked);
             self.let_copies_arrive(warps[chosen])?;
             let turn = self.turn(warps[chosen])?;
-            if self.progress != seen {
+            if self.progress() != seen {
                 // Whatever changed may be what others wait for.
-                seen = self.progress;
+                seen = self.progress();
                 blocked.fill(false);
                 n_blocked = 0;
             }
             match turn {
                 Turn::Finished => {
-                    self.end_block(warps[chosen]);
+                    self.end_block(warps[chosen])?;
                     return Ok(None);
                 }
                 Turn::Blocked if !blocked[chosen] => {
@@ -227,9 +227,14 @@ impl Machine {
         self.time_ns += executed.warp + (1 << (quiet / 256).min(20)) - 1;
     }
 
+    /// Grows with every change that somebody may wait for.
+    fn progress(&self) -> u64 {
+        self.progress + self.memory.changes()
+    }
+
     /// Whether every warp waits or repeats itself, and no store or copy is on its way.
     fn only_spins(&mut self, warps: &[Address]) -> bool {
-        if self.stall.progress != self.progress {
+        if self.stall.progress != self.progress() {
             self.forget_spins(warps);
             return false;
         }
@@ -241,10 +246,11 @@ impl Machine {
         let copies_move = warps.iter().any(|&at| self.block(at).asynchronous.is_pending());
         let stuck = |at: &Address| {
             let warp = &self.block(*at).warps[at.warp];
-            let waits = warp.fragments.iter().all(|fragment| {
-                matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. })
-            });
-            waits || warp.spin.spinning
+            warp.fragments.iter().all(|fragment| {
+                let waits =
+                    matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. });
+                waits || fragment.spin.is_spinning
+            })
         };
         if memory_moves || copies_move || !warps.iter().all(stuck) {
             return false;
@@ -268,7 +274,9 @@ impl Machine {
 
     fn forget_spins(&mut self, warps: &[Address]) {
         for &at in warps {
-            self.block_mut(at).warps[at.warp].spin = Spin::default();
+            for fragment in &mut self.block_mut(at).warps[at.warp].fragments {
+                fragment.spin = Spin::default();
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Execution of one warp, until it waits, ends, gives way or has used up its turn.
 
-use super::warp::{Fragment, Frame, State, Warp};
+use super::warp::{Fragment, Frame, Spin, State, Warp};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::{self, Barriers};
 use crate::exec::context::{Context, Environment, lanes};
@@ -341,6 +341,9 @@ impl Warp {
             }
             op => {
                 let gives_way = matches!(op, Op::Mbarrier(op) if op.is_test());
+                if matches!(op, Op::Special { which, .. } if which.shows_time()) {
+                    fragment.spin = Spin::default();
+                }
                 self.simple(op, &fragment, active, shared)?;
                 fragment.pc = pc + 1;
                 Ok(if gives_way { Next::Yield(fragment) } else { Next::Same(fragment) })
@@ -356,11 +359,6 @@ impl Warp {
         active: Mask,
         shared: &mut Shared<'_>,
     ) -> Result<(), Cause> {
-        if let Op::Special { which, .. } = op
-            && which.shows_time()
-        {
-            self.spin = super::warp::Spin::default();
-        }
         let mut context = shared.context(self, fragment.frame(), fragment.pc, active);
         match op {
             Op::Special { d, which } => special::read(&mut context, *d, *which),

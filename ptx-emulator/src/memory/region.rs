@@ -47,12 +47,14 @@ impl Region {
         }
     }
 
-    /// Stores the low bytes of `value` at `offset`, which is aligned and in bounds.
+    /// Stores the low bytes of `value` at `offset`, which is aligned and in bounds; true if they were others.
     #[inline]
-    pub(super) fn store(&mut self, offset: usize, width: Width, value: u64) {
+    pub(super) fn store(&mut self, offset: usize, width: Width, value: u64) -> bool {
         let bytes = width.bytes() as usize;
+        let changes = (self.load(offset, width) ^ value) & (u64::MAX >> (64 - 8 * bytes)) != 0;
         self.bytes[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         self.initialised[offset / 64] |= u64::from(width.mask()) << (offset % 64);
+        changes
     }
 
     /// The bytes of `range`.
