@@ -191,13 +191,34 @@ fn change(
     Ok(old)
 }
 
-/// An arrival of `thread`, for `cp.async.mbarrier.arrive`.
-pub(crate) fn arrive(context: &mut Context<'_>, lane: usize, address: u64, increments: bool) -> Done {
+/// The present phase waits for one arrival more: `cp.async.mbarrier.arrive` without `.noinc`, when it is issued.
+pub(crate) fn expect_arrival(context: &mut Context<'_>, lane: usize, address: u64) -> Done {
     let access = context.access(lane, Order::Relaxed, Scope::Cta);
-    // Without .noinc the pending count is raised first, so the arrival is neutral but for order.
-    let arrivals = u64::from(!increments);
-    change(context.memory, &mut context.asynchronous.phases, &access, address, (arrivals, 0, 0))?;
-    *context.progress += 1;
+    let mut outcome = Ok(0);
+    context.memory.rmw(&access, address, Width::B8, |old| {
+        outcome = match old & COUNT_MASK {
+            _ if old & VALID == 0 => Err(Cause::MbarrierState { address }),
+            COUNT_MASK => {
+                Err(Cause::MbarrierCount { address, why: "more than 2^20 - 1 arrivals are pending" })
+            }
+            _ => Ok(old + 1),
+        };
+        outcome.as_ref().ok().copied()
+    })?;
+    context.asynchronous.phases.words.insert(address, outcome?);
+    Ok(())
+}
+
+/// One arrival by an asynchronous agent, behind the copies that have `ended`.
+pub(crate) fn arrive_behind(
+    memory: &mut Memory,
+    clocks: &mut PhaseClocks,
+    access: &Access,
+    address: u64,
+    ended: &Clock,
+) -> Done {
+    memory.join(&mut clocks.clocks.entry(address).or_default()[0], ended);
+    change(memory, clocks, access, address, (1, 0, 0))?;
     Ok(())
 }
 

@@ -22,6 +22,7 @@ mod logic;
 pub(crate) mod matrix;
 pub(crate) mod mbarrier;
 pub(crate) mod mma;
+pub(crate) mod pending;
 mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;

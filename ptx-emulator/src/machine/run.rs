@@ -5,6 +5,7 @@ use super::report::RunError;
 use super::step::{Failure, Turn};
 use super::warp::{Spin, State};
 use super::{Counters, Machine, Outcome, Policy};
+use crate::exec::asynchronous::Late;
 use crate::memory::Thread;
 
 /// A warp among all that run.
@@ -194,15 +195,19 @@ impl Machine {
         let pick = self.random.below(1 << 16);
         let block = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
         self.progress += 1;
-        if let Err(cause) = block.asynchronous.arrive(&mut self.memory, pick) {
-            return Err(self.report(at, Failure { cause, pc: 0, mask: 1 }));
-        }
-        Ok(())
+        block.asynchronous.arrive(&mut self.memory, pick).map_err(|late| self.report_late(at, late))
+    }
+
+    /// The report of an asynchronous copy that went wrong when it arrived.
+    fn report_late(&self, at: Address, Late { cause, site, thread }: Late) -> RunError {
+        let pc = site.0 - self.streams[at.stream].grids[at.grid].image.site_base;
+        let (warp, lane) = ((thread / 32) as usize, thread % 32);
+        self.report(Address { warp, ..at }, Failure { cause, pc, mask: 1 << lane })
     }
 
     fn turn(&mut self, at: Address) -> Result<Turn, RunError> {
         let budget = budget(self.options.policy, self.random.next());
-        let quiet = self.stall.quiet_turns(self.progress);
+        let quiet = self.stall.quiet_turns(self.progress());
         let stream = &mut self.streams[at.stream];
         let grid = &mut stream.grids[at.grid];
         let around = Surroundings {
@@ -310,13 +315,17 @@ impl Machine {
         Ok(self.release_joins(warps))
     }
 
-    fn end_block(&mut self, at: Address) {
+    fn end_block(&mut self, at: Address) -> Result<(), RunError> {
         if !self.block(at).is_finished() {
-            return;
+            return Ok(());
         }
+        let ending = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
+        let finished = ending.asynchronous.finish(&mut self.memory, ending.id);
+        finished.map_err(|late| self.report_late(at, late))?;
         let block = self.streams[at.stream].grids[at.grid].blocks.remove(at.block);
         self.memory.end_block(block.id);
         self.progress += 1;
+        Ok(())
     }
 }
 
