@@ -110,8 +110,12 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         if load { line.any_destination_in(part) } else { line.any_source_in(part, ty) }
     };
     let elements = (0..parts.len()).map(|index| typed(line, index)).collect::<Decoded<Vec<_>>>()?;
-    let narrow = |typed: &Typed| width == Width::B8 && typed.class != super::rows::Class::Double;
-    if elements.iter().any(|typed| typed.slot != super::rows::Slot::NONE && narrow(typed)) {
+    let fits = |typed: &Typed| match typed.class {
+        super::rows::Class::Double => true,
+        super::rows::Class::Word => width != Width::B8,
+        super::rows::Class::Pred => false,
+    };
+    if elements.iter().any(|typed| typed.slot != super::rows::Slot::NONE && !fits(typed)) {
         return line.refuse();
     }
     let elements = elements.into();

@@ -1,6 +1,7 @@
 //! State spaces in generic addresses: `cvta`, `isspacep`, and the windows.
 
 use super::context::Context;
+use super::rows::Class;
 use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::program::{Decoded, Line, Op, Typed};
 use crate::text::{ScalarType as T, Space};
@@ -82,7 +83,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     line.exactly(2)?;
     if kind == Kind::Test {
-        let d = line.any_destination(0)?;
+        let d = Typed { slot: line.destination(0, T::Pred)?, class: Class::Pred };
         let a = line.any_source(1, T::U64)?;
         return Ok(Op::ConvertAddress(ConvertAddress { d, a, space, kind }));
     }

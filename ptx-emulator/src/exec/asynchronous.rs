@@ -10,6 +10,7 @@ use super::context::{Cause, Context, Done};
 use super::mbarrier;
 pub(crate) use super::pending::{AsyncState, Late};
 use super::pending::{Groups, Pending};
+use super::rows::Class;
 use crate::memory::{Access, Memory, Thread, Width};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
 use crate::text::{ScalarType as T, Space};
@@ -81,19 +82,16 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     let policy = line.flag("L2::cache_hint");
     line.prefixed("L2::");
-    let bytes = line.literal(2)? as u32;
-    if !matches!(bytes, 4 | 8 | 16) || (global_only && bytes != 16) {
-        return line.refuse();
-    }
+    let bytes = match line.literal(2)? {
+        bytes @ (4 | 8 | 16) if bytes == 16 || !global_only => bytes as u32,
+        _ => return line.refuse(),
+    };
     line.between(3, 4 + usize::from(policy))?;
     if policy {
         line.source(line.count() - 1, T::B64)?;
     }
     let sized = line.count() - usize::from(policy) == 4;
-    let read = if sized { Some(line.any_source(3, T::U32)?) } else { None };
-    if read.is_some_and(|typed| typed.class == super::rows::Class::Pred) {
-        return line.refuse();
-    }
+    let read = if sized { Some(Typed { slot: line.source(3, T::U32)?, class: Class::Word }) } else { None };
     Ok(boxed(Async::Copy { to: line.address(0)?, from: line.address(1)?, bytes, read }))
 }
 
@@ -160,7 +158,8 @@ fn bulk(line: &mut Line<'_, '_>) -> Decoded<Op> {
         line.source(line.count() - 1, T::B64)?;
     }
     let (to, from) = (line.address(0)?, line.address(1)?);
-    Ok(boxed(Async::Bulk { to, to_space, from, from_space, bytes: line.any_source(2, T::U32)?, barrier }))
+    let bytes = Typed { slot: line.source(2, T::U32)?, class: Class::Word };
+    Ok(boxed(Async::Bulk { to, to_space, from, from_space, bytes, barrier }))
 }
 
 pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {

@@ -10,7 +10,7 @@ use super::halves::Small;
 use super::rounding::{canonical, flush};
 use super::rows::{Class, LANES, Row, Slot};
 use crate::memory::{Order, Scope, Width};
-use crate::program::{Address, Decoded, Line, Op, Typed};
+use crate::program::{Address, Decoded, Line, Op, Typed, class_of};
 use crate::text::{ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["atom", "red"];
@@ -101,13 +101,15 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         Vec::new()
     } else {
         let parts = line.elements(0)?;
-        parts.iter().map(|part| line.any_destination_in(part)).collect::<Decoded<Vec<_>>>()?
+        let typed = |part| Ok(Typed { slot: line.destination_in(part, ty)?, class: class_of(ty) });
+        parts.iter().map(typed).collect::<Decoded<Vec<_>>>()?
     };
     let address = line.address(first)?;
     let parts = line.elements(first + 1)?;
-    let values = parts.iter().map(|part| line.any_source_in(part, ty)).collect::<Decoded<Vec<_>>>()?;
+    let typed = |part| Ok(Typed { slot: line.source_in(part, ty)?, class: class_of(ty) });
+    let values = parts.iter().map(typed).collect::<Decoded<Vec<_>>>()?;
     let swap = match update {
-        Update::CompareAndSwap => Some(line.any_source(first + 2, ty)?),
+        Update::CompareAndSwap => Some(Typed { slot: line.source(first + 2, ty)?, class: class_of(ty) }),
         _ => None,
     };
     if policy {

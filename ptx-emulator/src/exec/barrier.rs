@@ -4,7 +4,7 @@ use super::context::{Cause, Context, Done};
 use super::rows::{LANES, Slot};
 use super::warp::Collective;
 use crate::memory::{Clock, Thread};
-use crate::program::{Decoded, Line, Op, Refusal, Typed};
+use crate::program::{Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::ScalarType as T;
 
 pub(crate) const NAMES: &[&str] = &["bar", "barrier"];
@@ -80,11 +80,11 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         };
     }
     let ty = line.ty()?;
-    if (ty == T::Pred) == (kind == Kind::Count) {
+    if ty != if kind == Kind::Count { T::U32 } else { T::Pred } {
         return line.refuse();
     }
     line.between(3, 4)?;
-    op.d = line.any_destination(0)?;
+    op.d = Typed { slot: line.destination(0, ty)?, class: class_of(ty) };
     op.id = line.source(1, T::U32)?;
     let last = line.count() - 1;
     if last == 3 {

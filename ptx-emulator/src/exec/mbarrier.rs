@@ -10,7 +10,7 @@ use super::address::generic;
 use super::context::{Cause, Context, Done, lanes};
 use super::rows::{Class, LANES, Row, Slot};
 use crate::memory::{Access, Clock, Memory, Order, Scope, Width};
-use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
+use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{Operand, ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["mbarrier"];
@@ -112,11 +112,16 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     };
     let first = usize::from(result);
     if result {
-        op.d = line.any_destination(0)?;
+        let ty = match kind {
+            Kind::Test { .. } => T::Pred,
+            Kind::PendingCount => T::U32,
+            _ => T::B64,
+        };
+        op.d = Typed { slot: line.destination(0, ty)?, class: class_of(ty) };
     }
     if kind == Kind::PendingCount {
-        op.operand = Some(line.any_source(1, T::B64)?);
         line.exactly(2)?;
+        op.operand = Some(Typed { slot: line.source(1, T::B64)?, class: Class::Double });
         return Ok(Op::Mbarrier(Box::new(op)));
     }
     op.address = Some(line.address(first)?);
@@ -125,7 +130,8 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let required = !matches!(kind, Kind::Invalidate | Kind::Arrive { expects: false, .. });
     line.between(first + 1 + usize::from(required), first + 2 + usize::from(hinted))?;
     if line.count() > first + 1 {
-        op.operand = Some(line.any_source(first + 1, operand_type)?);
+        op.operand =
+            Some(Typed { slot: line.source(first + 1, operand_type)?, class: class_of(operand_type) });
     }
     if line.count() > first + 2 {
         line.source(first + 2, T::U32)?;

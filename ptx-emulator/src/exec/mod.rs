@@ -71,7 +71,8 @@ fn arithmetic(line: &mut Line<'_, '_>) -> Decoded<Op> {
     match last {
         Some(T::F32 | T::F64) => float::decode(line),
         Some(T::F16 | T::F16x2 | T::Bf16 | T::Bf16x2) => halves::decode(line),
-        Some(_) => integer::decode(line),
+        Some(T::U16 | T::S16 | T::U32 | T::S32 | T::U64 | T::S64) => integer::decode(line),
+        Some(_) => line.refuse(),
         None => Err(Refusal::NoType),
     }
 }

@@ -79,7 +79,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if line.name == "activemask" {
         line.ty()?;
         line.exactly(1)?;
-        let d = line.any_destination(0)?;
+        let d = Typed { slot: line.destination(0, T::B32)?, class: Class::Word };
         return Ok(Op::Warp(Box::new(Collective { d, ..Collective::new(Kind::ActiveMask) })));
     }
     if !line.flag("sync") {
@@ -117,7 +117,7 @@ fn shuffle(line: &mut Line<'_, '_>) -> Decoded<Collective> {
     }
     line.exactly(5)?;
     let (d, p) = destinations(line, T::B32)?;
-    let a = line.any_source(1, T::B32)?;
+    let a = Typed { slot: line.source(1, T::B32)?, class: Class::Word };
     let (b, c) = (line.source(2, T::B32)?, line.source(3, T::B32)?);
     let members = line.source(4, T::B32)?;
     Ok(Collective { d, p, a, b, c, members, ..Collective::new(Kind::Shuffle(kind)) })
@@ -173,7 +173,7 @@ fn reduce(line: &mut Line<'_, '_>) -> Decoded<Collective> {
     };
     line.exactly(3)?;
     let d = Typed { slot: line.destination(0, ty)?, class: Class::Word };
-    let a = line.any_source(1, ty)?;
+    let a = Typed { slot: line.source(1, ty)?, class: Class::Word };
     Ok(Collective { d, a, members: line.source(2, T::B32)?, ..Collective::new(Kind::Reduce(kind)) })
 }
 

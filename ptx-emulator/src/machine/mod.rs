@@ -54,10 +54,13 @@ impl Default for DeviceOptions {
     }
 }
 
+/// The most devices of a machine.
+pub const MAX_DEVICES: u32 = 64;
+
 /// A machine to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineOptions {
-    /// How many devices it has.
+    /// How many devices it has, up to [`MAX_DEVICES`].
     pub devices: u32,
     /// What each of them is.
     pub device: DeviceOptions,
@@ -217,7 +220,11 @@ pub struct Machine {
 
 impl Machine {
     /// A machine with nothing on it.
+    ///
+    /// # Panics
+    /// If it is to have more than [`MAX_DEVICES`].
     pub fn new(options: MachineOptions) -> Self {
+        assert!(options.devices <= MAX_DEVICES, "a machine has at most {MAX_DEVICES} devices");
         Self {
             options,
             memory: Memory::new(options.memory),
@@ -254,8 +261,11 @@ impl Machine {
     /// Places a module's variables on a device.
     ///
     /// # Errors
-    /// Those of allocation.
+    /// Those of allocation, and [`RunError::NoDevice`].
     pub fn load(&mut self, device: DeviceId, module: &Arc<Module>) -> Result<ModuleId, RunError> {
+        if device.0 >= self.options.devices {
+            return Err(RunError::NoDevice { device: device.0, devices: self.options.devices });
+        }
         let mut addresses = Vec::new();
         for variable in &module.variables {
             let bytes = variable.bytes.max(1);
@@ -264,11 +274,8 @@ impl Machine {
         for (variable, &address) in module.variables.iter().zip(&addresses) {
             let mut image = variable.image.clone();
             for &(offset, other) in &variable.addresses {
-                let width = (image.len() - offset).min(8);
-                let mut bits = [0; 8];
-                bits[..width].copy_from_slice(&image[offset..offset + width]);
-                let value = u64::from_le_bytes(bits).wrapping_add(addresses[other as usize]);
-                image[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                let element = image[offset..].first_chunk_mut().expect("an address is an element of 8 bytes");
+                *element = u64::from_le_bytes(*element).wrapping_add(addresses[other as usize]).to_le_bytes();
             }
             self.memory.write(Thread::HOST, address, &image)?;
         }

@@ -100,6 +100,15 @@ impl Memory {
         Ok(())
     }
 
+    /// Checks the addresses of a range that `agent` is about to read.
+    ///
+    /// # Errors
+    /// Any [`Fault`] about addresses.
+    pub fn check_range(&self, agent: Thread, address: u64, bytes: u64) -> Result<()> {
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.range(AccessKind::Load, &Access::weak(agent, Site::NONE), address, length).map(drop)
+    }
+
     /// Writes a range, of any alignment, by `agent`: [`Thread::HOST`], or an asynchronous copy.
     ///
     /// # Errors
@@ -130,6 +139,9 @@ impl Memory {
     /// # Errors
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn fill(&mut self, agent: Thread, address: u64, bytes: u64, pattern: &[u8]) -> Result<()> {
+        if pattern.is_empty() && bytes > 0 {
+            return Err(Box::new(Fault::EmptyPattern { address, bytes }));
+        }
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         let access = Access::weak(agent, Site::NONE);
         if let Some((request, place)) = self.range(AccessKind::Store, &access, address, length)? {

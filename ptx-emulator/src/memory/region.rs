@@ -19,6 +19,14 @@ impl Region {
         Self { bytes: vec![0; bytes], initialised: vec![0; bytes.div_ceil(64)], tracking: None }
     }
 
+    /// As [`Region::new`]; `None` if this computer has no such range of addresses.
+    pub(super) fn try_new(bytes: u64) -> Option<Self> {
+        let bytes = usize::try_from(bytes).ok()?;
+        // Only a trial: zeros from the system cost nothing until they are written.
+        Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
+        Some(Self::new(bytes))
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.bytes.len() as u64
     }
