@@ -8,7 +8,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Rig, params};
-use ptx_emulator::memory::{DeviceId, Owner, Thread};
+use ptx_emulator::memory::{DeviceId, MemoryOptions, Owner, Thread};
 use ptx_emulator::{Launch, Machine, MachineOptions, Module, Outcome, Policy, RunError, StreamId};
 
 const POLICIES: [Policy; 3] = [Policy::RoundRobin, Policy::Random, Policy::Adversarial];
@@ -170,4 +170,26 @@ fn a_counter_in_local_memory_is_no_spin() {
         let run = rig.run("k", [1, 1, 1], [32, 1, 1], 0, &[]);
         run.unwrap_or_else(|error| panic!("{policy:?}: {error}"));
     }
+}
+
+#[test]
+fn a_stream_that_was_handed_back_is_given_out_as_new() {
+    let mut machine = Machine::new(MachineOptions {
+        memory: MemoryOptions { race: true, ..MemoryOptions::default() },
+        ..options(Policy::RoundRobin)
+    });
+    let at = machine.memory().allocate(Owner::Device(DeviceId(0)), 16, "x").unwrap();
+    machine.memory().fill(Thread::HOST, at, 16, &[0]).unwrap();
+    let [first, other] = [0; 2].map(|_| machine.stream(DeviceId(0)));
+    machine.fill(first, at, 8, &[1]);
+    machine.retire_stream(first);
+    assert_ne!(machine.stream(DeviceId(0)), first, "it still has something to do");
+    while !matches!(machine.advance(1000).unwrap(), Outcome::Idle) {}
+    machine.retire_stream(first);
+    let second = machine.stream(DeviceId(0));
+    assert_eq!(second, first);
+    // Nothing orders its new work behind the old, but for whoever waits for the device.
+    machine.synchronise(other);
+    machine.fill(second, at, 8, &[2]);
+    assert!(machine.run().is_err());
 }

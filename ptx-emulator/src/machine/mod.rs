@@ -16,6 +16,7 @@ mod step;
 mod stream;
 mod warp;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use grid::Image;
@@ -207,6 +208,9 @@ pub struct Machine {
     images: Vec<Arc<Image>>,
     sites: u32,
     streams: Vec<Stream>,
+    /// Streams that were handed back, and by device, the end of all that they did.
+    spare_streams: Vec<StreamId>,
+    spare_ends: BTreeMap<DeviceId, Clock>,
     events: Vec<Option<host::Reached>>,
     random: Random,
     time_ns: u64,
@@ -232,6 +236,8 @@ impl Machine {
             images: Vec::new(),
             sites: 0,
             streams: Vec::new(),
+            spare_streams: Vec::new(),
+            spare_ends: BTreeMap::new(),
             events: Vec::new(),
             random: Random(options.seed),
             time_ns: 1,
@@ -305,8 +311,23 @@ impl Machine {
 
     /// A new stream of a device.
     pub fn stream(&mut self, device: DeviceId) -> StreamId {
+        if let Some(at) = self.spare_streams.iter().position(|spare| self.streams[spare.0].device == device) {
+            let spare = self.spare_streams.swap_remove(at);
+            self.streams[spare.0] = Stream::new(device);
+            return spare;
+        }
         self.streams.push(Stream::new(device));
         StreamId(self.streams.len() - 1)
+    }
+
+    /// Hands back a stream whose work has ended; [`Machine::stream`] may give it out again, as new. Nothing happens while
+    /// it still has something to do.
+    pub fn retire_stream(&mut self, stream: StreamId) {
+        let Stream { device, ref end, .. } = self.streams[stream.0];
+        if self.is_idle(stream) && !self.spare_streams.contains(&stream) {
+            self.memory.join(self.spare_ends.entry(device).or_default(), end);
+            self.spare_streams.push(stream);
+        }
     }
 
     /// A new event, not yet recorded.

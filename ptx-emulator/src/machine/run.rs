@@ -6,7 +6,7 @@ use super::step::{Failure, Turn};
 use super::warp::{Spin, State};
 use super::{Counters, Machine, Outcome, Policy};
 use crate::exec::asynchronous::Late;
-use crate::memory::Thread;
+use crate::memory::DeviceId;
 
 /// A warp among all that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,18 +39,22 @@ fn patience(policy: Policy) -> u64 {
 }
 
 impl Machine {
-    /// Runs until every stream is empty.
+    /// Runs until every stream is empty; all of it happens before what the host does next.
     ///
     /// # Errors
     /// The first failure; the machine is then left as it was at that moment and should be dropped.
     pub fn run(&mut self) -> Result<(), RunError> {
         match self.advance(u64::MAX)? {
             Outcome::Stalled(deadlock) => Err(RunError::Deadlock(deadlock)),
-            Outcome::Idle | Outcome::Running => Ok(()),
+            Outcome::Idle | Outcome::Running => {
+                (0..self.options.devices).for_each(|device| self.synchronise_device(DeviceId(device)));
+                Ok(())
+            }
         }
     }
 
-    /// Runs about `instructions` warp instructions, or until nothing is left or can move.
+    /// Runs about `instructions` warp instructions, or until nothing is left or can move. What of it happens before the
+    /// host's next accesses is for [`Machine::synchronise`] and its like to say.
     ///
     /// # Errors
     /// As of [`Machine::run`].
@@ -67,11 +71,7 @@ impl Machine {
                     continue;
                 }
                 let idle = self.streams.iter().all(super::stream::Stream::is_idle);
-                return Ok(if idle {
-                    self.synchronise_host()
-                } else {
-                    Outcome::Stalled(Box::new(self.deadlock()))
-                });
+                return Ok(if idle { Outcome::Idle } else { Outcome::Stalled(Box::new(self.deadlock())) });
             }
             if let Some(outcome) = self.round(&warps, end)? {
                 return Ok(outcome);
@@ -83,14 +83,6 @@ impl Machine {
             return Err(RunError::Budget { executed, policy: self.options.policy, seed: self.options.seed });
         }
         Ok(Outcome::Running)
-    }
-
-    /// What the streams did happens before what the host does now.
-    fn synchronise_host(&mut self) -> Outcome {
-        for stream in &self.streams {
-            self.memory.acquire(Thread::HOST, &stream.end);
-        }
-        Outcome::Idle
     }
 
     pub(super) fn warps(&self) -> Vec<Address> {
