@@ -165,3 +165,40 @@ fn reads_of_a_bulk_group_are_not_its_writes() {
         }
     }
 }
+
+#[test]
+fn relaxed_operations_of_an_mbarrier_order_nothing() {
+    // Thread 0 stores to the tile and arrives, thread 1 waits and reads.
+    let body = |arrive: &str, wait: &str| {
+        format!(
+            "@!%first bra WAIT; mov.u32 %r1, 7; st.shared.u32 [%tile], %r1; {arrive} bra END;
+            WAIT: {wait} @!%p1 bra WAIT; ld.shared.u32 %r2, [%tile]; END:"
+        )
+    };
+    let arrive = "mbarrier.arrive.shared.b64 %rd1, [%bar];";
+    let wait = "mbarrier.test_wait.parity.shared.b64 %p1, [%bar], 0;";
+    let relaxed_arrive = "mbarrier.arrive.relaxed.cta.shared.b64 %rd1, [%bar];";
+    let relaxed_wait = "mbarrier.test_wait.parity.relaxed.cta.shared.b64 %p1, [%bar], 0;";
+    // Bytes: expected by an arrival that releases nothing yet, brought by the thread itself.
+    let bytes =
+        "mbarrier.expect_tx.relaxed.cta.shared.b64 [%bar], 4; mbarrier.arrive.shared.b64 %rd1, [%bar];
+        mov.u32 %r1, 8; st.shared.u32 [%tile], %r1; mbarrier.complete_tx.relaxed.cta.shared.b64 [%bar], 4;";
+    for policy in POLICIES {
+        let options = options(policy, 1, true, false);
+        run(&body(arrive, wait), 1, 2, options).unwrap_or_else(|error| panic!("{error}"));
+        for (arrive, wait) in [(relaxed_arrive, wait), (arrive, relaxed_wait), (bytes, wait)] {
+            let report = fault(run(&body(arrive, wait), 1, 2, options).unwrap_err());
+            let is_race =
+                matches!(&report.cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. }));
+            assert!(is_race, "{arrive} {wait}: {report}");
+        }
+    }
+}
+
+#[test]
+fn an_arrival_that_completes_nothing_may_not_end_the_phase() {
+    let arrive = "@%first mbarrier.arrive.noComplete.shared.b64 %rd1, [%bar], 1;";
+    run(arrive, 2, 1, options(Policy::RoundRobin, 1, false, false)).unwrap();
+    let report = fault(run(arrive, 1, 1, options(Policy::RoundRobin, 1, false, false)).unwrap_err());
+    assert!(matches!(report.cause, Cause::MbarrierCount { .. }), "{report}");
+}
