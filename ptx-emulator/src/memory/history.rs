@@ -86,14 +86,15 @@ impl Message {
 /// The stores to a granule, in coherence order: the order in which everybody sees those to a common byte.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// The bytes before the first store.
+    /// The bytes before the first store, and which of them had been written.
     base: u64,
+    base_mask: u8,
     messages: Vec<Message>,
 }
 
 impl History {
-    pub(super) fn new(base: u64) -> Self {
-        Self { base, messages: Vec::new() }
+    pub(super) fn new(base: u64, base_mask: u8) -> Self {
+        Self { base, base_mask, messages: Vec::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -124,6 +125,12 @@ impl History {
     pub(super) fn value(&self, upto: Option<usize>) -> u64 {
         let messages = upto.map_or(&[][..], |upto| &self.messages[..=upto]);
         messages.iter().fold(self.base, blend)
+    }
+
+    /// The bytes that have been written as of message `upto`, or before all.
+    pub(super) fn written(&self, upto: Option<usize>) -> u8 {
+        let messages = upto.map_or(&[][..], |upto| &self.messages[..=upto]);
+        messages.iter().fold(self.base_mask, |mask, message| mask | message.mask)
     }
 
     /// The bytes that everybody will see in the end.
@@ -211,6 +218,7 @@ impl History {
         }
         // A plain store that everybody sees is as good as the bytes themselves.
         let plain = self.messages.iter().take_while(|it| it.settled && it.scope.is_none()).count();
+        self.base_mask |= self.messages[..plain].iter().fold(0, |mask, message| mask | message.mask);
         self.base = self.messages.drain(..plain).fold(self.base, |value, message| blend(value, &message));
     }
 }
@@ -247,7 +255,7 @@ mod tests {
 
     #[test]
     fn hidden_stores_are_forgotten_and_settled_plain_ones_become_the_bytes() {
-        let mut history = History::new(u64::from_le_bytes([9; 8]));
+        let mut history = History::new(u64::from_le_bytes([9; 8]), 0xff);
         history.push(message(0xff, u64::from_le_bytes([1; 8]), 50, Some(Scope::Sys)));
         history.push(message(0x0f, u64::from_le_bytes([2; 8]), 10, None));
         history.push(message(0xf0, u64::from_le_bytes([3; 8]), 10, None));
@@ -265,7 +273,7 @@ mod tests {
 
     #[test]
     fn strong_stores_stay_until_they_are_hidden() {
-        let mut history = History::new(0);
+        let mut history = History::new(0, 0xff);
         history.push(message(0x0f, 1, 1, Some(Scope::Gpu)));
         history.settle(5);
         assert_eq!(history.len(), 1);

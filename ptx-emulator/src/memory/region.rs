@@ -116,6 +116,11 @@ impl Region {
         self.initialised[granule / 8] |= u64::from(mask) << (granule % 8 * 8);
     }
 
+    /// Which bytes of a granule are initialised, one bit each.
+    pub(super) fn initialised_mask(&self, granule: usize) -> u8 {
+        (self.initialised[granule / 8] >> (granule % 8 * 8)) as u8
+    }
+
     /// The granule (aligned 8 bytes) around `offset`, zero beyond the end.
     pub(super) fn granule(&self, granule: usize) -> u64 {
         let at = granule * 8;
