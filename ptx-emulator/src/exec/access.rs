@@ -1,6 +1,6 @@
 //! `ld`, `st` and fences (PTX ISA, "Data Movement and Conversion Instructions", "Parallel Synchronization").
 
-use super::address::{Region, generic, region_of};
+use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
 use super::rows::{LANES, Row, each};
 use crate::memory::{Order, Scope, Width};
@@ -199,6 +199,13 @@ fn route(context: &mut Context<'_>, space: Space, address: &Address, bytes: u64)
     }
     if space != Space::Generic && space != Space::Global {
         row = each(&row, |at| generic(space, at));
+    }
+    if matches!(space, Space::Global | Space::Const) {
+        let misplaced = each(&row, |at| is_misplaced(space, at));
+        if let Some(lane) = context.active().find(|&lane| misplaced[lane]) {
+            *context.culprit = Some(lane);
+            return Err(Cause::WrongSpace { address: row[lane] });
+        }
     }
     let private = match space {
         Space::Global | Space::Shared | Space::Const => false,

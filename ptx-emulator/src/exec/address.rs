@@ -44,6 +44,12 @@ pub(crate) fn generic(space: Space, address: u64) -> u64 {
     }
 }
 
+/// Whether an instruction of a space is given an address of shared memory, though it names another.
+#[inline]
+pub(crate) fn is_misplaced(space: Space, address: u64) -> bool {
+    matches!(space, Space::Global | Space::Const) && address.wrapping_sub(SHARED_WINDOW) < WINDOW_BYTES
+}
+
 fn specific(space: Space, address: u64) -> u64 {
     match space {
         Space::Shared => address.wrapping_sub(SHARED_WINDOW),

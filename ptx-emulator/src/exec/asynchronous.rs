@@ -5,7 +5,7 @@
 //! waited for with `.read`, at the end of its block. So whoever reads a destination too early sees what was there
 //! before. Tensor maps and clusters are refused.
 
-use super::address::{Region, generic, region_of};
+use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
 use super::mbarrier;
 pub(crate) use super::pending::{AsyncState, Late};
@@ -225,6 +225,9 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
         if let Some(address) = misaligned {
             return Err(Cause::Misaligned { address, bytes });
         }
+        if is_misplaced(Space::Global, from) {
+            return Err(Cause::WrongSpace { address: from });
+        }
         if read > u64::from(bytes) {
             return Err(Cause::AsyncCopy { bytes: read, from, to, why: "it reads more than it writes" });
         }
@@ -291,6 +294,11 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
                 to,
                 why: "addresses and size must be multiples of 16",
             });
+        }
+        if let Some((_, address)) =
+            [(*to_space, to), (*from_space, from)].into_iter().find(|&(space, at)| is_misplaced(space, at))
+        {
+            return Err(Cause::WrongSpace { address });
         }
         if region_of(to).0 != Region::Memory || region_of(from).0 != Region::Memory {
             return Err(Cause::AsyncCopy { bytes, from, to, why: "neither side may be private memory" });

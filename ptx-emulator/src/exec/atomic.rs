@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::access::SCOPES;
-use super::address::{Region, generic, region_of};
+use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
 use super::float::extreme_f32;
 use super::halves::Small;
@@ -197,6 +197,9 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
             let base = addresses[lane];
             if region_of(base).0 != Region::Memory {
                 return Err(Cause::PrivateAddress { address: base });
+            }
+            if is_misplaced(op.space, base) {
+                return Err(Cause::WrongSpace { address: base });
             }
             if base & (whole - 1) != 0 {
                 return Err(Cause::Misaligned { address: base, bytes: whole as u32 });

@@ -150,6 +150,8 @@ pub enum Cause {
     Misaligned { address: u64, bytes: u32 },
     #[error("local memory and parameters cannot be accessed this way (address {address:#x})")]
     PrivateAddress { address: u64 },
+    #[error("the instruction names global or constant memory, address {address:#x} lies in shared memory")]
+    WrongSpace { address: u64 },
     #[error("`trap` was executed")]
     Trap,
     #[error("assertion failed: {0}")]
