@@ -230,6 +230,10 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Collective) -> Done {
     Ok(())
 }
 
+/// What a lane gets from one that does not take part: PTX leaves it open. Neither what is often left there, nor a
+/// number as a float.
+const UNDEFINED: u32 = 0xFFFF_DEAD;
+
 /// PTX ISA, shfl.sync: the bounds in `c` divide the warp into segments; a lane whose source is outside of its
 /// segment keeps its own value.
 fn shuffle_lanes(context: &mut Context<'_>, op: &Collective, kind: Shuffle) {
@@ -249,8 +253,9 @@ fn shuffle_lanes(context: &mut Context<'_>, op: &Collective, kind: Shuffle) {
             Shuffle::Butterfly => (own ^ shift, own ^ shift <= most),
             Shuffle::Index => (least | shift & !segment, least | shift & !segment <= most),
         };
-        let source = if fits { source } else { own };
-        out[lane] = a[source as usize & 31];
+        let source = if fits { source & 31 } else { own };
+        let takes_part = source == own || context.rows.mask >> source & 1 != 0;
+        out[lane] = if takes_part { a[source as usize] } else { UNDEFINED };
         inside |= u32::from(fits) << lane;
     }
     context.rows.put_word(op.d.slot, &out);

@@ -54,6 +54,13 @@ pub(crate) struct Fragment {
 }
 
 impl Fragment {
+    /// Whether lanes at `pc` of a call meet this fragment: at the same instruction, or both at a `bar.warp.sync`, which
+    /// need not be the same.
+    pub(crate) fn is_met_at(&self, program: &Program, pc: Pc, frame: Frame) -> bool {
+        let syncs = |pc: Pc| program.code[pc as usize].op.is_warp_barrier();
+        self.pc == pc && self.frame() == frame || syncs(self.pc) && syncs(pc)
+    }
+
     pub(crate) fn frame(&self) -> Frame {
         self.frames[self.frames.len() - 1]
     }

@@ -149,6 +149,13 @@ pub(crate) enum Op {
     Sleep(Slot),
 }
 
+impl Op {
+    /// `bar.warp.sync`
+    pub(crate) fn is_warp_barrier(&self) -> bool {
+        matches!(self, Self::Warp(op) if op.kind == exec::warp::Kind::Barrier)
+    }
+}
+
 /// A function in a program.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FunctionInfo {
