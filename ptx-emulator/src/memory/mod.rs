@@ -44,6 +44,9 @@
 //! - Proxies are not told apart: a missing `fence.proxy.async` goes unnoticed.
 //! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, a candidate is forgotten, and
 //!   the store counts as read by everybody.
+//! - `ld.const` may read global memory, and `ld.global.nc` what the same kernel writes.
+//! - A strong store behind an atomic of the same thread on the same location carries on what the atomic has picked up
+//!   from other threads; in PTX only atomics do.
 //! - Lanes of one warp may store the same value by one plain instruction (the CUDA programming guide has one of
 //!   them win, PTX calls it a race).
 //!
