@@ -129,6 +129,25 @@ fn copies_that_signal_an_mbarrier_are_there_after_its_phase() {
 }
 
 #[test]
+fn a_phase_may_wait_for_copies_that_it_was_not_made_for() {
+    // Thread 0 adds the end of its copy to the phase, and only then lets thread 1 make the arrival that it counts.
+    let body = format!(
+        "mov.u32 %r1, 0; add.u32 %r2, %tile, 512; @%first st.relaxed.cta.shared.u32 [%r2], %r1; bar.sync 0;
+        @!%first bra OTHER;
+        cp.async.ca.shared.global [%tile], [%from+4], 4; cp.async.mbarrier.arrive.shared.b64 [%bar];
+        mov.u32 %r1, 1; st.relaxed.cta.shared.u32 [%r2], %r1; bra WAIT;
+        OTHER: ld.relaxed.cta.shared.u32 %r1, [%r2]; setp.eq.u32 %p1, %r1, 0; @%p1 bra OTHER;
+        mbarrier.arrive.shared.b64 _, [%bar];
+        {WAIT}
+        ld.shared.u32 %r3, [%tile]; @!%first st.global.u32 [%out], %r3;"
+    );
+    for options in every_option() {
+        let found = run(&body, 1, 2, options).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(found[0], 1);
+    }
+}
+
+#[test]
 fn an_arrival_behind_copies_is_no_wait() {
     // The thread's own word, before anybody has said that the copy is there.
     let own = signalled("cp.async.mbarrier.arrive.noinc.shared.b64 [%bar];", "")

@@ -173,16 +173,16 @@ fn instructions_for_global_memory_take_no_address_of_shared_memory() {
 
 #[test]
 fn a_flag_that_was_never_zeroed_is_found_behind_its_first_store() {
-    // The second block may see the flag as of before the store, which nobody has written.
+    // The first block may see the flag as of before the store, which nobody has written.
     let source = "
         .visible .entry k(.param .u64 flag) {
           .reg .b64 %rd<2>; .reg .b32 %r<4>; .reg .pred %p<2>; ld.param.u64 %rd1, [flag]; mov.u32 %r1, %ctaid.x;
-          setp.ne.u32 %p1, %r1, 0; @%p1 bra WAIT; st.relaxed.gpu.global.u32 [%rd1], 1; ret;
+          setp.eq.u32 %p1, %r1, 0; @%p1 bra WAIT; st.relaxed.gpu.global.u32 [%rd1], 1; ret;
           WAIT: ld.relaxed.gpu.global.u32 %r2, [%rd1]; setp.eq.u32 %p1, %r2, 0; @%p1 bra WAIT; ret;
         }";
     let run = |seed, zeroed: bool| {
         let memory = MemoryOptions { weak: Some(seed), ..MemoryOptions::default() };
-        // The first block runs first.
+        // Round robin begins with the second block, whose store comes before every load.
         let mut rig =
             Rig::of(source, MachineOptions { memory, seed, ..options(Policy::RoundRobin, 0, false) });
         let flag = if zeroed { rig.upload(&[0; 4], "flag") } else { rig.empty(4, "flag") };
