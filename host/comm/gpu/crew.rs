@@ -28,6 +28,8 @@ pub(super) struct Crew {
     /// The first rank.
     pub(super) first: usize,
     pub(super) count: usize,
+    /// Most blocks of a rank, equal on all: see [`max_blocks`].
+    pub(super) max_blocks: u32,
     /// The group's shape and number.
     pub(super) shape: Shape,
     pub(super) group: u32,
@@ -122,7 +124,8 @@ impl Crew {
         options: &GroupOptions,
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
-        let stride = bytes.next_multiple_of(DATA_ALIGN);
+        // Kernels read the first unit of a tensor whatever its length.
+        let stride = bytes.next_multiple_of(DATA_ALIGN).max(DATA_ALIGN);
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
         for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
             let mut put = |at: u64, value: u64| {
@@ -152,15 +155,9 @@ impl Crew {
         }
     }
 
-    /// Most blocks of a rank: one per multiprocessor, so that all are resident, and those of a second collective
-    /// beside them.
-    fn max_blocks(&self) -> u32 {
-        (self.device().properties().multiprocessors / self.count as u32).max(1)
-    }
-
     fn site(&self) -> Site {
         let max_row_blocks = if self.kernels.ptx().has_clusters() { params::MAX_ROW_BLOCKS } else { 1 };
-        Site { shape: self.shape, max_blocks: self.max_blocks(), max_row_blocks }
+        Site { shape: self.shape, max_blocks: self.max_blocks, max_row_blocks }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
@@ -174,10 +171,11 @@ impl Crew {
     ) -> Result<(), CommError> {
         let (execution, is_fused) = self.execution_of(part, options, &sum)?;
         if is_fused {
-            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, sum.norm);
+            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
             return self.launch(stream, &launch);
         }
-        let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
+        let plain = Sum { norm: None, ..sum };
+        let launch = self.sum_launch(part, options, &plain, execution, Collective::AllReduce, None);
         self.launch(stream, &launch)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
         for rank in 0..self.count {
@@ -211,7 +209,7 @@ impl Crew {
         }
     }
 
-    /// Enqueues one phase of a sum.
+    /// Enqueues one phase of a sum: a launch per pass, since not all ranks hear from each other in a phase.
     pub(super) fn phase(
         &self,
         stream: &Stream,
@@ -224,7 +222,11 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, tuning: None, slice_stride: 0 };
-        self.launch(stream, &self.sum_launch(part, options, &sum, execution, Collective::Stage(phase), None))
+        let collective = Collective::Stage(phase);
+        for pass in 0..execution.passes {
+            self.launch(stream, &self.sum_launch(part, options, &sum, execution, collective, Some(pass)))?;
+        }
+        Ok(())
     }
 
     /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
@@ -262,6 +264,7 @@ impl Crew {
         Ok(())
     }
 
+    /// The launch of all passes, or of one.
     fn sum_launch(
         &self,
         part: &Part,
@@ -269,7 +272,7 @@ impl Crew {
         sum: &Sum,
         execution: Execution,
         collective: Collective,
-        norm: Option<NormAfter>,
+        only_pass: Option<u32>,
     ) -> Launch {
         let mut alike = vec![
             execution.algorithm as u64,
@@ -277,13 +280,16 @@ impl Crew {
             execution.passes.into(),
             execution.pass_units.into(),
         ];
+        let execution = Execution { passes: only_pass.map_or(execution.passes, |_| 1), ..execution };
         if execution.passes > 1 {
             alike.extend([execution.blocks, execution.workers].map(u64::from));
         }
         // The order in which a row's squares are added up.
-        if let Some(norm) = norm {
+        if let Some(norm) = sum.norm {
             alike.extend([norm.hidden, execution.row_blocks, execution.workers].map(u64::from));
         }
+        let pass = only_pass.unwrap_or_default();
+        alike.push(pass.into());
         let meta = Meta::new(collective, sum.dtype, &alike);
         let launch = nvrar::AllReduce {
             ranks: self.ranks(part, options),
@@ -296,7 +302,8 @@ impl Crew {
             numel: sum.numel as u32,
             meta: meta.bits(),
             phases: phases(collective),
-            norm,
+            first_unit: pass * execution.pass_units,
+            norm: sum.norm,
         };
         launch.launch()
     }
@@ -306,6 +313,13 @@ impl Crew {
         // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
         Ok(unsafe { self.kernels.launch(stream, launch) }?)
     }
+}
+
+/// Most blocks of a rank: one per multiprocessor of the smallest GPU that `in_flight` collectives leave to each of
+/// `ranks` on a GPU, so that all are resident whichever kernel they run.
+pub(super) fn max_blocks(kernels: &[Arc<KernelLibrary>], ranks: usize, in_flight: u32) -> u32 {
+    let smallest = kernels.iter().map(|kernels| kernels.device().properties().multiprocessors).min();
+    (smallest.unwrap_or_default() / (ranks as u32 * in_flight.max(1))).max(1)
 }
 
 /// Residual and norm by a launch of their own.

@@ -42,12 +42,17 @@ pub struct GroupOptions {
     pub tuning: Option<Tuning>,
     /// Choices measured on these GPUs; they go before the built-in ones, and `tuning` before them.
     pub table: Option<Arc<TuningTable>>,
-    /// Programmatic dependent launch, where the GPU has it.
+    /// Programmatic dependent launch, where the GPU has it and one collective is in flight at a time.
     pub dependent_launch: bool,
+    /// Collectives that may run at the same time on a GPU: of several communicators, or of several buffers on several
+    /// streams. They divide its multiprocessors, for a collective waits with all of its blocks for other ranks'. With
+    /// more at once than this, ranks may wait for each other until the limit.
+    pub in_flight: u32,
 }
 
 impl Default for GroupOptions {
-    /// Direct, ten seconds in a kernel, two minutes on the host, built-in choices, dependent launch.
+    /// Direct, ten seconds in a kernel, two minutes on the host, built-in choices, dependent launch, one collective at a
+    /// time.
     fn default() -> Self {
         Self {
             memory: PeerMemory::Direct,
@@ -57,6 +62,7 @@ impl Default for GroupOptions {
             tuning: None,
             table: None,
             dependent_launch: true,
+            in_flight: 1,
         }
     }
 }
