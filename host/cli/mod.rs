@@ -14,6 +14,7 @@ mod results;
 mod selftest;
 mod session;
 mod spd;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,9 @@ enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Measure what is fastest here, for later commands
+    #[command(subcommand)]
+    Tune(tune::Command),
     /// Check every GPU kernel against f64 arithmetic on the CPU, on a GPU or an emulated one
     Selftest(selftest::Args),
     /// Say what this machine has, what works with it, and what to install for more
@@ -68,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Spd(command) => spd::run(&command, cli.json),
         Command::Bench(command) => bench::run(&command, cli.json),
+        Command::Tune(command) => tune::run(&command, cli.json),
         Command::Selftest(args) => selftest::run(&args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
     };

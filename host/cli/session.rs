@@ -1,5 +1,6 @@
 //! From `--model --tp --topology --spd --device` to a loaded runner.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{memory, output};
+use crate::bench::allreduce::tuning_file::TuningFile;
 use crate::comm::Shape;
 use crate::comm::gpu::{GroupOptions, PeerMemory};
 use crate::driver::Device;
@@ -76,7 +78,13 @@ pub(super) struct SyncArgs {
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
+    /// How GPUs sum what, from fewsync tune allreduce [default: the file that FEWSYNC_TUNING names; else built in]
+    #[arg(long, value_name = "FILE")]
+    pub(super) tuning: Option<PathBuf>,
 }
+
+/// Names a tuning file where no option does.
+const TUNING_VARIABLE: &str = "FEWSYNC_TUNING";
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerMemoryChoice {
@@ -87,8 +95,20 @@ pub(super) enum PeerMemoryChoice {
 }
 
 impl SyncArgs {
-    /// As the GPUs' communicator takes it.
-    pub(super) fn group(&self) -> GroupOptions {
+    /// As the communicator of these GPUs takes it. A tuning file that was measured with others is an error.
+    pub(super) fn group(&self, devices: &[Device], shape: Shape) -> anyhow::Result<GroupOptions> {
+        let options = self.untuned();
+        let variable =
+            || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let Some(path) = self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1) else {
+            return Ok(options);
+        };
+        let table = TuningFile::read(&path)?.table(&path, devices, shape, &options)?;
+        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+    }
+
+    /// Without a tuning file.
+    pub(super) fn untuned(&self) -> GroupOptions {
         let defaults = GroupOptions::default();
         let memory = match self.peer_memory {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
@@ -189,12 +209,7 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
         DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout, cuda_devices)?)),
         DeviceChoice::Emulate => {
             memory::check(model)?;
-            let devices = |tp| {
-                let mut devices = Device::emulate(tp as u32)?;
-                devices.truncate(tp);
-                Ok(devices)
-            };
-            Ok(Box::new(load_engine(model, plan, shape, layout, devices)?))
+            Ok(Box::new(load_engine(model, plan, shape, layout, emulated_devices)?))
         }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
         DeviceChoice::Auto if Device::cuda_count().is_err() => {
@@ -205,12 +220,14 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
             }
-            // What is wrong with the model itself is wrong on every device.
-            Err(reason @ (RunError::Engine(_) | RunError::Comm(_))) => {
-                output::note(&format!("device: cpu, since {reason}"));
-                Ok(Box::new(load_reference(model, plan, shape, layout)?))
-            }
-            Err(other) => Err(other.into()),
+            // What is wrong with the model itself, or a file that was named, is wrong on every device.
+            Err(reason) => match reason.downcast_ref::<RunError>() {
+                Some(RunError::Engine(_) | RunError::Comm(_)) => {
+                    output::note(&format!("device: cpu, since {reason}"));
+                    Ok(Box::new(load_reference(model, plan, shape, layout)?))
+                }
+                _ => Err(reason),
+            },
         },
     }
 }
@@ -239,19 +256,25 @@ fn load_engine(
     shape: Shape,
     layout: &LayoutArgs,
     devices: impl FnOnce(usize) -> Result<Vec<Device>, EngineError>,
-) -> Result<Engine, RunError> {
+) -> anyhow::Result<Engine> {
+    let devices = devices(plan.tp()).map_err(RunError::from)?;
     let options = EngineOptions {
         page_size: layout.page_size,
         kv_tokens: layout.kv_tokens,
         shape: Some(shape),
-        comm: layout.sync.group(),
+        comm: layout.sync.group(&devices, shape)?,
         ..EngineOptions::default()
     };
     let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
-    let devices = devices(plan.tp())?;
-    with_progress(weight_bytes, |loaded| {
-        Engine::load(&model.config, &model.source, plan, &devices, &options, loaded)
-    })
+    let load = |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
+    Ok(with_progress(weight_bytes, load)?)
+}
+
+/// `n` devices of an emulated machine.
+pub(super) fn emulated_devices(n: usize) -> Result<Vec<Device>, EngineError> {
+    let mut devices = Device::emulate(n as u32)?;
+    devices.truncate(n);
+    Ok(devices)
 }
 
 /// The first `n` GPUs.

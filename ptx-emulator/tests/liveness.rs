@@ -42,7 +42,15 @@ fn flag_machine(policy: Policy) -> (Machine, u64, impl Fn(&mut Machine, StreamId
         let kernel = machine.kernel(loaded, kernel).unwrap();
         let params = params(&[flag], &[]);
         let (grid, block) = ([1; 3], [1; 3]);
-        let launch = Launch { kernel, grid, block, dynamic_shared_bytes: 0, params, programmatic: false };
+        let launch = Launch {
+            kernel,
+            grid,
+            block,
+            cluster: [1; 3],
+            dynamic_shared_bytes: 0,
+            params,
+            programmatic: false,
+        };
         machine.launch(stream, &launch).unwrap();
     };
     (machine, flag, launch)
@@ -123,6 +131,7 @@ fn a_spin_that_the_host_ends_may_be_followed_by_long_work() {
             kernel,
             grid: [1; 3],
             block: [1; 3],
+            cluster: [1; 3],
             dynamic_shared_bytes: 0,
             params: params(&[words, flag], &[50_000]),
             programmatic: false,

@@ -322,9 +322,11 @@ fn what_cannot_be_launched_is_refused_at_once() -> Result<()> {
     // SAFETY: refused.
     let short = unsafe { kernel.launch(&stream, &LaunchConfig::new(1, 1), &[0; 4]) }.unwrap_err();
     contains(&short, &["await", "4 bytes of parameters were given, the kernel has 8"]);
+    let small = machine("sms=1");
+    let (small, on_small) = (small.load_module(PTX)?.kernel("await")?, small.stream()?);
     // SAFETY: refused.
-    let cluster = unsafe { kernel.launch(&stream, &LaunchConfig::new(2, 1).cluster(2), &[0; 8]) };
-    contains(&cluster.unwrap_err(), &["no clusters"]);
+    let cluster = unsafe { small.launch(&on_small, &LaunchConfig::new(8, 1).cluster(8), &[0; 8]) };
+    contains(&cluster.unwrap_err(), &["cluster of 8×1×1 blocks", "4 resident blocks"]);
     let unknown = PTX.replace("mov.u32 %thread", "wgmma.u32 %thread");
     contains(&device.load_module(&unknown).unwrap_err(), &["rejected the PTX", ":13:", "wgmma"]);
     assert!(machine("sms=2").properties().multiprocessors == 2);

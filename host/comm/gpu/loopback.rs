@@ -140,7 +140,7 @@ impl Loopback {
     ) -> Result<(), CommError> {
         self.check_tensor(buf, numel, dtype)?;
         let LoopbackSlices { addend, norm, stride: slice_stride } = slices;
-        let sum = Sum { numel, dtype, addend, norm, slice_stride };
+        let sum = Sum { numel, dtype, addend, norm, tuning: None, slice_stride };
         self.crews[gpu].all_reduce(stream, &buf.parts[gpu], self.options(), sum)
     }
 

@@ -10,7 +10,7 @@
 //!   host wrote, after a while.
 //! - A kernel's fault, a race or a deadlock ends the machine: all of its devices report it, again and again, as a
 //!   CUDA context does.
-//! - Registers and occupancy stand in for a compiler's (see [`module`]); clusters are refused.
+//! - Registers and occupancy stand in for a compiler's (see [`module`]).
 
 mod capture;
 mod graphs;

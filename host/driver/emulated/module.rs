@@ -60,10 +60,14 @@ impl LoadedKernel {
     }
 
     /// Why it cannot be launched like this, beyond what every device checks.
-    fn refusal(&self, config: &LaunchConfig, parameters: &[u8]) -> Option<String> {
+    fn refusal(&self, config: &LaunchConfig, parameters: &[u8], device: &Properties) -> Option<String> {
         let block = [config.block.x, config.block.y, config.block.z];
+        let resident = u64::from(device.multiprocessors) * u64::from(RESIDENT_BLOCKS);
         match self.required_threads {
-            _ if config.cluster.is_some() => Some("the emulator has no clusters".to_owned()),
+            _ if config.cluster.is_some_and(|cluster| cluster.count() > resident) => Some(format!(
+                "a cluster of {} blocks does not fit {resident} resident blocks",
+                config.cluster?
+            )),
             _ if parameters.len() < self.param_bytes() => {
                 let (found, declared) = (parameters.len(), self.param_bytes);
                 Some(format!("{found} bytes of parameters were given, the kernel has {declared}"))
@@ -171,7 +175,7 @@ impl GpuModules for EmulatedGpu {
     ) -> Result<()> {
         self.with(|state| {
             let kernel = state.kernel(kernel.0);
-            if let Some(reason) = kernel.refusal(config, parameters) {
+            if let Some(reason) = kernel.refusal(config, parameters, &self.properties) {
                 return Err(self.invalid_launch(&kernel.name, reason));
             }
             let launch = KernelLaunch { kernel, config: *config, parameters: parameters.into() };

@@ -362,6 +362,7 @@ impl State {
                     kernel: kernel.id,
                     grid: [config.grid.x, config.grid.y, config.grid.z],
                     block: [config.block.x, config.block.y, config.block.z],
+                    cluster: config.cluster.map_or([1; 3], |cluster| [cluster.x, cluster.y, cluster.z]),
                     dynamic_shared_bytes: config.dynamic_shared_bytes,
                     params: parameters[..kernel.param_bytes()].to_vec(),
                     programmatic: config.programmatic,

@@ -208,7 +208,7 @@ fn route(context: &mut Context<'_>, space: Space, address: &Address, bytes: u64)
         }
     }
     let private = match space {
-        Space::Global | Space::Shared | Space::Const => false,
+        Space::Global | Space::Shared | Space::SharedCluster | Space::Const => false,
         Space::Local | Space::Param => true,
         Space::Generic => {
             let outside = each(&row, |at| region_of(at).0 != Region::Memory);

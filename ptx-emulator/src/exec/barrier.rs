@@ -4,7 +4,7 @@ use super::context::{Cause, Context, Done};
 use super::rows::{LANES, Slot};
 use super::warp::Collective;
 use crate::memory::{Clock, Thread};
-use crate::program::{Decoded, Line, Op, Refusal, Typed, class_of};
+use crate::program::{Decoded, Line, Op, Typed, class_of};
 use crate::text::ScalarType as T;
 
 pub(crate) const NAMES: &[&str] = &["bar", "barrier"];
@@ -39,7 +39,7 @@ pub(crate) struct Barrier {
 
 pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if line.flag("cluster") {
-        return Err(Refusal::Cluster("barriers of clusters"));
+        return super::cluster::decode_barrier(line);
     }
     line.flag("cta");
     if line.flag("warp") {

@@ -7,6 +7,7 @@ pub(crate) mod atomic;
 pub(crate) mod barrier;
 pub(crate) mod call;
 mod carry;
+pub(crate) mod cluster;
 mod compare;
 pub(crate) mod context;
 pub(crate) mod control;
@@ -37,13 +38,14 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 19] = [
+const FAMILIES: [Family; 20] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
     (atomic::NAMES, atomic::decode),
     (barrier::NAMES, barrier::decode),
     (call::NAMES, call::decode),
+    (cluster::NAMES, cluster::decode),
     (compare::NAMES, compare::decode),
     (control::NAMES, control::decode),
     (convert::NAMES, convert::decode),

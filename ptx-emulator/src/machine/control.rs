@@ -2,7 +2,7 @@
 
 use super::step::{Next, Shared};
 use super::warp::{Fragment, Frame, Warp};
-use crate::exec::context::{PrivateBase, lanes};
+use crate::exec::context::{self, PrivateBase, lanes};
 use crate::exec::rows::{Counts, Mask, Slot};
 use crate::exec::{Cause, call};
 use crate::program::{FunctionInfo, NOWHERE, Op, Pc};
@@ -63,6 +63,8 @@ impl Warp {
         fragment.mask &= !lanes;
         fragment.pc += 1;
         shared.barriers.live -= lanes.count_ones();
+        let threads = context::lanes(lanes).map(|lane| self.first_thread + lane as u32);
+        shared.cluster.leave(shared.environment.cluster_rank(), threads);
         *shared.progress += 1;
         shared.barriers.complete(shared.memory, shared.block);
         self.retire(lanes);

@@ -54,6 +54,11 @@ impl Machine {
                 format!("barrier {id}, where {arrived} of {expected} threads are")
             }
             State::Members { members, .. } => format!("lanes {members:#010x} of their warp"),
+            State::Cluster => {
+                let grid = &self.streams[at.stream].grids[at.grid];
+                let (arrived, expected) = grid.clusters[self.block(at).cluster].state();
+                format!("the barrier of its cluster, where {arrived} of {expected} threads are")
+            }
             State::Grid => "the end of the grid before".to_owned(),
             State::Sleeping { until_ns } => format!("time {until_ns} ns"),
             State::Ready => {

@@ -4,6 +4,7 @@ use super::step::{Failure, Next, Shared};
 use super::warp::{Fragment, State, Warp};
 use crate::exec::Cause;
 use crate::exec::barrier::{self, Barrier};
+use crate::exec::cluster::Operation;
 use crate::exec::context::lanes;
 use crate::exec::rows::Mask;
 use crate::program::{Inst, Op};
@@ -27,6 +28,11 @@ impl Warp {
                 Op::Barrier(op) => self.barrier(op, vec![fragment], active, shared),
                 op => {
                     self.simple(op, &fragment, active, shared)?;
+                    if matches!(op, Op::Cluster(Operation::Wait { .. })) {
+                        fragment.state = State::Cluster;
+                        self.fragments.push(fragment);
+                        return Ok(Next::Other);
+                    }
                     fragment.pc += 1;
                     Ok(Next::Same(fragment))
                 }
@@ -47,6 +53,12 @@ impl Warp {
         self.fragments = rest;
         if let Op::Barrier(op) = &inst.op {
             return self.barrier(op, come, gathered, shared);
+        }
+        if matches!(inst.op, Op::Cluster(Operation::Wait { .. })) {
+            self.simple(&inst.op, &come[0], gathered, shared)?;
+            come.iter_mut().for_each(|member| member.state = State::Cluster);
+            self.fragments.extend(come);
+            return Ok(Next::Other);
         }
         if inst.op.is_warp_barrier() {
             let first = self.first_thread;

@@ -108,6 +108,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block in x, y and z.
     pub block: [u32; 3],
+    /// Blocks of a cluster in x, y and z; they start together. `[1; 3]` for none.
+    pub cluster: [u32; 3],
     /// Beyond the kernel's static shared memory.
     pub dynamic_shared_bytes: u32,
     /// The parameters as they lie in `.param` space.
@@ -138,6 +140,21 @@ pub enum LaunchError {
         kernel: String,
         /// As launched.
         grid: [u32; 3],
+    },
+    /// Clusters that are too large, or do not divide the grid.
+    #[error(
+        "kernel {kernel} cannot run as a grid of {grid:?} blocks in clusters of {cluster:?} (each divides the grid; \
+         {limit} blocks at most)"
+    )]
+    ClusterSize {
+        /// The kernel.
+        kernel: String,
+        /// As launched.
+        grid: [u32; 3],
+        /// As launched.
+        cluster: [u32; 3],
+        /// Of a device: what is portable, or resident at once if that is less.
+        limit: usize,
     },
     /// Not the kernel's parameters.
     #[error("kernel {kernel} takes {expected} bytes of parameters, not {found}")]
@@ -342,7 +359,7 @@ impl Machine {
     /// What a device would refuse.
     pub fn launch(&mut self, stream: StreamId, launch: &Launch) -> Result<(), LaunchError> {
         let image = &self.images[launch.kernel.0];
-        grid::check(image.kernel(), launch)?;
+        grid::check(image.kernel(), launch, self.options.device.max_resident_blocks)?;
         let device = self.streams[stream.0].device;
         if image.device != device {
             let kernel = image.kernel().name.clone();

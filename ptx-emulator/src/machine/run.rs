@@ -211,7 +211,9 @@ impl Machine {
             check_registers: self.options.check_registers,
             find_spins: quiet > patience(self.options.policy),
         };
-        let (turn, executed) = grid.blocks[at.block].turn(&grid.image, at.warp, budget, around);
+        let block = &mut grid.blocks[at.block];
+        let cluster = &mut grid.clusters[block.cluster];
+        let (turn, executed) = block.turn(&grid.image, at.warp, budget, cluster, around);
         self.account(executed, quiet);
         self.memory.tick();
         turn.map_err(|failure| self.report(at, failure))
@@ -244,8 +246,10 @@ impl Machine {
         let stuck = |at: &Address| {
             let warp = &self.block(*at).warps[at.warp];
             warp.fragments.iter().all(|fragment| {
-                let waits =
-                    matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. });
+                let waits = matches!(
+                    fragment.state,
+                    State::Barrier { .. } | State::Cluster | State::Grid | State::Members { .. }
+                );
                 waits || fragment.spin.is_spinning
             })
         };

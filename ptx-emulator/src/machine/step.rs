@@ -3,6 +3,7 @@
 use super::warp::{Fragment, Frame, Spin, State, Warp};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::{self, Barriers};
+use crate::exec::cluster::{self, Cluster};
 use crate::exec::context::{Context, Environment, lanes};
 use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Mask, Slot};
@@ -34,6 +35,7 @@ pub(crate) struct Shared<'a> {
     pub(crate) memory: &'a mut Memory,
     pub(crate) environment: &'a Environment,
     pub(crate) barriers: &'a mut Barriers,
+    pub(crate) cluster: &'a mut Cluster,
     pub(crate) asynchronous: &'a mut AsyncState,
     pub(crate) output: &'a mut String,
     pub(crate) progress: &'a mut u64,
@@ -81,6 +83,7 @@ impl Shared<'_> {
             base: frame.private,
             environment: self.environment,
             barriers: self.barriers,
+            cluster: self.cluster,
             asynchronous: self.asynchronous,
             first: Thread::new(self.block, warp.first_thread),
             site: Site(self.site_base + pc),
@@ -163,6 +166,16 @@ impl Warp {
             State::Sleeping { until_ns } => {
                 if shared.environment.time_ns < until_ns {
                     return false;
+                }
+            }
+            State::Cluster => {
+                let rank = shared.environment.cluster_rank();
+                let threads = || lanes(mask).map(|lane| self.first_thread + lane as u32);
+                if threads().any(|thread| shared.cluster.holds(rank, thread)) {
+                    return false;
+                }
+                for thread in threads() {
+                    shared.cluster.go_on(rank, Thread::new(shared.block, thread), shared.memory);
                 }
             }
             State::Grid => {
@@ -329,6 +342,10 @@ impl Warp {
                 let members = if op.aligned { Mask::MAX } else { active };
                 self.together(inst, fragment, active, members, shared)
             }
+            Op::Cluster(op) => {
+                let members = if op.is_aligned() { Mask::MAX } else { active };
+                self.together(inst, fragment, active, members, shared)
+            }
             Op::Grid(GridControl::LaunchDependents) => {
                 *shared.triggered = true;
                 fragment.pc = pc + 1;
@@ -395,6 +412,7 @@ impl Warp {
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
+            Op::Cluster(op) => cluster::execute(&mut context, *op)?,
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,
             _ => {}

@@ -187,9 +187,9 @@ impl Machine {
                 .saturating_sub(resident.map(|grid| grid.blocks.len()).sum());
             for stream in self.streams.iter_mut().filter(|stream| stream.device.0 == device) {
                 for grid in &mut stream.grids {
-                    while room > 0 && grid.has_more_blocks() {
-                        grid.start_block(&mut self.memory, &self.options);
-                        room -= 1;
+                    while room >= grid.cluster_blocks() && grid.has_more_blocks() {
+                        grid.start_cluster(&mut self.memory, &self.options);
+                        room -= grid.cluster_blocks();
                         any = true;
                     }
                 }

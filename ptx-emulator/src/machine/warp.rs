@@ -36,6 +36,8 @@ pub(crate) enum State {
     Sleeping {
         until_ns: u64,
     },
+    /// At `barrier.cluster.wait`.
+    Cluster,
     /// At `griddepcontrol.wait`.
     Grid,
 }

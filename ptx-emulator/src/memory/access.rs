@@ -101,7 +101,7 @@ impl Order {
 pub enum Scope {
     /// `.cta`: the own block.
     Cta,
-    /// `.cluster`: the own cluster. Without clusters, the own block.
+    /// `.cluster`: the own cluster; of a launch without clusters, the own block.
     Cluster,
     /// `.gpu`: all threads of the own device.
     Gpu,

@@ -164,7 +164,7 @@ impl Memory {
         let block = request.thread.block;
         let here = self.blocks.get(block);
         if request.address.wrapping_sub(SHARED_WINDOW) < LOCAL_WINDOW - SHARED_WINDOW {
-            return space::resolve_shared(request, &here.shared);
+            return self.blocks.resolve(request);
         }
         self.space.resolve(request, here.info.device)
     }

@@ -49,6 +49,8 @@ pub struct Moment {
 #[derive(Debug)]
 struct BlockState {
     grid: GridId,
+    /// The first block of its cluster.
+    cluster: BlockId,
     /// By index; empty once the block has ended.
     threads: Vec<ThreadState>,
     /// Asynchronous copies under way: what precedes them.
@@ -70,6 +72,7 @@ struct GridState {
 enum Domain {
     Everybody,
     Device(Option<DeviceId>),
+    Cluster(BlockId),
     Block(BlockId),
 }
 
@@ -104,7 +107,8 @@ impl Causality {
         let known = Arc::<VectorClock>::default();
         let grid = GridState { device: None, gathered: known.clone(), start: known.clone(), finished: None };
         let threads = vec![ThreadState::new(known)];
-        let block = BlockState { grid: GridId(0), threads, copies: Vec::new(), n_copies: 0 };
+        let (grid_id, cluster) = (GridId(0), BlockId(0));
+        let block = BlockState { grid: grid_id, cluster, threads, copies: Vec::new(), n_copies: 0 };
         let states = States { grids: vec![grid], blocks: vec![block] };
         Self { states, chains: Vec::new(), sc_fences: HashMap::new() }
     }
@@ -117,7 +121,14 @@ impl Causality {
     pub(super) fn begin_block(&mut self, grid: GridId, n_threads: u32) {
         let start = &self.states.grids[grid.0 as usize].start;
         let threads = (0..n_threads).map(|_| ThreadState::new(start.clone())).collect();
-        self.states.blocks.push(BlockState { grid, threads, copies: Vec::new(), n_copies: 0 });
+        let cluster = BlockId(self.states.blocks.len() as u32);
+        self.states.blocks.push(BlockState { grid, cluster, threads, copies: Vec::new(), n_copies: 0 });
+    }
+
+    pub(super) fn join_cluster(&mut self, blocks: &[BlockId]) {
+        for block in blocks {
+            self.states.blocks[block.0 as usize].cluster = blocks[0];
+        }
     }
 
     /// What the threads have learned from others becomes the grid's.
@@ -232,7 +243,8 @@ impl Causality {
     /// Joins the order of `sc` fences: after all that are morally strong with this one.
     fn sc_fence(&mut self, thread: Thread, scope: Scope) {
         let block = thread.block;
-        let domains = [Domain::Everybody, Domain::Device(self.device(block)), Domain::Block(block)];
+        let device = Domain::Device(self.device(block));
+        let domains = [Domain::Everybody, device, Domain::Cluster(self.cluster(block)), Domain::Block(block)];
         for theirs in [Scope::Cta, Scope::Cluster, Scope::Gpu, Scope::Sys] {
             // Both scopes have to include the other thread.
             if let Some(earlier) = self.sc_fences.get(&(theirs, domains[reach(theirs.min(scope))])).cloned() {
@@ -342,8 +354,13 @@ impl Causality {
         match scope {
             Scope::Sys => true,
             Scope::Gpu => self.device(from) == self.device(to),
-            Scope::Cta | Scope::Cluster => from == to,
+            Scope::Cluster => self.cluster(from) == self.cluster(to),
+            Scope::Cta => from == to,
         }
+    }
+
+    fn cluster(&self, block: BlockId) -> BlockId {
+        self.states.blocks[block.0 as usize].cluster
     }
 
     fn device(&self, block: BlockId) -> Option<DeviceId> {
@@ -396,6 +413,7 @@ fn reach(scope: Scope) -> usize {
     match scope {
         Scope::Sys => 0,
         Scope::Gpu => 1,
-        Scope::Cta | Scope::Cluster => 2,
+        Scope::Cluster => 2,
+        Scope::Cta => 3,
     }
 }

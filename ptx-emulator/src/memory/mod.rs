@@ -53,8 +53,7 @@
 //! Narrower: a release is carried on by later strong stores of its thread only while they are the newest of the
 //! location; an acquire load takes what the store that it reads carries, not what an earlier relaxed load of the
 //! location saw; and an acquire fence that is narrower than the load before it, in a chain of atomics that acquire
-//! and release, reaches the last of them alone. Programs that need those would be accused wrongly. Clusters are not
-//! modelled: `.cluster` means the block.
+//! and release, reaches the last of them alone. Programs that need those would be accused wrongly.
 //!
 //! # Cost
 //! A set of operations is a place per chain of finished grids, and for blocks of running grids a floor for all
@@ -110,7 +109,7 @@ pub use causality::Moment;
 pub use clock::Clock;
 pub use fault::{Allocation, Fault, FaultyAccess, Owner, RacingAccess, Result};
 pub use lanes::Row;
-pub use space::{LOCAL_WINDOW, SHARED_WINDOW};
+pub use space::{LOCAL_WINDOW, SHARED_WINDOW, cluster_address, cluster_offset};
 
 use blocks::Blocks;
 use causality::Causality;

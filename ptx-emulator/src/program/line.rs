@@ -76,6 +76,7 @@ impl<'b, 'a> Line<'b, 'a> {
             ("global", Space::Global),
             ("shared", Space::Shared),
             ("shared::cta", Space::Shared),
+            ("shared::cluster", Space::SharedCluster),
             ("local", Space::Local),
             ("const", Space::Const),
             ("param", Space::Param),

@@ -145,6 +145,7 @@ pub(crate) enum Op {
     Wmma(Box<exec::wmma::Wmma>),
     Async(Box<exec::asynchronous::Async>),
     Mbarrier(Box<exec::mbarrier::Operation>),
+    Cluster(exec::cluster::Operation),
     Grid(exec::control::GridControl),
     Sleep(Slot),
 }
