@@ -150,7 +150,7 @@ impl ForcedArgs {
             FormatChoice::Cells => Format::Cells,
             FormatChoice::Words => Format::Words,
         });
-        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks };
+        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks, pass_units: None };
         (tuning != Tuning::default()).then_some(tuning)
     }
 }
@@ -206,7 +206,7 @@ impl Args {
     /// What our results are called: what was chosen or forced, and which memory.
     pub(super) fn variant(&self, options: &GroupOptions) -> String {
         let mut parts = Vec::new();
-        if let Some(Tuning { algorithm, format, blocks, workers, row_blocks }) = options.tuning {
+        if let Some(Tuning { algorithm, format, blocks, workers, row_blocks, .. }) = options.tuning {
             parts.extend(
                 algorithm.map(|a| if a == Algorithm::OneShot { "one-shot" } else { "two-shot" }.into()),
             );
