@@ -5,6 +5,7 @@
 //! those that wait go on alone. So lanes progress independently, as from Volta on, and a lane that spins on
 //! another of its warp ends. Instructions that need lanes together (`.sync`, `.aligned`) gather them by mask.
 
+use super::deferred::Deferred;
 use crate::exec::context::{PrivateBase, Privates};
 use crate::exec::rows::{Counts, LANES, Mask, Registers};
 use crate::program::{NOWHERE, Pc, Program};
@@ -90,6 +91,8 @@ pub(crate) struct Warp {
     pub(crate) first_thread: u32,
     pub(crate) live: Mask,
     pub(crate) spin: Spin,
+    /// Loads that weak memory has put off, in program order.
+    pub(super) deferred: Vec<Deferred>,
 }
 
 impl Warp {
@@ -126,6 +129,7 @@ impl Warp {
             first_thread,
             live: mask,
             spin: Spin::default(),
+            deferred: Vec::new(),
         }
     }
 
@@ -259,7 +263,7 @@ impl Warp {
     pub(crate) fn note_repetition(&mut self, fragment: &Fragment, counts: Counts) -> bool {
         self.spin.visits += 1;
         // Long computations are looked at now and then; a cycle shows at every stride.
-        if self.spin.visits > 256 && !self.spin.visits.is_multiple_of(64) {
+        if !self.deferred.is_empty() || self.spin.visits > 256 && !self.spin.visits.is_multiple_of(64) {
             return false;
         }
         let hash = self.hash(fragment, counts);
