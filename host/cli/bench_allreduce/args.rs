@@ -150,7 +150,7 @@ impl ForcedArgs {
             FormatChoice::Cells => Format::Cells,
             FormatChoice::Words => Format::Words,
         });
-        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks };
+        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks, pass_units: None };
         (tuning != Tuning::default()).then_some(tuning)
     }
 }

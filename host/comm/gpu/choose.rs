@@ -21,6 +21,8 @@ pub struct Tuning {
     pub workers: Option<u32>,
     /// Blocks that share a row to be normalised.
     pub row_blocks: Option<u32>,
+    /// Most units of 16 bytes that a pass has; longer tensors take more passes than the slots ask for.
+    pub pass_units: Option<u32>,
 }
 
 impl fmt::Display for Tuning {
@@ -109,7 +111,7 @@ impl Site {
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
         let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
         let step = row_units.unwrap_or(GRANULE_UNITS);
-        let most = slot_units / step * step;
+        let most = slot_units.min(tuning.pass_units.unwrap_or(slot_units)) / step * step;
         if most == 0 {
             return None;
         }
@@ -259,6 +261,19 @@ mod tests {
         assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
         assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
+    }
+
+    #[test]
+    fn a_registered_tensor_fits_one_pass() {
+        for (nodes, gpus) in [(1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (5, 3)] {
+            let site = site(nodes, gpus, 132);
+            for units in 1..600 {
+                let layout = Layout::new(site.shape, units as usize * 16);
+                let task = Task::Sum { units, row_units: None };
+                let execution = site.execution(task, &layout, Tuning::default()).expect("it fits");
+                assert_eq!(execution.passes, 1, "{units} units on {}", site.shape);
+            }
+        }
     }
 
     proptest! {

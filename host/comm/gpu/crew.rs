@@ -51,7 +51,7 @@ pub(super) struct Part {
     rows: DeviceBuffer<u8>,
     layout: Layout,
     /// All ranks' regions: none is freed while one rank's kernels may write into it.
-    _regions: Arc<[Arc<Region>]>,
+    regions: Arc<[Arc<Region>]>,
 }
 
 /// A sum to be enqueued; addresses are the first rank's.
@@ -71,6 +71,21 @@ impl Part {
     /// Ranks that it belongs to.
     pub(super) fn count(&self) -> usize {
         self.rows.len() / params::ROW_BYTES as usize
+    }
+
+    /// Words of 4 bytes that nobody has taken from the region of `rank`, of the group.
+    pub(super) fn untaken_words(&self, rank: usize, stream: &Stream) -> Result<usize, GpuError> {
+        let mut bytes = vec![0; self.layout.bytes];
+        match &*self.regions[rank] {
+            Region::Device(region) => region.download_at(0, &mut bytes, stream)?,
+            Region::Pinned(region) => bytes.copy_from_slice(region),
+        }
+        let words = self.layout.area(Format::Words);
+        let words = words.offset..words.offset + 2 * words.bytes;
+        let is_untaken = |(index, word): (usize, &[u8])| {
+            word.iter().any(|&byte| byte != if words.contains(&(4 * index)) { u8::MAX } else { 0 })
+        };
+        Ok(bytes.chunks_exact(4).enumerate().filter(|&(index, word)| is_untaken((index, word))).count())
     }
 }
 
@@ -139,7 +154,7 @@ impl Crew {
         }
         let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
         let rows = self.device().upload(&rows, &stream)?;
-        Ok(Part { data, stride, rows, layout, _regions: regions })
+        Ok(Part { data, stride, rows, layout, regions })
     }
 
     fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {

@@ -1,7 +1,7 @@
 //! PTX modules and kernels: what the text says of them, and what a compiler would.
 
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ptx_emulator::{Kernel, LoadError, Module};
 
@@ -111,11 +111,26 @@ fn registers(max_threads: u32, min_blocks: u32, device: &Properties) -> u32 {
     (most / REGISTER_UNIT * REGISTER_UNIT).clamp(REGISTER_UNIT, MAX_REGISTERS)
 }
 
+/// The module of a text. Machines share it: reading a file takes longer than many kernels run.
+fn parse(text: &str) -> std::result::Result<Arc<Module>, LoadError> {
+    /// By text, as long as a machine has them loaded.
+    static PARSED: Mutex<Vec<(Box<str>, Weak<Module>)>> = Mutex::new(Vec::new());
+    let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    parsed.retain(|(_, module)| module.strong_count() > 0);
+    let found = parsed.iter().find(|(other, _)| **other == *text);
+    if let Some(module) = found.and_then(|(_, module)| module.upgrade()) {
+        return Ok(module);
+    }
+    let module = Arc::new(Module::new("module.ptx", text)?);
+    parsed.push((text.into(), Arc::downgrade(&module)));
+    Ok(module)
+}
+
 impl GpuModules for EmulatedGpu {
     fn load_module(&self, ptx: &CStr) -> Result<ModuleId> {
-        let module = Module::new("module.ptx", &ptx.to_string_lossy()).map_err(|e| self.rejected(&e))?;
+        let module = parse(&ptx.to_string_lossy()).map_err(|e| self.rejected(&e))?;
         self.with(|state| {
-            let loaded = state.load(self.properties.ordinal, Arc::new(module));
+            let loaded = state.load(self.properties.ordinal, module);
             loaded
                 .map(ModuleId)
                 .map_err(|reason| self.call_error("load_module", 2, "CUDA_ERROR_OUT_OF_MEMORY", reason))

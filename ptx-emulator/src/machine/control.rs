@@ -16,11 +16,12 @@ impl Warp {
         reconverge: Pc,
         shared: &mut Shared<'_>,
     ) -> Next {
-        let back = taken != 0 && target <= fragment.pc;
+        // Where lanes part, those that go back are a fragment of their own from then on.
+        let back = taken == fragment.mask && target <= fragment.pc;
         if back && shared.find_spins {
             let counts = shared.program.functions[fragment.frame().function as usize].registers;
             if self.note_repetition(&mut fragment, counts) {
-                fragment.pc = if taken == fragment.mask { target } else { fragment.pc };
+                fragment.pc = target;
                 return Next::Yield(fragment);
             }
         }

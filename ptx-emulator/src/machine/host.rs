@@ -67,7 +67,7 @@ impl Machine {
 }
 
 /// Turns without a change from which on the machine counts as quiet: time passes at eight times its usual pace.
-const LONG: u64 = 768;
+const LONG: u64 = 192;
 
 impl Stall {
     fn is_quiet(&self) -> bool {

@@ -6,6 +6,7 @@
 //! expire.
 
 mod control;
+mod deferred;
 mod diagnosis;
 mod gather;
 mod grid;
@@ -35,7 +36,7 @@ pub enum Policy {
     RoundRobin,
     /// Any warp, for any short time.
     Random,
-    /// One warp as far as it goes, then any other.
+    /// One warp as far as it goes: until it waits, or has changed nothing for a thousand instructions.
     Adversarial,
 }
 

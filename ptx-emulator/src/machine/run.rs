@@ -32,6 +32,9 @@ pub(super) struct Stall {
 /// Turns per resident warp without progress after which spins are looked for.
 const QUIET_TURNS: u64 = 64;
 
+/// Turns without progress after which stores that are under way move on one tick more in each turn.
+const QUIET_TICKS: u64 = 16;
+
 /// Turns without progress after which warps that repeat themselves give way at once: the long turns of the
 /// adversarial policy are enough by themselves.
 fn patience(policy: Policy) -> u64 {
@@ -160,7 +163,8 @@ impl Machine {
             Policy::Random => self.random.below(blocked.len()),
             Policy::Adversarial => {
                 let favourite = self.stall.favourite % blocked.len();
-                if blocked[favourite] || self.random.below(8) == 0 {
+                let has_changed_nothing = self.stall.progress == self.progress();
+                if blocked[favourite] || has_changed_nothing || self.random.below(64) == 0 {
                     self.stall.favourite = self.random.below(blocked.len());
                 }
                 self.stall.favourite % blocked.len()
@@ -215,7 +219,8 @@ impl Machine {
         let cluster = &mut grid.clusters[block.cluster];
         let (turn, executed) = block.turn(&grid.image, at.warp, budget, cluster, around);
         self.account(executed, quiet);
-        self.memory.tick();
+        // Whoever waits for a store has looked in vain by now: what is under way arrives sooner.
+        (0..1 + (quiet / QUIET_TICKS).min(64)).for_each(|_| self.memory.tick());
         turn.map_err(|failure| self.report(at, failure))
     }
 
@@ -223,7 +228,7 @@ impl Machine {
         self.counters.warp_instructions += executed.warp;
         self.counters.thread_instructions += executed.thread;
         // Up to a millisecond a turn, when nothing but time has changed for long.
-        self.time_ns += executed.warp + (1 << (quiet / 256).min(20)) - 1;
+        self.time_ns += executed.warp + (1 << (quiet / 64).min(20)) - 1;
     }
 
     /// Grows with every change that somebody may wait for.

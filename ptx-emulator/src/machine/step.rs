@@ -9,7 +9,7 @@ use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
-use crate::memory::{BlockId, Clock, Memory, Site, Thread};
+use crate::memory::{BlockId, Clock, Memory, Order, Scope, Site, Thread};
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
 
 /// A fragment that spins this long while lanes wait for it lets them go on.
@@ -181,7 +181,9 @@ impl Warp {
             State::Grid => {
                 let Some(clock) = shared.predecessors else { return false };
                 for lane in lanes(mask) {
-                    shared.memory.acquire(Thread::new(shared.block, self.first_thread + lane as u32), clock);
+                    let thread = Thread::new(shared.block, self.first_thread + lane as u32);
+                    shared.memory.acquire(thread, clock);
+                    shared.memory.fence(thread, Order::Release, Scope::Sys);
                 }
             }
         }
@@ -222,6 +224,10 @@ impl Warp {
                     self.check_guard(&fragment, guard.slot, pc)?;
                 }
                 active &= if guard.negated { !bits } else { bits };
+            }
+            if !self.deferred.is_empty() && self.catch_up(&fragment, active, shared)? {
+                self.fragments.push(fragment);
+                return Ok(false);
             }
             shared.warp_instructions += 1;
             shared.thread_instructions += u64::from(active.count_ones());
@@ -369,7 +375,9 @@ impl Warp {
                 if matches!(op, Op::Special { which, .. } if which.shows_time()) {
                     fragment.spin = Spin::default();
                 }
-                self.simple(op, &fragment, active, shared)?;
+                if !self.defer(&fragment, active, shared) {
+                    self.simple(op, &fragment, active, shared)?;
+                }
                 fragment.pc = pc + 1;
                 Ok(if gives_way { Next::Yield(fragment) } else { Next::Same(fragment) })
             }

@@ -5,6 +5,7 @@
 //! those that wait go on alone. So lanes progress independently, as from Volta on, and a lane that spins on
 //! another of its warp ends. Instructions that need lanes together (`.sync`, `.aligned`) gather them by mask.
 
+use super::deferred::Deferred;
 use crate::exec::context::{PrivateBase, Privates, lanes};
 use crate::exec::rows::{Counts, LANES, Mask, Registers};
 use crate::program::{NOWHERE, Pc, Program};
@@ -103,6 +104,8 @@ pub(crate) struct Warp {
     /// Linear index of lane 0 in the block.
     pub(crate) first_thread: u32,
     pub(crate) live: Mask,
+    /// Loads that weak memory has put off, in program order.
+    pub(super) deferred: Vec<Deferred>,
 }
 
 impl Warp {
@@ -132,7 +135,15 @@ impl Warp {
             alone: 0,
             spin: Spin::default(),
         };
-        Self { registers, privates, fragments: vec![first], joins: Vec::new(), first_thread, live: mask }
+        Self {
+            registers,
+            privates,
+            fragments: vec![first],
+            joins: Vec::new(),
+            first_thread,
+            live: mask,
+            deferred: Vec::new(),
+        }
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -267,6 +278,10 @@ impl Warp {
     pub(crate) fn note_repetition(&self, fragment: &mut Fragment, counts: Counts) -> bool {
         fragment.spin.visits += 1;
         // Long computations are looked at now and then; a cycle shows at every stride.
+        if !self.deferred.is_empty() {
+            fragment.spin = Spin::default();
+            return false;
+        }
         if fragment.spin.visits > 256 && !fragment.spin.visits.is_multiple_of(64) {
             return fragment.spin.is_spinning;
         }

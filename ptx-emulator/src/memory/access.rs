@@ -87,11 +87,11 @@ impl Order {
         !matches!(self, Self::Weak)
     }
 
-    pub(super) const fn acquires(self) -> bool {
+    pub(crate) const fn acquires(self) -> bool {
         matches!(self, Self::Acquire | Self::AcqRel | Self::Sc)
     }
 
-    pub(super) const fn releases(self) -> bool {
+    pub(crate) const fn releases(self) -> bool {
         matches!(self, Self::Release | Self::AcqRel | Self::Sc)
     }
 }

@@ -112,6 +112,12 @@ impl Memory {
         }
     }
 
+    /// For how many instructions of its warp a load is put off, if it is.
+    #[inline]
+    pub(crate) fn put_off(&mut self) -> Option<u32> {
+        self.weak.as_mut().and_then(Weak::put_off)
+    }
+
     /// How many stores are, perhaps, not yet visible to everybody.
     pub fn pending(&self) -> usize {
         self.weak.as_ref().map_or(0, Weak::pending)

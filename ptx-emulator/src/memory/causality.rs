@@ -120,8 +120,13 @@ impl Causality {
 
     pub(super) fn begin_block(&mut self, grid: GridId, n_threads: u32) {
         let start = &self.states.grids[grid.0 as usize].start;
-        let threads = (0..n_threads).map(|_| ThreadState::new(start.clone())).collect();
         let cluster = BlockId(self.states.blocks.len() as u32);
+        let thread = || ThreadState {
+            // What precedes a grid precedes whatever a later store of it tells others of.
+            fences: vec![Release { known: start.clone(), scope: Scope::Sys, block: cluster }],
+            ..ThreadState::new(start.clone())
+        };
+        let threads = (0..n_threads).map(|_| thread()).collect();
         self.states.blocks.push(BlockState { grid, cluster, threads, copies: Vec::new(), n_copies: 0 });
     }
 
@@ -140,6 +145,10 @@ impl Causality {
         let mut gathered = std::mem::take(&mut self.states.grids[grid].gathered);
         let mut last: Option<Arc<VectorClock>> = None;
         for thread in threads {
+            // The end of a grid is a fence: what its threads have observed precedes what follows it.
+            for release in thread.observed.iter().filter(|it| self.synchronises(it, Scope::Sys, id)) {
+                join(&mut gathered, &release.known, &self.states);
+            }
             if !last.is_some_and(|last| Arc::ptr_eq(&last, &thread.known)) {
                 join(&mut gathered, &thread.known, &self.states);
             }

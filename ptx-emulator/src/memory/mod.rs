@@ -21,27 +21,35 @@
 //! one's scope includes the other's thread, the same bytes), and so are the first operation of the one pattern and
 //! the last of the other. `fence.sc` synchronises with all morally strong ones before it. So a `.gpu` fence does
 //! not order what a peer sees, nor a `.cta` fence what another block sees. Causality is transitive across scopes.
-//! A store also precedes whatever follows a morally strong read of it.
+//! A store also precedes whatever follows a morally strong read of it. The begin and the end of a grid are fences of
+//! system scope of all its threads, as CUDA's stream order has it: who hears of a grid's end by a later grid's relaxed
+//! store, and has ended a grid itself since, comes after it.
 //!
 //! *Values.* The stores to each location stand in one coherence order. A load may read any store in it that is not
 //! older than one it must know: one that precedes it in causality, or that was read by an operation that does. A
 //! store takes its place anywhere after those. Atomics read the newest store and follow it at once, unless that is
 //! not morally strong with them: then another store may come between, and updates get lost. Each element of a
 //! vector access is an access of its own; one of up to 8 aligned bytes is never torn. After at most 4096 ticks a
-//! store is seen by everybody, so that spins end.
+//! store is seen by everybody, so that spins end. While nothing but time passes, ticks come faster.
+//!
+//! *Load buffering.* A load may be satisfied after a later store of its thread is visible: the machine puts some loads
+//! off until an instruction touches their registers (so address, data and control dependencies hold), or accesses the
+//! same bytes, or is anything but arithmetic, a branch, or a plain or relaxed load or store.
 //!
 //! *Agents.* Asynchronous copies are agents of their own: what they read and write is ordered by what precedes
 //! their start and by the wait for their end, and by nothing else. The host is one, too.
 //!
 //! # Where it differs from PTX
 //! Stricter, so that an outcome that PTX allows is never seen:
-//! - Loads take their value when they are executed: no load buffering.
+//! - A load is put off by at most 128 instructions of its warp, behind at most three others, and never beyond an atomic
+//!   operation.
 //! - Plain loads of one thread from one location never go back, as only strong ones are promised.
 //! - A granule (8 aligned bytes) has one coherence order, whatever the sizes of the stores.
 //! - [`Memory::write`] and [`Memory::fill`] by threads and the host are seen by everybody at once.
 //!
 //! Laxer, so that a fault may be missed:
-//! - Proxies are not told apart: a missing `fence.proxy.async` goes unnoticed.
+//! - Proxies are not told apart: a missing `fence.proxy.async` between stores and the bulk copy that reads them goes
+//!   unnoticed. (To tell would take a second set of operations per thread and clock: those that a proxy fence follows.)
 //! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, a candidate is forgotten, and
 //!   the store counts as read by everybody.
 //! - `ld.const` may read global memory, and `ld.global.nc` what the same kernel writes.
