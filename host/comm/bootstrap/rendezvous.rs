@@ -206,7 +206,18 @@ pub(super) fn join(
     (&mut &first).write_all(&hello.pack()).map_err(lost_0)?;
     // Rank 0 gives up at its own limit and says so; a little longer, in case it was started later.
     first.set_read_timeout(Some(limit + HELLO_LIMIT)).map_err(lost_0)?;
-    let table = read_answer(&first).map_err(lost_0)?;
+    let table = read_answer(&first).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let reason = "something listens there, but it does not answer as rank 0 does".to_owned();
+            BootstrapError::Unreachable {
+                rank,
+                address: address.to_owned(),
+                waited: limit + HELLO_LIMIT,
+                reason,
+            }
+        }
+        _ => lost_0(source),
+    })?;
     let table = table.map_err(|reason| BootstrapError::CalledOff { rank, reason })?;
     if table.len() != world {
         return Err(lost_0(nonsense("its table is not of this world")));
