@@ -90,8 +90,17 @@ fn processes_say_what_one_process_says() {
             assert_eq!(several[field], one[field], "{more:?}: {field}");
         }
     }
-    // Where nothing is said, a host is a node, and every process a rank.
-    let plain = run(3, &TINY);
+    // Where nothing is said, a host is a node, and every process a rank. Also by the host's name.
+    let port = free_port();
+    let by_name = |r: usize| {
+        let mut run = command(&TINY);
+        run.env("RANK", r.to_string()).env("WORLD_SIZE", "3");
+        run.env("MASTER_ADDR", "localhost").env("MASTER_PORT", port.to_string());
+        run.spawn().unwrap()
+    };
+    let ranks: Vec<Child> = (0..3).map(by_name).collect();
+    let outputs: Vec<Output> = ranks.into_iter().map(finish).collect();
+    let plain = parse_json(&outputs[0], &TINY);
     assert_eq!((&plain["topology"], &plain["tp"]), (&"1x3".into(), &3.into()));
 }
 
@@ -145,6 +154,7 @@ fn a_process_holds_its_shard_and_gets_all_logits() {
     let (config, source) = (&model.config, &model.source);
     let mut threads = Reference::load(config, source, &plan, &options, &Arc::default()).unwrap();
     let expected = threads.forward(&batch).unwrap();
+    let (bytes, syncs) = (threads.weight_bytes().to_vec(), threads.sync_counts());
 
     let listener = Listener::bind("127.0.0.1:0").unwrap();
     let address = format!("127.0.0.1:{}", listener.port().unwrap());
@@ -152,11 +162,11 @@ fn a_process_holds_its_shard_and_gets_all_logits() {
         let mesh = Arc::new(mesh);
         let loaded = Reference::load_in_processes(config, source, &plan, &mesh, &options, &Arc::default());
         let mut one = loaded.unwrap();
-        assert_eq!(one.weight_bytes(), [threads.weight_bytes()[mesh.rank()]]);
+        assert_eq!(one.weight_bytes(), [bytes[mesh.rank()]]);
         assert_eq!(one.tp(), 3);
         let output = one.forward(&batch).unwrap();
         assert_eq!((&output.logits, &output.hidden_states), (&expected.logits, &expected.hidden_states));
-        assert_eq!(one.sync_counts(), threads.sync_counts());
+        assert_eq!(one.sync_counts(), syncs);
     };
     std::thread::scope(|scope| {
         let (body, address, options) = (&body, &address, MeshOptions::default);

@@ -4,8 +4,8 @@ use anyhow::ensure;
 
 use crate::model::Model;
 
-/// Refuses a model of whose weights the `share` that this host holds exceeds the memory that the system calls available. Where the system
-/// does not say (no /proc/meminfo), nothing is refused.
+/// Refuses a model if `share` of its weights, what this host is to hold, exceeds the memory that the system calls
+/// available. Where the system does not say (no /proc/meminfo), nothing is refused.
 pub(super) fn check(model: &Model, share: f64) -> anyhow::Result<()> {
     let Some(available) = available_bytes() else { return Ok(()) };
     let needed = (model.weight_bytes() as f64 * share) as u64;
@@ -17,6 +17,24 @@ pub(super) fn check(model: &Model, share: f64) -> anyhow::Result<()> {
         gib(needed),
         gib(available),
         if model.name.starts_with("random:") { ", or fewer layers with random:SHAPE,layers=L" } else { "" }
+    );
+    Ok(())
+}
+
+/// Refuses a batch whose KV cache and logits on the CPU exceed the available memory.
+pub(super) fn check_batch(model: &Model, batch: usize, tokens: usize) -> anyhow::Result<()> {
+    let Some(available) = available_bytes() else { return Ok(()) };
+    let config = &model.config;
+    let cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim;
+    let of_each =
+        (tokens.saturating_mul(cached)).saturating_add(config.vocab).saturating_mul(size_of::<f32>());
+    let needed = of_each.saturating_mul(batch) as u64;
+    ensure!(
+        needed <= available,
+        "--batch {batch} of {tokens} tokens each take {:.1} GiB of KV cache and logits, but only {:.1} GiB are \
+         available: choose a smaller --batch, or fewer tokens",
+        gib(needed),
+        gib(available)
     );
     Ok(())
 }

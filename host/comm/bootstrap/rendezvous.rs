@@ -259,9 +259,16 @@ fn read_answer(stream: &TcpStream) -> io::Result<Result<Vec<(String, String)>, S
 fn connect(address: &str, deadline: Instant) -> Result<TcpStream, String> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = address.to_socket_addrs().and_then(|mut all| {
-            let Some(first) = all.next() else { return Err(nonsense("the name has no address")) };
-            TcpStream::connect_timeout(&first, left.max(RETRY))
+        let attempt = address.to_socket_addrs().and_then(|all| {
+            let mut last = Err(nonsense("the name has no address"));
+            // A name may have several, of which rank 0 listens on one: `localhost` is ::1 and 127.0.0.1.
+            for at in all {
+                last = TcpStream::connect_timeout(&at, left.max(RETRY));
+                if last.is_ok() {
+                    break;
+                }
+            }
+            last
         });
         match attempt {
             Ok(stream) => return Ok(stream),
