@@ -110,12 +110,7 @@ pub fn main() -> ExitCode {
         Ok(world) => world,
         Err(error) => return world::refuse(rank, &error),
     };
-    let result = match cli.command.run(cli.json, &world) {
-        // The reader of our output left (`fewsync … | head`): nothing is wrong, and nobody listens.
-        Err(e) if output::is_broken_pipe(&e) => Ok(()),
-        result => result,
-    };
-    match world.conclude(result) {
+    match world.conclude(cli.command.run(cli.json, &world)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(told) => {
             told.iter().for_each(|sentence| output::complain(sentence));
