@@ -5,7 +5,8 @@ use std::fmt::Write;
 use anyhow::ensure;
 
 use super::results::ResultFiles;
-use super::session::{DeviceChoice, ModelArgs, Session, at_least, progress_bar};
+use super::session::{DeviceChoice, ModelArgs, Session, SyncArgs, at_least, progress_bar};
+use super::world::World;
 use super::{memory, output};
 use crate::bench::breakdown::{Breakdown, breakdown};
 use crate::bench::decode::figure::figure;
@@ -42,7 +43,13 @@ pub(super) struct Args {
     files: ResultFiles,
 }
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+impl Args {
+    pub(super) fn sync(&self) -> &SyncArgs {
+        &self.model.layout.sync
+    }
+}
+
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let &Args { prompt, decode, .. } = args;
     ensure!(
         !args.breakdown || decode >= STEPS_AHEAD,
@@ -50,7 +57,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     );
     args.files.check::<Measurement>("decode")?;
     let (first, others) = args.spd.split_first().expect("--spd has a default");
-    let mut session = Session::open(&args.model, first)?;
+    let mut session = Session::open(&args.model, first, world)?;
     let (needed, context) = (prompt.saturating_add(decode), session.model.config.context);
     ensure!(
         needed <= context,

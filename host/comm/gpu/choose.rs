@@ -28,10 +28,10 @@ pub struct Tuning {
 impl fmt::Display for Tuning {
     /// What it names, in the order of its fields; `auto` if that is nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Self { algorithm, format, blocks, workers, row_blocks } = self;
+        let &Self { algorithm, format, blocks, workers, row_blocks, pass_units } = self;
         let mut parts: Vec<String> = algorithm.map(|it| it.name().to_owned()).into_iter().collect();
         parts.extend(format.map(|it| it.name().to_owned()));
-        let counts = [(blocks, "blocks"), (workers, "workers"), (row_blocks, "row blocks")];
+        let counts = [(blocks, "blocks"), (workers, "workers"), (row_blocks, "row blocks"), (pass_units, "units a pass")];
         parts.extend(counts.into_iter().filter_map(|(n, what)| Some(format!("{} {what}", n?))));
         f.write_str(&if parts.is_empty() { "auto".into() } else { parts.join(" ") })
     }
