@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{memory, output};
 use crate::comm::Shape;
-use crate::comm::gpu::{GroupOptions, PeerMemory};
+use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
 use crate::driver::Device;
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::model::Model;
@@ -76,9 +76,12 @@ pub(super) struct SyncArgs {
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
+    /// What to use instead of the measured choices.
+    #[arg(skip)]
+    pub(super) tuning: Option<Tuning>,
 }
 
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerMemoryChoice {
     /// Stores into the other GPU's memory, over NVLink or PCIe
     Direct,
@@ -94,7 +97,8 @@ impl SyncArgs {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
-        GroupOptions { memory, time_limit: self.sync_limit.unwrap_or(defaults.time_limit), ..defaults }
+        let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
+        GroupOptions { memory, time_limit, tuning: self.tuning, ..defaults }
     }
 }
 
