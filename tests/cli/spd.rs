@@ -2,8 +2,12 @@
 
 use std::fs;
 
+use fewsync::model::Config;
+use fewsync::model::encoding::Encoding;
+use fewsync::model::testing::SmallLlama;
 use serde_json::{Value, json as value};
 
+use crate::common::small::{small, write_folder};
 use crate::common::{fails_with, json, misuse, text};
 
 /// A random model of four blocks on two ranks; texts are drawn from it.
@@ -217,15 +221,7 @@ fn times_over_every_kind_of_memory() {
     let model = dir.path().to_str().unwrap();
     let args = ["spd", "evaluate", "--model", model, "--tp", "2", "--device", "emulate"];
     let quick = ["--only", "latency", "--prompt", "2", "--decode", "1", "--rounds", "1", "--batch", "1"];
-    let more = [
-        "--levels",
-        "0,50,100",
-        "--over",
-        "direct,host-staged,host-staged:1",
-        "--kv-tokens",
-        "1024",
-        "--json",
-    ];
+    let more = ["--levels", "0,50,100", "--over", "direct,host-staged,host-staged:1", "--json"];
     let report = json(&[&args[..], &quick, &more].concat());
     let lines = report["measurements"].as_array().unwrap();
     let of = |line: &Value| {
