@@ -253,6 +253,8 @@ pub const ROW_ARRIVED: u64 = 8;
 pub const ROW_RECORD: u64 = 16;
 /// `row`: address of `[blocks]` letters: what blocks that share a row tell each other.
 pub const ROW_MAIL: u64 = 24;
+/// `row`: calls of the buffer so far, u64.
+pub const ROW_CALLS: u64 = 40;
 /// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer.
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
@@ -325,8 +327,8 @@ pub struct Collective {
     pub hidden: u32,
     /// `_norm`: added to the mean square.
     pub eps: f32,
-    /// Zero; keeps the struct free of padding.
-    pub reserved: u32,
+    /// The first unit of the first pass, of the tensor or of each shard.
+    pub first_unit: u32,
 }
 
 /// `allgather_*`: every rank gets every rank's piece, in place.

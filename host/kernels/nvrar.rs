@@ -153,8 +153,10 @@ pub struct AllReduce {
     pub numel: u32,
     /// What ranks compare beside `numel`.
     pub meta: u32,
-    /// [`params::PHASE_REDUCE`] and so on: all of them, or with [`Algorithm::TwoShot`] one alone.
+    /// [`params::PHASE_REDUCE`] and so on: all of them, or with [`Algorithm::TwoShot`] one alone, in a single pass.
     pub phases: u32,
+    /// Unit that the first pass begins with, of the tensor or of each shard; 0 unless it is a phase alone.
+    pub first_unit: u32,
     /// What follows the sum; bf16 tensors and one-shot only.
     pub norm: Option<NormAfter>,
 }
@@ -179,6 +181,7 @@ impl AllReduce {
         let slices = params::Collective {
             addend: addend.raw(),
             slice_stride,
+            first_unit: self.first_unit,
             ..collective(&ranks, &execution, data, data_stride, numel, self.meta)
         };
         let Some(norm) = self.norm else { return params::Collective { phases: self.phases, ..slices } };
@@ -269,6 +272,6 @@ fn collective(
         group: ranks.group,
         hidden: 0,
         eps: 0.0,
-        reserved: 0,
+        first_unit: 0,
     }
 }

@@ -26,9 +26,9 @@ pub struct Tuning {
 pub(super) enum Task {
     /// A sum of so many units; with rows of so many where they are normalised.
     Sum { units: u32, row_units: Option<u32> },
-    /// One phase of a sum of so many units.
+    /// One phase of a sum of so many units; a launch per pass.
     Phase { units: u32 },
-    /// A gather whose longest piece has so many units.
+    /// A gather whose longest piece has so many units; a launch per pass.
     Gather { units: u32 },
 }
 
@@ -111,7 +111,7 @@ impl Site {
             Some(row) => self.rows_grid(longest.min(pass_units), row, passes, tuning),
             None => self.grid(longest.min(pass_units), tuning),
         };
-        if passes > 1 && !matches!(task, Task::Gather { .. }) {
+        if passes > 1 && matches!(task, Task::Sum { .. }) {
             blocks = blocks
                 .min(self.last_pass(task, algorithm, pass_units, passes) / row_units.unwrap_or(workers));
         }
@@ -290,7 +290,7 @@ mod tests {
                 Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
             };
             prop_assert!(u64::from(e.pass_units) * u64::from(e.passes) >= u64::from(longest));
-            if e.passes > 1 && kind < 2 {
+            if e.passes > 1 && kind == 0 {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
                 prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
             }

@@ -28,6 +28,8 @@ pub(super) struct Crew {
     /// The first rank.
     pub(super) first: usize,
     pub(super) count: usize,
+    /// Most blocks of a rank, equal on all: see [`max_blocks`].
+    pub(super) max_blocks: u32,
     /// The group's shape and number.
     pub(super) shape: Shape,
     pub(super) group: u32,
@@ -122,8 +124,9 @@ impl Crew {
         options: &GroupOptions,
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
-        let stride = bytes.next_multiple_of(DATA_ALIGN);
-        let letters = self.max_blocks() as usize * params::LETTER_BYTES as usize;
+        // Kernels read the first unit of a tensor whatever its length.
+        let stride = bytes.next_multiple_of(DATA_ALIGN).max(DATA_ALIGN);
+        let letters = self.max_blocks as usize * params::LETTER_BYTES as usize;
         let mail = self.device().allocate_zeroed::<u8>(self.count * letters, &stream)?;
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
         for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
@@ -155,14 +158,8 @@ impl Crew {
         }
     }
 
-    /// Most blocks of a rank: one per multiprocessor, so that all are resident, and those of a second collective
-    /// beside them.
-    fn max_blocks(&self) -> u32 {
-        (self.device().properties().multiprocessors / self.count as u32).max(1)
-    }
-
     fn site(&self) -> Site {
-        Site { shape: self.shape, max_blocks: self.max_blocks() }
+        Site { shape: self.shape, max_blocks: self.max_blocks }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
@@ -181,11 +178,13 @@ impl Crew {
         let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
         let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
         if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
-            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, Some(norm));
+            let sum = Sum { norm: Some(norm), ..sum };
+            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
             return self.launch(stream, &launch);
         }
         let execution = execution(None).ok_or(NO_PASS)?;
-        let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
+        let plain = Sum { norm: None, ..sum };
+        let launch = self.sum_launch(part, options, &plain, execution, Collective::AllReduce, None);
         self.launch(stream, &launch)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
         for rank in 0..self.count {
@@ -197,7 +196,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Enqueues one phase of a sum.
+    /// Enqueues one phase of a sum: a launch per pass, since not all ranks hear from each other in a phase.
     pub(super) fn phase(
         &self,
         stream: &Stream,
@@ -210,7 +209,11 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
-        self.launch(stream, &self.sum_launch(part, options, &sum, execution, Collective::Stage(phase), None))
+        let collective = Collective::Stage(phase);
+        for pass in 0..execution.passes {
+            self.launch(stream, &self.sum_launch(part, options, &sum, execution, collective, Some(pass)))?;
+        }
+        Ok(())
     }
 
     /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
@@ -248,6 +251,7 @@ impl Crew {
         Ok(())
     }
 
+    /// The launch of all passes, or of one.
     fn sum_launch(
         &self,
         part: &Part,
@@ -255,7 +259,7 @@ impl Crew {
         sum: &Sum,
         execution: Execution,
         collective: Collective,
-        norm: Option<NormAfter>,
+        only_pass: Option<u32>,
     ) -> Launch {
         let mut alike = vec![
             execution.algorithm as u64,
@@ -263,10 +267,13 @@ impl Crew {
             execution.passes.into(),
             execution.pass_units.into(),
         ];
+        let execution = Execution { passes: only_pass.map_or(execution.passes, |_| 1), ..execution };
         if execution.passes > 1 {
-            let hidden = norm.map_or(0, |norm| norm.hidden);
+            let hidden = sum.norm.map_or(0, |norm| norm.hidden);
             alike.extend([execution.blocks, execution.workers, hidden].map(u64::from));
         }
+        let pass = only_pass.unwrap_or_default();
+        alike.push(pass.into());
         let meta = Meta::new(collective, sum.dtype, &alike);
         let launch = nvrar::AllReduce {
             ranks: self.ranks(part, options),
@@ -279,7 +286,8 @@ impl Crew {
             numel: sum.numel as u32,
             meta: meta.bits(),
             phases: phases(collective),
-            norm,
+            first_unit: pass * execution.pass_units,
+            norm: sum.norm,
         };
         launch.launch()
     }
@@ -289,6 +297,13 @@ impl Crew {
         // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
         Ok(unsafe { self.kernels.launch(stream, launch) }?)
     }
+}
+
+/// Most blocks of a rank: one per multiprocessor of the smallest GPU that `in_flight` collectives leave to each of
+/// `ranks` on a GPU, so that all are resident whichever kernel they run.
+pub(super) fn max_blocks(kernels: &[Arc<KernelLibrary>], ranks: usize, in_flight: u32) -> u32 {
+    let smallest = kernels.iter().map(|kernels| kernels.device().properties().multiprocessors).min();
+    (smallest.unwrap_or_default() / (ranks as u32 * in_flight.max(1))).max(1)
 }
 
 /// Residual and norm by a launch of their own.

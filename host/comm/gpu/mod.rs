@@ -27,7 +27,7 @@ use std::sync::Arc;
 use half::bf16;
 
 pub use self::choose::Tuning;
-use self::crew::{Crew, Part, Sum};
+use self::crew::{Crew, Part, Sum, max_blocks};
 use self::failure::Alarms;
 use self::group::{Group, Item, World};
 use self::layout::Layout;
@@ -114,7 +114,8 @@ impl GpuComm {
     /// A number of devices that is not the shape's, a device twice, GPUs without a path to each other (use
     /// [`PeerMemory::HostStaged`]), and what the driver refuses.
     pub fn group(devices: &[Device], shape: Shape, options: GroupOptions) -> Result<Vec<Self>, CommError> {
-        let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch)));
+        let dependent = options.dependent_launch && options.in_flight <= 1;
+        let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(dependent)));
         let kernels = devices.iter().map(load).collect::<Result<Vec<_>, CommError>>()?;
         Self::group_with(&kernels, shape, options)
     }
@@ -129,6 +130,7 @@ impl GpuComm {
         options: GroupOptions,
     ) -> Result<Vec<Self>, CommError> {
         check_devices(kernels, shape)?;
+        check_in_flight(kernels, &options)?;
         if options.memory == PeerMemory::Direct {
             open_paths(kernels)?;
         }
@@ -140,12 +142,20 @@ impl GpuComm {
         });
         let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
         let world = World::new(options, alarms.clone());
+        let max_blocks = max_blocks(kernels, 1, world.options.in_flight);
         let group = Group::new(&world, shape, (0..shape.world()).collect());
         let ranks = kernels.iter().zip(alarms).enumerate();
-        Ok(ranks.map(|(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms)).collect())
+        let new = |(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms, max_blocks);
+        Ok(ranks.map(new).collect())
     }
 
-    fn new(group: &Arc<Group>, rank: usize, kernels: &Arc<KernelLibrary>, alarms: Arc<Alarms>) -> Self {
+    fn new(
+        group: &Arc<Group>,
+        rank: usize,
+        kernels: &Arc<KernelLibrary>,
+        alarms: Arc<Alarms>,
+        max_blocks: u32,
+    ) -> Self {
         let Shape { nodes, gpus_per_node } = group.shape;
         let crew = Crew {
             kernels: Arc::clone(kernels),
@@ -153,6 +163,7 @@ impl GpuComm {
             first_alarm: 0,
             first: rank,
             count: 1,
+            max_blocks,
             shape: group.shape,
             group: group.number,
         };
@@ -194,6 +205,16 @@ fn check_devices(kernels: &[Arc<KernelLibrary>], shape: Shape) -> Result<(), Com
         return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
     }
     check_distinct(kernels)
+}
+
+/// Refuses dependent launch where several collectives may run at once: a kernel that is launched early and waits
+/// for the one ahead of it takes the place that another rank's partner needs.
+fn check_in_flight(kernels: &[Arc<KernelLibrary>], options: &GroupOptions) -> Result<(), CommError> {
+    if options.in_flight > 1 && kernels.iter().any(|kernels| kernels.is_programmatic()) {
+        let what = "dependent launch with several collectives in flight; load the kernels with `programmatic(false)`";
+        return Err(CommError::Unsupported { what });
+    }
+    Ok(())
 }
 
 /// Refuses a GPU that is there twice.
@@ -260,7 +281,15 @@ impl Communicator for GpuComm {
             Item::Region(region) => Arc::clone(region),
             other => unreachable!("ranks agreed to register, not on {other:?}"),
         };
-        let part = self.crew.part(bytes, layout, items.iter().map(region).collect(), self.options())?;
+        let part = self.crew.part(bytes, layout, items.iter().map(region).collect(), self.options());
+        // No rank's kernels wait for a rank that is still asking the driver for memory.
+        let made = self.group.meeting.exchange(rank, "register".to_owned(), Item::Made(part.is_ok()))?;
+        let part = part?;
+        if let Some(peer) = made.iter().position(|item| matches!(item, Item::Made(false))) {
+            let (rank, peer) = (self.group.members[rank], self.group.members[peer]);
+            let cause = format!("it could not allocate its part of {bytes} bytes of symmetric memory");
+            return Err(CommError::PeerFailed { rank, peer, cause });
+        }
         Ok(GpuBuffer { part, bytes, owner: (Arc::clone(&self.group), rank) })
     }
 
@@ -318,7 +347,8 @@ impl Communicator for GpuComm {
     fn split(&self, colour: usize, key: usize) -> Result<Self, CommError> {
         self.check()?;
         let (group, rank) = self.group.split(self.topology.rank, colour, key)?;
-        Ok(Self::new(&group, rank, &self.crew.kernels, Arc::clone(&self.crew.alarms)))
+        let Crew { kernels, alarms, max_blocks, .. } = &self.crew;
+        Ok(Self::new(&group, rank, kernels, Arc::clone(alarms), *max_blocks))
     }
 
     fn check(&self) -> Result<(), CommError> {
