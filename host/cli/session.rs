@@ -13,7 +13,7 @@ use super::world::World;
 use super::{memory, output};
 use crate::bench::allreduce::tuning_file::TuningFile;
 use crate::comm::bootstrap::{Bootstrap, shape_of_hosts};
-use crate::comm::gpu::{GroupOptions, PeerMemory};
+use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
 use crate::comm::process::Lead;
 use crate::comm::{CommError, Shape};
 use crate::driver::Device;
@@ -88,12 +88,15 @@ pub(super) struct SyncArgs {
     /// Longest wait for all processes to start, in seconds, where ranks are processes [default: 120]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) start_limit: Option<Duration>,
+    /// What to use instead of the measured choices.
+    #[arg(skip)]
+    pub(super) forced: Option<Tuning>,
 }
 
 /// Names a tuning file where no option does.
 const TUNING_VARIABLE: &str = "FEWSYNC_TUNING";
 
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerMemoryChoice {
     /// Stores into the other GPU's memory, over NVLink or PCIe
     Direct,
@@ -121,7 +124,8 @@ impl SyncArgs {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
-        GroupOptions { memory, time_limit: self.sync_limit.unwrap_or(defaults.time_limit), ..defaults }
+        let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
+        GroupOptions { memory, time_limit, tuning: self.forced, ..defaults }
     }
 }
 

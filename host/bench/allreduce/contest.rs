@@ -37,12 +37,12 @@ impl Sweep {
             for call in self.calls.iter().copied().filter(|call| *call != Call::Plain) {
                 match call {
                     // Epilogues are in bf16, as activations are.
-                    Call::Fused if dtype == DType::Bf16 => {
+                    Call::Fused | Call::Norm if dtype == DType::Bf16 => {
                         for (numel, hidden) in self.rows() {
                             tasks.push((Task { call, numel, dtype, hidden }, launching));
                         }
                     }
-                    Call::Plain | Call::Fused => {}
+                    Call::Plain | Call::Fused | Call::Norm => {}
                     // Between nodes there is nothing to put where there is one, in nodes of one nothing to reduce.
                     Call::Put if self.shape.nodes == 1 => {}
                     Call::Reduce | Call::Broadcast if self.shape.gpus_per_node == 1 => {}
@@ -169,6 +169,7 @@ mod tests {
         let plain: Vec<_> = sweep("1x2").plain_tasks().iter().map(|(task, _)| task.bytes()).collect();
         assert_eq!(plain, [1024, 8192, 3 * 8192, 1024, 8192, 3 * 8192]);
         assert_eq!(count(&sweep("1x2"), Call::Fused, Launching::Graph), 2);
+        assert_eq!(count(&sweep("1x2"), Call::Norm, Launching::Graph), 2);
         let f32 = Sweep { dtype: DType::F32, ..sweep("1x2") };
         assert_eq!(count(&f32, Call::Fused, Launching::Graph), 0);
         assert_eq!(f32.plain_tasks().len(), 4);

@@ -106,7 +106,7 @@ fn candidates(task: &Task) -> Vec<Tuning> {
             {
                 let algorithm = Some(Algorithm::OneShot);
                 let (workers, row_blocks) = (Some(workers), Some(row_blocks));
-                all.push(Tuning { algorithm, format, blocks: None, workers, row_blocks });
+                all.push(Tuning { algorithm, format, blocks: None, workers, row_blocks, pass_units: None });
             }
             all.push(Tuning { algorithm: Some(Algorithm::TwoShot), format, ..Tuning::default() });
             continue;
@@ -117,7 +117,14 @@ fn candidates(task: &Task) -> Vec<Tuning> {
                     // Up to eight units of 16 bytes for each worker.
                     if 8 * 16 * blocks as usize * workers as usize >= task.bytes() / 2 {
                         let (blocks, workers) = (Some(blocks), Some(workers));
-                        all.push(Tuning { algorithm, format, blocks, workers, row_blocks: None });
+                        all.push(Tuning {
+                            algorithm,
+                            format,
+                            blocks,
+                            workers,
+                            row_blocks: None,
+                            pass_units: None,
+                        });
                     }
                 }
             }

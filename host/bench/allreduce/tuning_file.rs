@@ -199,6 +199,7 @@ impl Entry {
             blocks: Some(self.blocks),
             workers: Some(self.workers),
             row_blocks: self.row_blocks,
+            pass_units: None,
         };
         Ok(Measured { dtype, hidden: self.hidden, bytes: self.bytes, tuning })
     }

@@ -35,7 +35,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_enum, default_value_t = DTypeChoice::Bf16)]
     dtype: DTypeChoice,
     /// What to time
-    #[arg(long, value_enum, value_name = "CALLS", value_delimiter = ',', default_values_t = CallChoice::ALL)]
+    #[arg(long, value_enum, value_name = "CALLS", value_delimiter = ',', default_values_t = CallChoice::USUAL)]
     calls: Vec<CallChoice>,
     /// How to launch it
     #[arg(long, value_enum, value_name = "HOW", value_delimiter = ',', default_values_t = [LaunchChoice::Graph, LaunchChoice::Eager])]
@@ -97,12 +97,14 @@ enum CallChoice {
     Plain,
     /// The sum, the residual added and the RMSNorm in one call
     Fused,
+    /// The residual added and the RMSNorm, without the sum
+    Norm,
     /// Each phase alone
     Phases,
 }
 
 impl CallChoice {
-    const ALL: [Self; 3] = [Self::Plain, Self::Fused, Self::Phases];
+    const USUAL: [Self; 3] = [Self::Plain, Self::Fused, Self::Phases];
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +188,7 @@ impl Args {
         let calls = self.calls.iter().flat_map(|call| match call {
             CallChoice::Plain => vec![Call::Plain],
             CallChoice::Fused => vec![Call::Fused],
+            CallChoice::Norm => vec![Call::Norm],
             CallChoice::Phases => vec![Call::Reduce, Call::Put, Call::Broadcast],
         });
         let launching = self.launch.iter().map(|launch| match launch {

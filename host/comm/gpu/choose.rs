@@ -31,7 +31,12 @@ impl fmt::Display for Tuning {
         let &Self { algorithm, format, blocks, workers, row_blocks, pass_units } = self;
         let mut parts: Vec<String> = algorithm.map(|it| it.name().to_owned()).into_iter().collect();
         parts.extend(format.map(|it| it.name().to_owned()));
-        let counts = [(blocks, "blocks"), (workers, "workers"), (row_blocks, "row blocks"), (pass_units, "units a pass")];
+        let counts = [
+            (blocks, "blocks"),
+            (workers, "workers"),
+            (row_blocks, "row blocks"),
+            (pass_units, "units a pass"),
+        ];
         parts.extend(counts.into_iter().filter_map(|(n, what)| Some(format!("{} {what}", n?))));
         f.write_str(&if parts.is_empty() { "auto".into() } else { parts.join(" ") })
     }
@@ -305,7 +310,7 @@ mod tests {
                 _ => Task::Gather { units },
             };
             let algorithm = row.map(|_| Algorithm::OneShot);
-            let tuning = Tuning { format: forced, algorithm, blocks, workers, row_blocks };
+            let tuning = Tuning { format: forced, algorithm, blocks, workers, row_blocks, pass_units: None };
             let found = site.execution(task, &layout, tuning);
             prop_assert!(found.is_some() || row.is_some());
             let Some(e) = found else { return Ok(()) };

@@ -201,6 +201,7 @@ impl GpuComm {
             blocks: Some(execution.blocks),
             workers: Some(execution.workers),
             row_blocks: is_fused.then_some(execution.row_blocks),
+            pass_units: None,
         })
     }
 
