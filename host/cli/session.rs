@@ -1,5 +1,6 @@
 //! From `--model --tp --topology --spd --device` to a loaded runner.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,9 +9,13 @@ use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::world::World;
 use super::{memory, output};
-use crate::comm::Shape;
+use crate::bench::allreduce::tuning_file::TuningFile;
+use crate::comm::bootstrap::{Bootstrap, shape_of_hosts};
 use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
+use crate::comm::process::Lead;
+use crate::comm::{CommError, Shape};
 use crate::driver::Device;
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::model::Model;
@@ -36,10 +41,11 @@ pub(super) struct ModelArgs {
 /// How a model is laid out over ranks, and where it runs.
 #[derive(Args, Clone)]
 pub(super) struct LayoutArgs {
-    /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1]
+    /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1, or the number of
+    /// processes]
     #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
     pub(super) tp: Option<usize>,
-    /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T]
+    /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T, or hosts x processes]
     #[arg(long, value_name = "NxG", allow_hyphen_values = true)]
     pub(super) topology: Option<Shape>,
     /// Where to run
@@ -59,7 +65,7 @@ pub(super) struct LayoutArgs {
 pub(super) enum DeviceChoice {
     /// GPUs, where there is one for each rank and they can run the model; else the CPU
     Auto,
-    /// The reference in f32, one thread a rank
+    /// The reference in f32, one thread or process a rank
     Cpu,
     /// The first T NVIDIA GPUs, one a rank
     Cuda,
@@ -76,10 +82,19 @@ pub(super) struct SyncArgs {
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
+    /// How GPUs sum what, from fewsync tune allreduce [default: the file that FEWSYNC_TUNING names; else built in]
+    #[arg(long, value_name = "FILE")]
+    pub(super) tuning: Option<PathBuf>,
+    /// Longest wait for all processes to start, in seconds, where ranks are processes [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
+    pub(super) start_limit: Option<Duration>,
     /// What to use instead of the measured choices.
     #[arg(skip)]
-    pub(super) tuning: Option<Tuning>,
+    pub(super) forced: Option<Tuning>,
 }
+
+/// Names a tuning file where no option does.
+const TUNING_VARIABLE: &str = "FEWSYNC_TUNING";
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerMemoryChoice {
@@ -90,15 +105,27 @@ pub(super) enum PeerMemoryChoice {
 }
 
 impl SyncArgs {
-    /// As the GPUs' communicator takes it.
-    pub(super) fn group(&self) -> GroupOptions {
+    /// As the communicator of these GPUs takes it. A tuning file that was measured with others is an error.
+    pub(super) fn group(&self, devices: &[Device], shape: Shape) -> anyhow::Result<GroupOptions> {
+        let options = self.untuned();
+        let variable =
+            || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let Some(path) = self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1) else {
+            return Ok(options);
+        };
+        let table = TuningFile::read(&path)?.table(&path, devices, shape, &options)?;
+        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+    }
+
+    /// Without a tuning file.
+    pub(super) fn untuned(&self) -> GroupOptions {
         let defaults = GroupOptions::default();
         let memory = match self.peer_memory {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
         let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
-        GroupOptions { memory, time_limit, tuning: self.tuning, ..defaults }
+        GroupOptions { memory, time_limit, tuning: self.forced, ..defaults }
     }
 }
 
@@ -128,6 +155,25 @@ impl LayoutArgs {
             (tp, None) => Ok(Shape { nodes: 1, gpus_per_node: tp.unwrap_or(1) }),
         }
     }
+
+    /// The layout over `world`: processes are laid out by their hosts, unless --topology says how.
+    pub(super) fn shape_in(&self, world: &World) -> anyhow::Result<Shape> {
+        let World::Processes(mesh) = world else { return self.shape() };
+        let processes = mesh.world();
+        let given = (self.tp.is_some() || self.topology.is_some()).then(|| self.shape()).transpose()?;
+        if let Some(shape) = given.filter(|shape| shape.world() != processes) {
+            bail!(
+                "{processes} processes were started, but --{} asks for {} ranks: each process is one, so start as many \
+                 or leave the option out",
+                if self.topology.is_some() { "topology" } else { "tp" },
+                shape.world()
+            );
+        }
+        match self.topology {
+            Some(shape) => Ok(shape),
+            None => Ok(shape_of_hosts(mesh.hosts())?),
+        }
+    }
 }
 
 /// A model on its device, ready to run.
@@ -136,6 +182,8 @@ pub(super) struct Session {
     pub(super) plan: Plan,
     pub(super) shape: Shape,
     pub(super) runner: Box<dyn Runner>,
+    world: World,
+    sync: SyncArgs,
 }
 
 impl Session {
@@ -149,9 +197,14 @@ impl Session {
         self.runner.device().split(' ').next().unwrap_or_default().to_string()
     }
 
+    /// Rank 0's decisions, where ranks are processes.
+    pub(super) fn lead(&self) -> Result<Option<Lead>, CommError> {
+        self.world.lead(&self.sync)
+    }
+
     /// Opens the model, checks the layout and the plan against it, and loads every rank's shard.
-    pub(super) fn open(args: &ModelArgs, spd: &SpdSpec) -> anyhow::Result<Self> {
-        let shape = args.layout.shape()?;
+    pub(super) fn open(args: &ModelArgs, spd: &SpdSpec, world: &World) -> anyhow::Result<Self> {
+        let shape = args.layout.shape_in(world)?;
         ensure!(
             shape.world() > 0,
             "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
@@ -164,8 +217,9 @@ impl Session {
                 "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
             );
         }
-        let runner = load(&model, &plan, shape, &args.layout)?;
-        Ok(Self { model, plan, shape, runner })
+        let runner = load(&model, &plan, shape, &args.layout, world)?;
+        let (world, sync) = (world.clone(), args.layout.sync.clone());
+        Ok(Self { model, plan, shape, runner, world, sync })
     }
 
     /// Goes on with other dropped blocks, and forgets all sequences.
@@ -187,34 +241,46 @@ impl Drop for Done<'_> {
 }
 
 /// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
-fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
+fn load(
+    model: &Model,
+    plan: &Plan,
+    shape: Shape,
+    layout: &LayoutArgs,
+    world: &World,
+) -> anyhow::Result<Box<dyn Runner>> {
+    match (world, layout.device) {
+        (World::Threads, _) => {}
+        (World::Processes(_), DeviceChoice::Cpu | DeviceChoice::Auto) => {
+            return Ok(Box::new(load_reference(model, plan, shape, layout, world)?));
+        }
+        (World::Processes(_), DeviceChoice::Cuda | DeviceChoice::Emulate) => {
+            bail!("ranks that are processes run on the CPU: give --device cpu, or start one process")
+        }
+    }
     match layout.device {
-        DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout)?)),
+        DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout, world)?)),
         DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout, cuda_devices)?)),
         DeviceChoice::Emulate => {
-            memory::check(model)?;
-            let devices = |tp| {
-                let mut devices = Device::emulate(tp as u32)?;
-                devices.truncate(tp);
-                Ok(devices)
-            };
-            Ok(Box::new(load_engine(model, plan, shape, layout, devices)?))
+            memory::check(model, 1.0)?;
+            Ok(Box::new(load_engine(model, plan, shape, layout, emulated_devices)?))
         }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
         DeviceChoice::Auto if Device::cuda_count().is_err() => {
-            Ok(Box::new(load_reference(model, plan, shape, layout)?))
+            Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
         }
         DeviceChoice::Auto => match load_engine(model, plan, shape, layout, cuda_devices) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
             }
-            // What is wrong with the model itself is wrong on every device.
-            Err(reason @ (RunError::Engine(_) | RunError::Comm(_))) => {
-                output::note(&format!("device: cpu, since {reason}"));
-                Ok(Box::new(load_reference(model, plan, shape, layout)?))
-            }
-            Err(other) => Err(other.into()),
+            // What is wrong with the model itself, or a file that was named, is wrong on every device.
+            Err(reason) => match reason.downcast_ref::<RunError>() {
+                Some(RunError::Engine(_) | RunError::Comm(_)) => {
+                    output::note(&format!("device: cpu, since {reason}"));
+                    Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
+                }
+                _ => Err(reason),
+            },
         },
     }
 }
@@ -225,15 +291,25 @@ pub(super) fn load_reference(
     plan: &Plan,
     shape: Shape,
     layout: &LayoutArgs,
+    world: &World,
 ) -> anyhow::Result<Reference> {
     if layout.device == DeviceChoice::Cpu && layout.sync.peer_memory.is_some() {
         output::note("note: --peer-memory is about GPUs, so it changes nothing with --device cpu");
     }
-    memory::check(model)?;
     let mut options = ReferenceOptions::new(shape);
     options.comm.timeout = layout.sync.sync_limit.unwrap_or(options.comm.timeout);
-    Ok(with_progress(model.weight_bytes(), |loaded| {
-        Reference::load(&model.config, &model.source, plan, &options, loaded)
+    let (config, source) = (&model.config, &model.source);
+    let World::Processes(mesh) = world else {
+        memory::check(model, 1.0)?;
+        return Ok(with_progress(model.weight_bytes(), |loaded| {
+            Reference::load(config, source, plan, &options, loaded)
+        })?);
+    };
+    let here = world.processes_here();
+    memory::check(model, here as f64 / shape.world() as f64)?;
+    options.threads = (options.threads / here).max(1);
+    Ok(with_progress(model.weight_bytes() / shape.world() as u64, |loaded| {
+        Reference::load_in_processes(config, source, plan, mesh, &options, loaded)
     })?)
 }
 
@@ -243,19 +319,25 @@ fn load_engine(
     shape: Shape,
     layout: &LayoutArgs,
     devices: impl FnOnce(usize) -> Result<Vec<Device>, EngineError>,
-) -> Result<Engine, RunError> {
+) -> anyhow::Result<Engine> {
+    let devices = devices(plan.tp()).map_err(RunError::from)?;
     let options = EngineOptions {
         page_size: layout.page_size,
         kv_tokens: layout.kv_tokens,
         shape: Some(shape),
-        comm: layout.sync.group(),
+        comm: layout.sync.group(&devices, shape)?,
         ..EngineOptions::default()
     };
     let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
-    let devices = devices(plan.tp())?;
-    with_progress(weight_bytes, |loaded| {
-        Engine::load(&model.config, &model.source, plan, &devices, &options, loaded)
-    })
+    let load = |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
+    Ok(with_progress(weight_bytes, load)?)
+}
+
+/// `n` devices of an emulated machine.
+pub(super) fn emulated_devices(n: usize) -> Result<Vec<Device>, EngineError> {
+    let mut devices = Device::emulate(n as u32)?;
+    devices.truncate(n);
+    Ok(devices)
 }
 
 /// The first `n` GPUs.
@@ -295,5 +377,6 @@ pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
 pub(super) fn progress_bar(len: u64, what: &'static str, counts: &str) -> ProgressBar {
     let template = format!("{{msg}} {{bar:30}} {counts} {{eta}} left");
     let style = ProgressStyle::with_template(&template).expect("a fixed template");
-    ProgressBar::new(len).with_style(style).with_message(what)
+    let bar = if output::is_silent() { ProgressBar::hidden() } else { ProgressBar::new(len) };
+    bar.with_style(style).with_message(what)
 }

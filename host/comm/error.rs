@@ -137,6 +137,14 @@ pub enum CommError {
         /// GPUs given.
         devices: usize,
     },
+    /// A world of processes has another number of ranks than its shape says.
+    #[error("topology {shape} has {} ranks, but {processes} processes were started: one is needed for each", shape.world())]
+    WrongWorld {
+        /// The shape.
+        shape: Shape,
+        /// Processes of the world.
+        processes: usize,
+    },
     /// This communicator cannot do it.
     #[error("not offered: {what}")]
     Unsupported {
@@ -146,6 +154,22 @@ pub enum CommError {
     /// The rank's GPU failed.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+}
+
+impl CommError {
+    /// `peer` is gone, and `rank` needs it.
+    pub(in crate::comm) fn left(rank: usize, peer: usize) -> Self {
+        Self::PeerFailed { rank, peer, cause: "it left the group while others waited for it".to_owned() }
+    }
+
+    /// The rank whose silence or failure this is an answer to, if that is what it is.
+    pub fn blames(&self) -> Option<usize> {
+        match self {
+            Self::Timeout { peer, .. } | Self::PeerFailed { peer, .. } => Some(*peer),
+            Self::Absent { missing, .. } => missing.first().copied(),
+            _ => None,
+        }
+    }
 }
 
 /// Which collective a message belongs to.

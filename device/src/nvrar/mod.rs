@@ -17,6 +17,7 @@ pub mod call;
 pub mod element;
 pub mod fused;
 pub mod gather;
+pub mod letters;
 pub mod norm;
 pub mod one_shot;
 pub mod put;

@@ -1,7 +1,7 @@
 //! What is measured of whom, in which order.
 
 use super::AllReduceBenchError as Error;
-use super::race::{Contestant, Task, time, verify};
+use super::race::{Contestant, Effort, Task, time, verify};
 use super::record::{Call, Launching, Measurement};
 use super::{nccl, ours};
 use crate::comm::gpu::GroupOptions;
@@ -92,11 +92,8 @@ pub fn run_ours(
     done: impl FnMut(&Measurement),
 ) -> Result<Vec<Measurement>, Error> {
     let tasks = sweep.tasks();
-    let rows = || tasks.iter().map(|(task, _)| task).filter(|task| task.hidden > 0);
-    let max_fused = rows().map(|task| task.numel).max().unwrap_or(0);
-    let max_hidden = rows().map(|task| task.hidden).max().unwrap_or(0);
-    let room = (largest(&tasks), max_fused, max_hidden);
-    let mut ranks = ours::ranks(devices, sweep.shape, options, sweep.dtype, room)?;
+    let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
+    let mut ranks = ours::ranks_for(devices, sweep, options, &all)?;
     run(&mut ranks, variant, sweep, &tasks, done)
 }
 
@@ -128,7 +125,7 @@ fn run<C: Contestant>(
     let mut lines = Vec::with_capacity(tasks.len());
     for (task, launching) in tasks {
         verify(ranks, task)?;
-        let us = time(ranks, task, *launching)?;
+        let us = time(ranks, task, *launching, Effort::FULL)?;
         let (tp, topology) = (ranks.len(), sweep.shape.to_string());
         let line = Measurement::new(
             (C::NAME, variant),

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::AllReduceBenchError as Error;
+use super::contest::Sweep;
 use super::numbers;
 use super::race::{Contestant, Task, each};
 use super::record::{Call, OURS};
-use crate::comm::gpu::{DeviceSlice, GpuBuffer, GpuComm, GroupOptions};
+use crate::comm::gpu::{DeviceSlice, GpuBuffer, GpuComm, GroupOptions, Tuning};
 use crate::comm::{AllReduce, Communicator, DType, Epilogue, Phase, Shape, Stage};
 use crate::driver::{Device, DeviceBuffer, DevicePtr, KernelLibrary, Stream};
 use crate::engine::EngineError;
@@ -35,9 +36,23 @@ pub(super) struct OurRank {
     out: DeviceBuffer<bf16>,
 }
 
+/// One rank per device, with room for these tasks.
+pub(super) fn ranks_for(
+    devices: &[Device],
+    sweep: &Sweep,
+    options: &GroupOptions,
+    tasks: &[Task],
+) -> Result<Vec<OurRank>, Error> {
+    let rows = || tasks.iter().filter(|task| task.hidden > 0);
+    let max_bytes = tasks.iter().map(Task::bytes).max().unwrap_or(0);
+    let max_fused = rows().map(|task| task.numel).max().unwrap_or(0);
+    let max_hidden = rows().map(|task| task.hidden).max().unwrap_or(0);
+    ranks(devices, sweep.shape, options, sweep.dtype, (max_bytes, max_fused, max_hidden))
+}
+
 /// One rank per device, for tensors of up to `max_bytes`, with the epilogue up to `max_fused` elements in rows of up
 /// to `max_hidden`.
-pub(super) fn ranks(
+fn ranks(
     devices: &[Device],
     shape: Shape,
     options: &GroupOptions,
@@ -79,6 +94,17 @@ fn gain(index: usize) -> f32 {
 }
 
 impl OurRank {
+    /// From now on sums like this; equal on all ranks.
+    pub(super) fn set_tuning(&self, tuning: Option<Tuning>) {
+        self.comm.set_tuning(tuning);
+    }
+
+    /// What a task is executed with.
+    pub(super) fn tuning_of(&self, task: &Task) -> Result<Tuning, Error> {
+        let hidden = (task.call == Call::Fused).then_some(task.hidden);
+        Ok(self.comm.tuning_of(&self.buf, (task.numel, task.dtype), hidden)?)
+    }
+
     fn wrong(&self, task: &Task, (index, found, expected): (usize, f32, f32)) -> Error {
         Error::Wrong {
             contender: OURS.to_owned(),

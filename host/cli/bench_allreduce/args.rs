@@ -152,7 +152,7 @@ impl ForcedArgs {
             FormatChoice::Cells => Format::Cells,
             FormatChoice::Words => Format::Words,
         });
-        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks };
+        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks, pass_units: None };
         (tuning != Tuning::default()).then_some(tuning)
     }
 }
@@ -208,19 +208,8 @@ impl Args {
 
     /// What our results are called: what was chosen or forced, and which memory.
     pub(super) fn variant(&self, options: &GroupOptions) -> String {
-        let mut parts = Vec::new();
-        if let Some(Tuning { algorithm, format, blocks, workers, row_blocks }) = options.tuning {
-            parts.extend(
-                algorithm.map(|a| if a == Algorithm::OneShot { "one-shot" } else { "two-shot" }.into()),
-            );
-            parts.extend(format.map(|f| if f == Format::Cells { "cells" } else { "words" }.into()));
-            parts.extend(blocks.map(|n| format!("{n} blocks")));
-            parts.extend(workers.map(|n| format!("{n} workers")));
-            parts.extend(row_blocks.map(|n| format!("{n} row blocks")));
-        }
-        if parts.is_empty() {
-            parts.push(AUTOMATIC.to_owned());
-        }
+        let tuned = if options.table.is_some() { "tuned" } else { AUTOMATIC };
+        let mut parts = vec![options.tuning.map_or_else(|| tuned.to_owned(), |tuning| tuning.to_string())];
         if options.memory == PeerMemory::HostStaged {
             parts.push("host-staged".into());
         }
@@ -275,7 +264,7 @@ mod tests {
     fn what_is_forced_is_in_the_variants_name() {
         let name = |more: &[&str]| {
             let args = args(more);
-            args.variant(&GroupOptions { tuning: args.forced.tuning(), ..args.sync.group() })
+            args.variant(&GroupOptions { tuning: args.forced.tuning(), ..args.sync.untuned() })
         };
         assert_eq!(name(&[]), "auto");
         assert_eq!(name(&["--peer-memory", "host-staged"]), "auto host-staged");

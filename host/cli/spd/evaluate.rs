@@ -15,6 +15,7 @@ use crate::bench::report::Report;
 use crate::cli::output;
 use crate::cli::results::ResultFiles;
 use crate::cli::session::{DeviceChoice, ModelArgs, Session, load_reference, progress_bar};
+use crate::cli::world::World;
 use crate::runner::Runner;
 use crate::spd::{Meter, Plan, Quality, Sensitivity, SpdSpec, ascending, at_level, qualities};
 
@@ -92,7 +93,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     );
     args.files.check::<Line>(BENCH)?;
     args.timing.check_device(args.model.layout.device == DeviceChoice::Cpu)?;
-    let mut session = Session::open(&args.timing.first(&args.model), &SpdSpec::None)?;
+    let mut session = Session::open(&args.timing.first(&args.model), &SpdSpec::None, &World::Threads)?;
     args.timing.check_device(session.device() == "cpu")?;
     args.timing.check(session.model.config.context)?;
     let variants = variants(args, &session)?;
@@ -178,7 +179,13 @@ fn measure_quality(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow
     } else {
         output::note("quality is measured on the CPU");
         let synchronised = Plan::synchronised(session.shape.world(), session.model.config.n_layers);
-        judge = load_reference(&session.model, &synchronised, session.shape, &args.model.layout)?;
+        judge = load_reference(
+            &session.model,
+            &synchronised,
+            session.shape,
+            &args.model.layout,
+            &World::Threads,
+        )?;
         &mut judge
     };
     let text = args.text.calibration(&session.model, runner)?;

@@ -13,6 +13,7 @@ use crate::bench::allreduce::record::AUTOMATIC;
 use crate::bench::allreduce::{Call, Launching, Measurement};
 use crate::bench::decode::Workload;
 use crate::cli::session::{ModelArgs, PeerMemoryChoice, Session, at_least, progress_bar};
+use crate::cli::world::World;
 use crate::comm::DType;
 use crate::comm::gpu::Tuning;
 use crate::engine::MAX_ROWS;
@@ -162,7 +163,7 @@ impl TimingArgs {
             if i > 0 {
                 // Two copies of the model need not fit.
                 drop(session);
-                session = Session::open(&args, &SpdSpec::None)?;
+                session = Session::open(&args, &SpdSpec::None, &World::Threads)?;
             }
             let name = link_name(link, &args, &session);
             for (timed, line) in
@@ -230,7 +231,7 @@ fn pattern(plan: &Plan) -> Vec<bool> {
 fn over(model: &ModelArgs, link: Link) -> ModelArgs {
     let mut model = model.clone();
     model.layout.sync.peer_memory = Some(link.memory);
-    model.layout.sync.tuning = link.blocks.map(|blocks| Tuning { blocks: Some(blocks), ..Tuning::default() });
+    model.layout.sync.forced = link.blocks.map(|blocks| Tuning { blocks: Some(blocks), ..Tuning::default() });
     model
 }
 
@@ -260,9 +261,10 @@ fn sync_costs(args: &ModelArgs, session: &Session, workloads: &[Workload]) -> an
         hidden: vec![hidden],
         tokens: tokens.clone(),
     };
-    let options = args.layout.sync.group();
+    let gpus = session.runner.gpus();
+    let options = args.layout.sync.group(&gpus, session.shape)?;
     let bar = progress_bar(sweep.tasks().len() as u64, "timing sync points", "{pos}/{len} calls,");
-    let lines = run_ours(&session.runner.gpus(), &sweep, &options, AUTOMATIC, |_| bar.inc(1))?;
+    let lines = run_ours(&gpus, &sweep, &options, AUTOMATIC, |_| bar.inc(1))?;
     bar.finish_and_clear();
     let us = |call, tokens: usize| {
         let same = |line: &&Measurement| line.call == call && line.bytes == tokens * hidden * 2;
