@@ -41,7 +41,8 @@ impl LoadedKernel {
     fn new(id: ptx_emulator::KernelId, kernel: &Kernel, device: &Properties) -> Self {
         let required_threads = kernel.required_threads();
         let bounds = required_threads.or(kernel.max_threads());
-        let max_threads = bounds.map_or(device.max_threads_per_block, |bounds| bounds.iter().product());
+        let product = |bounds: [u32; 3]| bounds.into_iter().fold(1, u32::saturating_mul);
+        let max_threads = bounds.map_or(device.max_threads_per_block, product);
         Self {
             id,
             name: kernel.name().to_owned(),
@@ -86,9 +87,12 @@ impl LoadedKernel {
 
     /// Blocks on one multiprocessor, by threads, registers and shared memory.
     fn resident_blocks(&self, block_threads: u32, dynamic_shared_bytes: u32, device: &Properties) -> u32 {
-        let threads = block_threads.max(1).next_multiple_of(32);
-        let shared = self.static_shared_bytes + dynamic_shared_bytes + RESERVED_SHARED_BYTES;
-        let by_registers = device.registers_per_multiprocessor / (threads * self.registers);
+        let threads = block_threads.max(1).div_ceil(32).saturating_mul(32);
+        let shared = self
+            .static_shared_bytes
+            .saturating_add(dynamic_shared_bytes)
+            .saturating_add(RESERVED_SHARED_BYTES);
+        let by_registers = device.registers_per_multiprocessor / threads.saturating_mul(self.registers);
         let by_threads = device.max_threads_per_multiprocessor / threads;
         let by_shared = device.shared_bytes_per_multiprocessor / shared;
         by_registers.min(by_threads).min(by_shared).min(RESIDENT_BLOCKS)
@@ -98,7 +102,7 @@ impl LoadedKernel {
 /// PTX names virtual registers without end, and nothing here allocates real ones. In their place: what a compiler
 /// could use at most while `min_blocks` blocks of `max_threads` still fit a multiprocessor.
 fn registers(max_threads: u32, min_blocks: u32, device: &Properties) -> u32 {
-    let threads = max_threads.max(1).next_multiple_of(32) * min_blocks.max(1);
+    let threads = max_threads.max(1).div_ceil(32).saturating_mul(32).saturating_mul(min_blocks.max(1));
     let most = device.registers_per_multiprocessor / threads;
     (most / REGISTER_UNIT * REGISTER_UNIT).clamp(REGISTER_UNIT, MAX_REGISTERS)
 }

@@ -1,6 +1,7 @@
 //! State spaces in generic addresses: `cvta`, `isspacep`, and the windows.
 
 use super::context::Context;
+use super::rows::Class;
 use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::program::{Decoded, Line, Op, Typed};
 use crate::text::{ScalarType as T, Space};
@@ -43,6 +44,12 @@ pub(crate) fn generic(space: Space, address: u64) -> u64 {
     }
 }
 
+/// Whether an instruction of a space is given an address of shared memory, though it names another.
+#[inline]
+pub(crate) fn is_misplaced(space: Space, address: u64) -> bool {
+    matches!(space, Space::Global | Space::Const) && address.wrapping_sub(SHARED_WINDOW) < WINDOW_BYTES
+}
+
 fn specific(space: Space, address: u64) -> u64 {
     match space {
         Space::Shared => address.wrapping_sub(SHARED_WINDOW),
@@ -82,7 +89,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     line.exactly(2)?;
     if kind == Kind::Test {
-        let d = line.any_destination(0)?;
+        let d = Typed { slot: line.destination(0, T::Pred)?, class: Class::Pred };
         let a = line.any_source(1, T::U64)?;
         return Ok(Op::ConvertAddress(ConvertAddress { d, a, space, kind }));
     }

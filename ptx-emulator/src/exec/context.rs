@@ -62,6 +62,11 @@ impl Private {
         }
     }
 
+    /// Hands out all bytes, eight at a time.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        self.bytes.chunks(8).map(|chunk| chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)))
+    }
+
     /// Copies bytes with their state within one lane.
     pub(crate) fn copy(&mut self, from: u32, to: u32, bytes: u32) {
         let (from, to, bytes) = (from as usize, to as usize, bytes as usize);
@@ -145,6 +150,8 @@ pub enum Cause {
     Misaligned { address: u64, bytes: u32 },
     #[error("local memory and parameters cannot be accessed this way (address {address:#x})")]
     PrivateAddress { address: u64 },
+    #[error("the instruction names global or constant memory, address {address:#x} lies in shared memory")]
+    WrongSpace { address: u64 },
     #[error("`trap` was executed")]
     Trap,
     #[error("assertion failed: {0}")]
@@ -195,7 +202,7 @@ pub(crate) struct Context<'a> {
     pub(crate) site: Site,
     /// Text that kernels printed.
     pub(crate) output: &'a mut String,
-    /// Counts changes that another warp may wait for.
+    /// Counts changes that another warp may wait for, besides those of memory.
     pub(crate) progress: &'a mut u64,
     /// The lane at work, where an instruction goes lane by lane.
     pub(crate) culprit: &'a mut Option<usize>,

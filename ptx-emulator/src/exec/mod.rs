@@ -22,6 +22,7 @@ mod logic;
 pub(crate) mod matrix;
 pub(crate) mod mbarrier;
 pub(crate) mod mma;
+pub(crate) mod pending;
 mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
@@ -70,7 +71,8 @@ fn arithmetic(line: &mut Line<'_, '_>) -> Decoded<Op> {
     match last {
         Some(T::F32 | T::F64) => float::decode(line),
         Some(T::F16 | T::F16x2 | T::Bf16 | T::Bf16x2) => halves::decode(line),
-        Some(_) => integer::decode(line),
+        Some(T::U16 | T::S16 | T::U32 | T::S32 | T::U64 | T::S64) => integer::decode(line),
+        Some(_) => line.refuse(),
         None => Err(Refusal::NoType),
     }
 }

@@ -19,7 +19,7 @@ impl Warp {
         let back = taken != 0 && target <= fragment.pc;
         if back && shared.find_spins {
             let counts = shared.program.functions[fragment.frame().function as usize].registers;
-            if self.note_repetition(&fragment, counts) {
+            if self.note_repetition(&mut fragment, counts) {
                 fragment.pc = if taken == fragment.mask { target } else { fragment.pc };
                 return Next::Yield(fragment);
             }
@@ -144,6 +144,14 @@ impl Warp {
         }
     }
 
+    /// Takes the variables of a call that ends from `returning` lanes, which are back in `caller`.
+    fn close_frame(&mut self, caller: &FunctionInfo, private: PrivateBase, returning: Mask) {
+        for lane in lanes(returning) {
+            self.privates.local[lane].resize((private.local + caller.local_bytes) as usize);
+            self.privates.params[lane].resize((private.params + caller.param_bytes) as usize);
+        }
+    }
+
     /// `ret`: from an entry, an exit.
     pub(super) fn give_back(
         &mut self,
@@ -162,6 +170,7 @@ impl Warp {
             let mut context = shared.context(self, frame, fragment.pc, active);
             call::give_back(&mut context, op, callee, caller.private.params);
         }
+        self.close_frame(&program.functions[caller.function as usize], caller.private, active);
         let mut back = fragment.clone();
         back.mask = active;
         back.frames.pop();

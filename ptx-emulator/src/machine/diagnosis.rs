@@ -109,8 +109,13 @@ impl Machine {
         let mut other = None;
         if let Cause::Memory(fault) = &failure.cause {
             let (thread, site) = accused(fault);
-            if let Some(found) = thread.zip(site).and_then(|(thread, site)| self.place_of_site(thread, site))
+            if let Some((thread, site)) = thread.zip(site)
+                && let Some(mut found) = self.place_of_site(thread, site)
             {
+                if thread.async_copy().is_some() {
+                    // The thread that issued the copy.
+                    found.thread = place.thread;
+                }
                 place = found;
             }
             if let Fault::Race { first, .. } = &**fault {

@@ -2,7 +2,7 @@
 
 use super::run::Stall;
 use super::{EventId, Machine, RunError, StreamId};
-use crate::memory::{self, Clock, Memory, Thread};
+use crate::memory::{self, Clock, DeviceId, Memory, Thread};
 
 /// A recorded event.
 #[derive(Debug, Clone)]
@@ -30,6 +30,16 @@ impl Machine {
     /// What an idle stream has done happens before what the host does next.
     pub fn synchronise(&mut self, stream: StreamId) {
         self.memory.acquire(Thread::HOST, &self.streams[stream.0].end);
+    }
+
+    /// What all streams of an idle device have done happens before what the host does next.
+    pub fn synchronise_device(&mut self, device: DeviceId) {
+        for stream in self.streams.iter().filter(|stream| stream.device == device) {
+            self.memory.acquire(Thread::HOST, &stream.end);
+        }
+        if let Some(end) = self.spare_ends.get(&device) {
+            self.memory.acquire(Thread::HOST, end);
+        }
     }
 
     /// What precedes an event that has been reached happens before what the host does next.

@@ -5,7 +5,8 @@ use super::report::RunError;
 use super::step::{Failure, Turn};
 use super::warp::{Spin, State};
 use super::{Counters, Machine, Outcome, Policy};
-use crate::memory::Thread;
+use crate::exec::asynchronous::Late;
+use crate::memory::DeviceId;
 
 /// A warp among all that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,18 +39,22 @@ fn patience(policy: Policy) -> u64 {
 }
 
 impl Machine {
-    /// Runs until every stream is empty.
+    /// Runs until every stream is empty; all of it happens before what the host does next.
     ///
     /// # Errors
     /// The first failure; the machine is then left as it was at that moment and should be dropped.
     pub fn run(&mut self) -> Result<(), RunError> {
         match self.advance(u64::MAX)? {
             Outcome::Stalled(deadlock) => Err(RunError::Deadlock(deadlock)),
-            Outcome::Idle | Outcome::Running => Ok(()),
+            Outcome::Idle | Outcome::Running => {
+                (0..self.options.devices).for_each(|device| self.synchronise_device(DeviceId(device)));
+                Ok(())
+            }
         }
     }
 
-    /// Runs about `instructions` warp instructions, or until nothing is left or can move.
+    /// Runs about `instructions` warp instructions, or until nothing is left or can move. What of it happens before the
+    /// host's next accesses is for [`Machine::synchronise`] and its like to say.
     ///
     /// # Errors
     /// As of [`Machine::run`].
@@ -57,7 +62,8 @@ impl Machine {
         let limit = self.options.max_instructions.unwrap_or(u64::MAX);
         let end = self.counters.warp_instructions.saturating_add(instructions).min(limit);
         while self.counters.warp_instructions < end {
-            self.start_commands()?;
+            // One stream's record may be what a stream before it waits for.
+            while self.start_commands()? {}
             self.start_blocks();
             let warps = self.warps();
             if warps.is_empty() {
@@ -65,11 +71,7 @@ impl Machine {
                     continue;
                 }
                 let idle = self.streams.iter().all(super::stream::Stream::is_idle);
-                return Ok(if idle {
-                    self.synchronise_host()
-                } else {
-                    Outcome::Stalled(Box::new(self.deadlock()))
-                });
+                return Ok(if idle { Outcome::Idle } else { Outcome::Stalled(Box::new(self.deadlock())) });
             }
             if let Some(outcome) = self.round(&warps, end)? {
                 return Ok(outcome);
@@ -81,14 +83,6 @@ impl Machine {
             return Err(RunError::Budget { executed, policy: self.options.policy, seed: self.options.seed });
         }
         Ok(Outcome::Running)
-    }
-
-    /// What the streams did happens before what the host does now.
-    fn synchronise_host(&mut self) -> Outcome {
-        for stream in &self.streams {
-            self.memory.acquire(Thread::HOST, &stream.end);
-        }
-        Outcome::Idle
     }
 
     pub(super) fn warps(&self) -> Vec<Address> {
@@ -108,7 +102,7 @@ impl Machine {
     fn round(&mut self, warps: &[Address], end: u64) -> Result<Option<Outcome>, RunError> {
         let mut blocked = vec![false; warps.len()];
         let mut n_blocked = 0;
-        let mut seen = self.progress;
+        let mut seen = self.progress();
         loop {
             if n_blocked == warps.len() {
                 if self.unblock(warps)? {
@@ -119,15 +113,15 @@ impl Machine {
             let chosen = self.choose(&blocked);
             self.let_copies_arrive(warps[chosen])?;
             let turn = self.turn(warps[chosen])?;
-            if self.progress != seen {
+            if self.progress() != seen {
                 // Whatever changed may be what others wait for.
-                seen = self.progress;
+                seen = self.progress();
                 blocked.fill(false);
                 n_blocked = 0;
             }
             match turn {
                 Turn::Finished => {
-                    self.end_block(warps[chosen]);
+                    self.end_block(warps[chosen])?;
                     return Ok(None);
                 }
                 Turn::Blocked if !blocked[chosen] => {
@@ -193,15 +187,19 @@ impl Machine {
         let pick = self.random.below(1 << 16);
         let block = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
         self.progress += 1;
-        if let Err(cause) = block.asynchronous.arrive(&mut self.memory, pick) {
-            return Err(self.report(at, Failure { cause, pc: 0, mask: 1 }));
-        }
-        Ok(())
+        block.asynchronous.arrive(&mut self.memory, pick).map_err(|late| self.report_late(at, late))
+    }
+
+    /// The report of an asynchronous copy that went wrong when it arrived.
+    fn report_late(&self, at: Address, Late { cause, site, thread }: Late) -> RunError {
+        let pc = site.0 - self.streams[at.stream].grids[at.grid].image.site_base;
+        let (warp, lane) = ((thread / 32) as usize, thread % 32);
+        self.report(Address { warp, ..at }, Failure { cause, pc, mask: 1 << lane })
     }
 
     fn turn(&mut self, at: Address) -> Result<Turn, RunError> {
         let budget = budget(self.options.policy, self.random.next());
-        let quiet = self.stall.quiet_turns(self.progress);
+        let quiet = self.stall.quiet_turns(self.progress());
         let stream = &mut self.streams[at.stream];
         let grid = &mut stream.grids[at.grid];
         let around = Surroundings {
@@ -226,9 +224,14 @@ impl Machine {
         self.time_ns += executed.warp + (1 << (quiet / 256).min(20)) - 1;
     }
 
+    /// Grows with every change that somebody may wait for.
+    fn progress(&self) -> u64 {
+        self.progress + self.memory.changes()
+    }
+
     /// Whether every warp waits or repeats itself, and no store or copy is on its way.
     fn only_spins(&mut self, warps: &[Address]) -> bool {
-        if self.stall.progress != self.progress {
+        if self.stall.progress != self.progress() {
             self.forget_spins(warps);
             return false;
         }
@@ -240,10 +243,11 @@ impl Machine {
         let copies_move = warps.iter().any(|&at| self.block(at).asynchronous.is_pending());
         let stuck = |at: &Address| {
             let warp = &self.block(*at).warps[at.warp];
-            let waits = warp.fragments.iter().all(|fragment| {
-                matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. })
-            });
-            waits || warp.spin.spinning
+            warp.fragments.iter().all(|fragment| {
+                let waits =
+                    matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. });
+                waits || fragment.spin.is_spinning
+            })
         };
         if memory_moves || copies_move || !warps.iter().all(stuck) {
             return false;
@@ -267,7 +271,9 @@ impl Machine {
 
     fn forget_spins(&mut self, warps: &[Address]) {
         for &at in warps {
-            self.block_mut(at).warps[at.warp].spin = Spin::default();
+            for fragment in &mut self.block_mut(at).warps[at.warp].fragments {
+                fragment.spin = Spin::default();
+            }
         }
     }
 
@@ -301,13 +307,17 @@ impl Machine {
         Ok(self.release_joins(warps))
     }
 
-    fn end_block(&mut self, at: Address) {
+    fn end_block(&mut self, at: Address) -> Result<(), RunError> {
         if !self.block(at).is_finished() {
-            return;
+            return Ok(());
         }
+        let ending = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
+        let finished = ending.asynchronous.finish(&mut self.memory, ending.id);
+        finished.map_err(|late| self.report_late(at, late))?;
         let block = self.streams[at.stream].grids[at.grid].blocks.remove(at.block);
         self.memory.end_block(block.id);
         self.progress += 1;
+        Ok(())
     }
 }
 

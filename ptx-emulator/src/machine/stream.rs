@@ -90,8 +90,9 @@ impl Machine {
                 self.events[event.0] = Some(super::host::Reached { clock, time_ns });
             }
             Command::Copy { to, from, bytes } => {
-                let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
                 self.as_agent(index, &since, |machine, agent| {
+                    machine.memory.check_range(agent, from, bytes)?;
+                    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
                     machine.memory.read(agent, from, &mut buffer)?;
                     Ok(machine.memory.write(agent, to, &buffer)?)
                 })?;

@@ -54,6 +54,13 @@ impl Memory {
         }
     }
 
+    /// Adds what `more` holds to `clock`.
+    pub fn join(&self, clock: &mut Clock, more: &Clock) {
+        if self.is_ordered() {
+            self.causality.join(clock, more);
+        }
+    }
+
     /// The threads `indices` of `block` have all arrived at a barrier and all leave it (`bar.sync`,
     /// `bar.warp.sync`).
     pub fn barrier(&mut self, block: BlockId, indices: impl Iterator<Item = u32> + Clone) {

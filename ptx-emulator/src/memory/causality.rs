@@ -163,6 +163,10 @@ impl Causality {
         join(&mut clock.0, &known, &self.states);
     }
 
+    pub(super) fn join(&self, clock: &mut Clock, more: &Clock) {
+        join(&mut clock.0, &more.0, &self.states);
+    }
+
     pub(super) fn acquire(&mut self, thread: Thread, clock: &Clock) {
         self.learn(thread, &clock.0);
     }

@@ -42,7 +42,11 @@
 //!
 //! Laxer, so that a fault may be missed:
 //! - Proxies are not told apart: a missing `fence.proxy.async` goes unnoticed.
-//! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, one is forgotten.
+//! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, a candidate is forgotten, and
+//!   the store counts as read by everybody.
+//! - `ld.const` may read global memory, and `ld.global.nc` what the same kernel writes.
+//! - A strong store behind an atomic of the same thread on the same location carries on what the atomic has picked up
+//!   from other threads; in PTX only atomics do.
 //! - Lanes of one warp may store the same value by one plain instruction (the CUDA programming guide has one of
 //!   them win, PTX calls it a race).
 //!
@@ -139,6 +143,7 @@ pub struct Memory {
     blocks: Blocks,
     causality: Causality,
     weak: Option<Weak>,
+    changes: u64,
 }
 
 /// Allocations.
@@ -151,6 +156,7 @@ impl Memory {
             blocks: Blocks::new(),
             causality: Causality::new(),
             weak: options.weak.map(Weak::new),
+            changes: 0,
         }
     }
 
@@ -177,6 +183,11 @@ impl Memory {
 }
 
 impl Memory {
+    /// A number that grows whenever bytes change, by whomever: what a thread that spins may wait for.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Whether more than the bytes matters: who wrote them, and who knows of that.
     #[inline]
     fn is_ordered(&self) -> bool {

@@ -88,7 +88,7 @@ impl AddressSpace {
         let taken = bytes.checked_add(2 * GUARD_BYTES).ok_or_else(too_large)?.div_ceil(1 << SLOT_BITS);
         let end = usize::try_from(taken).ok().and_then(|taken| slot.checked_add(taken));
         let end = end.filter(|&end| end <= MAX_SLOTS).ok_or_else(too_large)?;
-        let region = Region::new(usize::try_from(bytes).map_err(|_| too_large())?);
+        let region = Region::try_new(bytes).ok_or_else(too_large)?;
         let address = ((slot as u64) << SLOT_BITS) + GUARD_BYTES;
         let devices = match owner {
             Owner::Device(device) => self.peers_mut(device).to_owned(),
@@ -214,7 +214,7 @@ pub(super) fn shared_allocation(shared: &Region) -> Allocation {
     Allocation { name, owner: Owner::Shared, address: SHARED_WINDOW, bytes: shared.len() }
 }
 
-/// Of a device in a set; devices beyond the 64th share the last bit.
+/// Of a device in a set; a machine has at most 64.
 fn bit(device: DeviceId) -> u64 {
     1 << device.0.min(63)
 }
