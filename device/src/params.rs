@@ -245,6 +245,8 @@ pub const UNIT_BYTES: u64 = 16;
 pub const GRANULE_UNITS: u32 = 8;
 /// Lanes at the end of each block that keep the books and move no data.
 pub const CLERKS: u32 = 32;
+/// `_put`: lanes before the clerk's that post what the block has staged.
+pub const COURIERS: u32 = 128;
 /// `row`: the number of the buffer's next call, u64.
 pub const ROW_SEQUENCE: u64 = 0;
 /// `row`: blocks of the running call that have read that number, u32.
@@ -253,7 +255,9 @@ pub const ROW_ARRIVED: u64 = 8;
 pub const ROW_RECORD: u64 = 16;
 /// `row`: address of `[blocks]` letters: what blocks that share a row tell each other.
 pub const ROW_MAIL: u64 = 24;
-/// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer.
+/// `row`, `_put`: address of the rank's staging area, laid out like a region, in the same symmetric memory.
+pub const ROW_STAGING: u64 = 32;
+/// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer; `_put`: of a rank of another node its PE.
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
 pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;
@@ -325,8 +329,8 @@ pub struct Collective {
     pub hidden: u32,
     /// `_norm`: added to the mean square.
     pub eps: f32,
-    /// Zero; keeps the struct free of padding.
-    pub reserved: u32,
+    /// `allreduce_*_put`: unit of each shard that this launch begins with; elsewhere 0.
+    pub first_unit: u32,
 }
 
 /// `allgather_*`: every rank gets every rank's piece, in place.

@@ -269,6 +269,6 @@ fn collective(
         group: ranks.group,
         hidden: 0,
         eps: 0.0,
-        reserved: 0,
+        first_unit: 0,
     }
 }

@@ -1,6 +1,6 @@
 //! One-shot with what follows it in a transformer block: residual and RMSNorm, in the same launch.
 
-use super::call::{Call, Pass};
+use super::call::{Call, Pass, Stores};
 use super::element::{Bf16, Element};
 use super::one_shot::{group, send, sum};
 use super::tensor::{self, NONE};
@@ -78,7 +78,7 @@ fn at(array: Global, unit: u32) -> Global {
 /// Sums a tensor of rows.
 #[inline(always)]
 unsafe fn all_reduce<W: Wire, const K: usize>(p: &Collective) {
-    if Call::is_kept_by_clerk(p, p.numel) {
+    if Call::is_kept_by_clerk::<Stores>(p, p.numel) {
         return;
     }
     let mut call = Call::begin(p, p.numel);
