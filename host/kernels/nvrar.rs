@@ -9,6 +9,8 @@ use super::{Addr, Launch, params};
 
 /// Threads of a block that keep the books, beside its workers.
 pub const CLERKS: u32 = params::CLERKS;
+/// Threads beside the workers where messages are put: clerks and couriers.
+const PUT_LANES: u32 = params::CLERKS + params::COURIERS;
 
 /// By element type and format.
 const ONE_SHOT: [[&str; 2]; 3] = [
@@ -23,6 +25,10 @@ const TWO_SHOT: [[&str; 2]; 3] = [
 ];
 const NORM: [&str; 2] = ["allreduce_bf16_oneshot_cells_norm", "allreduce_bf16_oneshot_words_norm"];
 const GATHER: [&str; 2] = ["allgather_cells", "allgather_words"];
+
+/// The kernels that put between nodes; their all-reduces by element type.
+pub(super) const ALL_REDUCE_PUT: [&str; 3] = ["allreduce_bf16_put", "allreduce_f16_put", "allreduce_f32_put"];
+pub(super) const ALL_GATHER_PUT: &str = "allgather_put";
 
 /// The all-reduce kernels.
 pub(super) const ALL_REDUCE: [[&str; 2]; 7] = {
@@ -115,6 +121,18 @@ pub struct Execution {
     pub workers: u32,
     /// Blocks that share a row to be normalised; more than 1 only where no block has two rows.
     pub row_blocks: u32,
+    /// How messages get to other nodes.
+    pub far: Far,
+}
+
+/// How messages get to ranks of other nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Far {
+    /// By stores into their regions, as within a node.
+    #[default]
+    Stores,
+    /// By NVSHMEM's puts: other kernels, several nodes only, in two shots, in words, a pass for each launch.
+    Puts,
 }
 
 /// Residual and RMSNorm behind a sum.
@@ -157,12 +175,19 @@ pub struct AllReduce {
     pub phases: u32,
     /// What follows the sum; bf16 tensors and one-shot only.
     pub norm: Option<NormAfter>,
+    /// Unit of each shard that the launch begins with; not 0 only with [`Far::Puts`].
+    pub first_unit: u32,
 }
 
 impl AllReduce {
-    /// A block's workers and its clerk, `blocks` × ranks of them.
+    /// A block's workers and who serves them, `blocks` × ranks of them.
     pub fn launch(&self) -> Launch {
         let Execution { format, blocks, workers, .. } = self.execution;
+        if self.execution.far == Far::Puts {
+            let params = params::Collective { passes: 1, first_unit: self.first_unit, ..self.params() };
+            let entry = ALL_REDUCE_PUT[self.element as usize];
+            return Launch::new(entry, [blocks, self.ranks.count, 1], workers + PUT_LANES, 0, &params);
+        }
         let entry = match (self.norm, self.execution.algorithm) {
             (Some(_), _) => NORM[format as usize],
             (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
@@ -231,7 +256,11 @@ impl AllGather<'_> {
             reserved: 0,
         };
         let grid = [execution.blocks, ranks.count, 1];
-        Launch::new(GATHER[execution.format as usize], grid, execution.workers + CLERKS, 0, &params)
+        let (entry, more) = match execution.far {
+            Far::Stores => (GATHER[execution.format as usize], CLERKS),
+            Far::Puts => (ALL_GATHER_PUT, PUT_LANES),
+        };
+        Launch::new(entry, grid, execution.workers + more, 0, &params)
     }
 }
 
