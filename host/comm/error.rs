@@ -148,6 +148,17 @@ pub enum CommError {
     Gpu(#[from] GpuError),
 }
 
+impl CommError {
+    /// The rank whose silence or failure this is an answer to, if that is what it is.
+    pub fn blames(&self) -> Option<usize> {
+        match self {
+            Self::Timeout { peer, .. } | Self::PeerFailed { peer, .. } => Some(*peer),
+            Self::Absent { missing, .. } => missing.first().copied(),
+            _ => None,
+        }
+    }
+}
+
 /// Which collective a message belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Collective {

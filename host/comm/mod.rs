@@ -5,6 +5,7 @@
 //! [`Topology`]; [`memory`] executes it between threads of one process, [`gpu`] is a GPU rank by itself. `docs/sync.md` has the contract that
 //! every implementation keeps.
 
+pub mod bootstrap;
 mod dtype;
 mod error;
 pub mod gpu;

@@ -55,6 +55,32 @@ pub enum TopologyError {
         /// The shape.
         shape: Shape,
     },
+    /// A host's ranks do not follow each other.
+    #[error(
+        "ranks {ranks:?} share host {host}, with ranks of other hosts between them: start ranks host by host (srun \
+         --distribution=block, mpirun --map-by slot), or say with --topology what counts as a node"
+    )]
+    Scattered {
+        /// The host.
+        host: String,
+        /// Its ranks.
+        ranks: Vec<usize>,
+    },
+    /// Hosts have different numbers of ranks.
+    #[error(
+        "host {host} has {ranks} ranks, but host {other} has {other_ranks}: start equally many on each, or say with \
+         --topology what counts as a node"
+    )]
+    Uneven {
+        /// The first host.
+        host: String,
+        /// Its ranks.
+        ranks: usize,
+        /// A host that differs.
+        other: String,
+        /// Its ranks.
+        other_ranks: usize,
+    },
 }
 
 impl Shape {

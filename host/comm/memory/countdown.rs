@@ -41,7 +41,8 @@ impl Countdown {
         self.left.unwrap_or(SLICE).min(SLICE)
     }
 
-    fn spend(&mut self, elapsed: Duration) {
+    /// Counts a wait of its own kind.
+    pub(in crate::comm) fn spend(&mut self, elapsed: Duration) {
         let spent = elapsed.min(self.slice());
         self.left = self.left.map(|left| left.saturating_sub(spent));
     }
