@@ -63,8 +63,7 @@ fn committed(feature: Option<&str>, arch: &str) -> Result<PathBuf> {
 fn build(feature: Option<&str>, arch: &str, out_dir: &Path) -> Result<PathBuf> {
     let path = out_dir.join(file_name(feature, arch));
     let arch: device_builder::Arch = arch.parse()?;
-    let builder =
-        || device_builder::CudaBuilder::new("device").arch(arch).target_dir(out_dir.join("device"));
+    let builder = || device_builder::CudaBuilder::new("device").arch(arch).target_dir(out_dir.join("device"));
     match feature {
         None => builder().copy_to(&path).build()?,
         Some(feature) => {

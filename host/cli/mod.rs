@@ -4,6 +4,8 @@ mod bench;
 mod bench_allreduce;
 mod bench_decode;
 mod bench_kernels;
+#[cfg(feature = "nvshmem")]
+mod build_kernels;
 mod demo;
 mod doctor;
 mod eval;
@@ -55,6 +57,9 @@ enum Command {
     Bench(bench::Command),
     /// Check every GPU kernel against f64 arithmetic on the CPU, on a GPU or an emulated one
     Selftest(selftest::Args),
+    /// Complete the kernels for NVSHMEM with its device code, once for each release
+    #[cfg(feature = "nvshmem")]
+    BuildKernels(build_kernels::Args),
     /// Say what this machine has, what works with it, and what to install for more
     Doctor(doctor::Args),
 }
@@ -69,6 +74,8 @@ pub fn main() -> ExitCode {
         Command::Spd(command) => spd::run(&command, cli.json),
         Command::Bench(command) => bench::run(&command, cli.json),
         Command::Selftest(args) => selftest::run(&args, cli.json),
+        #[cfg(feature = "nvshmem")]
+        Command::BuildKernels(args) => build_kernels::run(&args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
     };
     match result {

@@ -137,6 +137,31 @@ pub enum CommError {
         /// GPUs given.
         devices: usize,
     },
+    /// Processes were started in another number than the shape has ranks.
+    #[error("topology {shape} has {} ranks, but {processes} processes were started: one is needed for each", shape.world())]
+    WrongProcesses {
+        /// The shape.
+        shape: Shape,
+        /// Processes that there are.
+        processes: usize,
+    },
+    /// The symmetric heap has no place for a buffer.
+    #[error(
+        "no {needed_bytes} bytes are free at one place of all ranks' symmetric heaps of {heap_bytes} bytes; drop \
+         buffers, or make the heap larger"
+    )]
+    HeapFull {
+        /// Bytes of the buffer's slots.
+        needed_bytes: usize,
+        /// Size of the heap.
+        heap_bytes: usize,
+    },
+    /// NVSHMEM cannot be used.
+    #[error("NVSHMEM: {reason}")]
+    Nvshmem {
+        /// What it said, and what to do.
+        reason: String,
+    },
     /// This communicator cannot do it.
     #[error("not offered: {what}")]
     Unsupported {

@@ -6,11 +6,14 @@ use half::bf16;
 
 use super::choose::{self, Site, Task};
 use super::failure::{Alarms, Meta};
+use super::heap::Place;
 use super::layout::Layout;
 use super::options::{GroupOptions, PeerMemory};
 use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
-use crate::driver::{Device, DeviceBuffer, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream};
-use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Format, NormAfter, Ranks};
+use crate::driver::{
+    Device, DeviceBuffer, DevicePtr, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream,
+};
+use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Far, Format, NormAfter, Ranks};
 use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 
 /// bf16 in a unit of 16 bytes.
@@ -31,6 +34,8 @@ pub(super) struct Crew {
     /// The group's shape and number.
     pub(super) shape: Shape,
     pub(super) group: u32,
+    /// The kernels that put between nodes, where messages go that way.
+    pub(super) puts: Option<Arc<KernelLibrary>>,
 }
 
 /// What peers write into: one rank's region of one buffer.
@@ -38,6 +43,18 @@ pub(super) struct Crew {
 pub(super) enum Region {
     Device(DeviceBuffer<u8>),
     Pinned(PinnedBuffer<u8>),
+    Symmetric(Place),
+}
+
+/// The regions of all ranks for one buffer, as one rank's kernels name them.
+#[derive(Debug)]
+pub(super) struct Regions {
+    /// Of each rank: its address, or its number in the world where messages to it are put.
+    pub(super) names: Vec<u64>,
+    /// Where messages to be put are staged; 0 if none are.
+    pub(super) staging: u64,
+    /// None is freed while this rank's kernels may write into it.
+    pub(super) kept: Arc<[Arc<Region>]>,
 }
 
 /// A buffer as a crew has it.
@@ -50,7 +67,6 @@ pub(super) struct Part {
     /// What blocks that share a row tell each other.
     _mail: DeviceBuffer<u8>,
     layout: Layout,
-    /// All ranks' regions: none is freed while one rank's kernels may write into it.
     _regions: Arc<[Arc<Region>]>,
 }
 
@@ -86,19 +102,49 @@ impl Region {
             region[words.offset..][..2 * words.bytes].fill(u8::MAX);
             return Ok(Self::Pinned(region));
         }
-        let region = device.allocate_zeroed::<u8>(layout.bytes, stream)?;
-        let (at, bytes) = (region.ptr_at(words.offset), 2 * words.bytes);
-        // SAFETY: within the region, which nobody else has yet; dropping it waits.
-        unsafe { device.gpu().fill(stream.id(), at, Pattern::U8(u8::MAX), bytes)? };
-        stream.synchronize()?;
-        Ok(Self::Device(region))
+        let region = Self::Device(device.allocate::<u8>(layout.bytes)?);
+        region.empty(device, layout, stream)?;
+        Ok(region)
     }
 
-    fn address(&self) -> u64 {
+    /// A place of a symmetric heap as a region in which nothing has arrived.
+    pub(super) fn in_heap(
+        place: Place,
+        device: &Device,
+        layout: &Layout,
+        stream: &Stream,
+    ) -> Result<Self, GpuError> {
+        let region = Self::Symmetric(place);
+        region.empty(device, layout, stream)?;
+        Ok(region)
+    }
+
+    /// Marks every place as empty; returns when that is done.
+    fn empty(&self, device: &Device, layout: &Layout, stream: &Stream) -> Result<(), GpuError> {
+        let words = layout.area(Format::Words);
+        let all = DevicePtr(self.address());
+        let (gpu, places) = (device.gpu(), all.add_bytes(words.offset));
+        // SAFETY: within the region, which nobody else has yet; the stream has run both on return.
+        unsafe {
+            gpu.fill(stream.id(), all, Pattern::U8(0), layout.bytes)?;
+            gpu.fill(stream.id(), places, Pattern::U8(u8::MAX), 2 * words.bytes)?;
+        }
+        stream.synchronize()
+    }
+
+    pub(super) fn address(&self) -> u64 {
         match self {
             Self::Device(region) => region.ptr().0,
             Self::Pinned(region) => region.ptr().0,
+            Self::Symmetric(place) => place.address(),
         }
+    }
+}
+
+impl Regions {
+    /// Of ranks whose regions are at hand.
+    pub(super) fn of(all: Arc<[Arc<Region>]>) -> Self {
+        Self { names: all.iter().map(|region| region.address()).collect(), staging: 0, kept: all }
     }
 }
 
@@ -118,7 +164,7 @@ impl Crew {
         &self,
         bytes: usize,
         layout: Layout,
-        regions: Arc<[Arc<Region>]>,
+        regions: Regions,
         options: &GroupOptions,
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
@@ -133,13 +179,14 @@ impl Crew {
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
             put(params::ROW_MAIL, mail.ptr_at(index * letters).0);
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
-            for (at, region) in (params::ROW_REGIONS..).step_by(8).zip(&*regions) {
-                put(at, region.address());
+            put(params::ROW_STAGING, regions.staging);
+            for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&regions.names) {
+                put(at, name);
             }
         }
         let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
         let rows = self.device().upload(&rows, &stream)?;
-        Ok(Part { data, stride, rows, _mail: mail, layout, _regions: regions })
+        Ok(Part { data, stride, rows, _mail: mail, layout, _regions: regions.kept })
     }
 
     fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
@@ -162,7 +209,8 @@ impl Crew {
     }
 
     fn site(&self) -> Site {
-        Site { shape: self.shape, max_blocks: self.max_blocks() }
+        let far = if self.puts.is_some() { Far::Puts } else { Far::Stores };
+        Site { shape: self.shape, max_blocks: self.max_blocks(), far }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
@@ -181,12 +229,10 @@ impl Crew {
         let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
         let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
         if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
-            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, Some(norm));
-            return self.launch(stream, &launch);
+            return self.sum(stream, part, options, &sum, execution, Collective::AllReduce, Some(norm));
         }
         let execution = execution(None).ok_or(NO_PASS)?;
-        let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
-        self.launch(stream, &launch)?;
+        self.sum(stream, part, options, &sum, execution, Collective::AllReduce, None)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
         for rank in 0..self.count {
             let at = |slice: Addr<bf16>| slice.at(rank * sum.slice_stride);
@@ -210,7 +256,7 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
-        self.launch(stream, &self.sum_launch(part, options, &sum, execution, Collective::Stage(phase), None))
+        self.sum(stream, part, options, &sum, execution, Collective::Stage(phase), None)
     }
 
     /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
@@ -229,7 +275,7 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let mut alike: Vec<u64> = offsets.iter().map(|&offset| offset as u64).collect();
-        alike.extend([execution.format as u64, execution.pass_units.into()]);
+        alike.extend([execution.format as u64, execution.pass_units.into(), execution.far as u64]);
         let offsets: Vec<u32> = offsets.iter().map(|&offset| offset as u32).collect();
         for pass in 0..execution.passes {
             alike.push(pass.into());
@@ -248,6 +294,26 @@ impl Crew {
         Ok(())
     }
 
+    /// Enqueues a sum or a phase of it: one launch, or one for each pass where messages are put.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one call")]
+    fn sum(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        sum: &Sum,
+        execution: Execution,
+        collective: Collective,
+        norm: Option<NormAfter>,
+    ) -> Result<(), CommError> {
+        let launches = if execution.far == Far::Puts { execution.passes } else { 1 };
+        (0..launches).try_for_each(|pass| {
+            let launch = self.sum_launch(part, options, sum, execution, collective, norm, pass);
+            self.launch(stream, &launch)
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one call")]
     fn sum_launch(
         &self,
         part: &Part,
@@ -256,12 +322,15 @@ impl Crew {
         execution: Execution,
         collective: Collective,
         norm: Option<NormAfter>,
+        pass: u32,
     ) -> Launch {
         let mut alike = vec![
             execution.algorithm as u64,
             execution.format as u64,
             execution.passes.into(),
             execution.pass_units.into(),
+            execution.far as u64,
+            pass.into(),
         ];
         if execution.passes > 1 {
             let hidden = norm.map_or(0, |norm| norm.hidden);
@@ -280,14 +349,17 @@ impl Crew {
             meta: meta.bits(),
             phases: phases(collective),
             norm,
+            first_unit: pass * execution.pass_units,
         };
         launch.launch()
     }
 
     pub(super) fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CommError> {
+        let has_it = |kernels: &&Arc<KernelLibrary>| kernels.kernel(launch.entry).is_some();
+        let kernels = self.puts.as_ref().filter(has_it).unwrap_or(&self.kernels);
         // SAFETY: the launches of this module touch only registered buffers and slices whose lengths were checked;
         // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
-        Ok(unsafe { self.kernels.launch(stream, launch) }?)
+        Ok(unsafe { kernels.launch(stream, launch) }?)
     }
 }
 

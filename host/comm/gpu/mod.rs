@@ -13,10 +13,14 @@ mod choose;
 mod crew;
 mod failure;
 mod group;
+mod heap;
 mod layout;
 mod loopback;
 mod meeting;
+#[cfg(feature = "nvshmem")]
+pub mod nvshmem;
 mod options;
+mod processes;
 #[cfg(test)]
 mod schedule_tests;
 mod solo;
@@ -27,12 +31,15 @@ use std::sync::Arc;
 use half::bf16;
 
 pub use self::choose::Tuning;
-use self::crew::{Crew, Part, Sum};
+use self::crew::{Crew, Part, Regions, Sum};
 use self::failure::Alarms;
 use self::group::{Group, Item, World};
+pub use self::heap::SymmetricHeap;
 use self::layout::Layout;
 pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
+use self::processes::Processes;
+use super::bootstrap::Bootstrap;
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
 use crate::kernels::Addr;
@@ -129,6 +136,9 @@ impl GpuComm {
         options: GroupOptions,
     ) -> Result<Vec<Self>, CommError> {
         check_devices(kernels, shape)?;
+        if let PeerMemory::Nvshmem { .. } = options.memory {
+            return Err(CommError::Unsupported { what: "NVSHMEM between ranks of one process" });
+        }
         if options.memory == PeerMemory::Direct {
             open_paths(kernels)?;
         }
@@ -139,10 +149,38 @@ impl GpuComm {
             Ok((Arc::new(alarms), 0))
         });
         let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
-        let world = World::new(options, alarms.clone());
+        let world = World::of_threads(options, alarms.clone());
         let group = Group::new(&world, shape, (0..shape.world()).collect());
         let ranks = kernels.iter().zip(alarms).enumerate();
         Ok(ranks.map(|(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms)).collect())
+    }
+
+    /// Collective: this process's rank of a world of processes, each with a GPU, on kernels that are loaded already.
+    /// Peers' messages arrive in `heap`; `options.memory` says whether ranks of other nodes are stored to.
+    ///
+    /// # Errors
+    /// Another number of processes than the shape has ranks, what the meetings report, neighbours without a path to
+    /// each other's heap, missing kernels where messages have to be put, and what the driver refuses.
+    pub fn in_processes(
+        kernels: &Arc<KernelLibrary>,
+        shape: Shape,
+        options: GroupOptions,
+        bootstrap: Arc<dyn Bootstrap>,
+        heap: Arc<dyn SymmetricHeap>,
+    ) -> Result<Self, CommError> {
+        processes::check_world(&*bootstrap, shape)?;
+        if shape.world() > MAX_RANKS {
+            return Err(CommError::Unsupported { what: "more than 32 ranks in one group" });
+        }
+        let stream = kernels.device().stream()?;
+        let alarms = Arc::new(Alarms::new(kernels.device(), 1, &stream)?);
+        stream.synchronize()?;
+        let direct = processes::is_direct(&options);
+        let rank = bootstrap.rank();
+        let others = Processes::new(bootstrap, heap, shape, direct)?;
+        let world = World::of_processes(options, Arc::clone(&alarms), others);
+        let group = Group::new(&world, shape, (0..shape.world()).collect());
+        Ok(Self::new(&group, rank, kernels, alarms))
     }
 
     fn new(group: &Arc<Group>, rank: usize, kernels: &Arc<KernelLibrary>, alarms: Arc<Alarms>) -> Self {
@@ -155,6 +193,7 @@ impl GpuComm {
             count: 1,
             shape: group.shape,
             group: group.number,
+            puts: group.world.processes.as_ref().and_then(Processes::puts).cloned(),
         };
         let topology = Topology { nodes, gpus_per_node, rank };
         Self { topology, crew, group: Arc::clone(group), counts: Cell::default() }
@@ -162,6 +201,19 @@ impl GpuComm {
 
     fn options(&self) -> &GroupOptions {
         &self.group.world.options
+    }
+
+    /// The regions of all ranks, which are threads of this process.
+    fn regions(&self, layout: &Layout, bytes: usize) -> Result<Regions, CommError> {
+        let [mine] = <[_; 1]>::try_from(self.crew.regions(layout, self.options().memory)?)
+            .expect("a crew of one has one region");
+        let call = format!("register({bytes} bytes)");
+        let items = self.group.meeting.exchange(self.topology.rank, call, Item::Region(mine))?;
+        let region = |item: &Item| match item {
+            Item::Region(region) => Arc::clone(region),
+            other => unreachable!("ranks agreed to register, not on {other:?}"),
+        };
+        Ok(Regions::of(items.iter().map(region).collect()))
     }
 
     /// Refuses what does not fit before anything is enqueued.
@@ -252,15 +304,12 @@ impl Communicator for GpuComm {
     fn register(&self, bytes: usize) -> Result<GpuBuffer, CommError> {
         self.check()?;
         let layout = Layout::new(self.group.shape, if self.topology.world() == 1 { 0 } else { bytes });
-        let [mine] = <[_; 1]>::try_from(self.crew.regions(&layout, self.options().memory)?)
-            .expect("a crew of one has one region");
-        let (rank, call) = (self.topology.rank, format!("register({bytes} bytes)"));
-        let items = self.group.meeting.exchange(rank, call, Item::Region(mine))?;
-        let region = |item: &Item| match item {
-            Item::Region(region) => Arc::clone(region),
-            other => unreachable!("ranks agreed to register, not on {other:?}"),
+        let rank = self.topology.rank;
+        let regions = match &self.group.world.processes {
+            Some(processes) => processes.regions(&self.group, rank, &self.crew, &layout, bytes)?,
+            None => self.regions(&layout, bytes)?,
         };
-        let part = self.crew.part(bytes, layout, items.iter().map(region).collect(), self.options())?;
+        let part = self.crew.part(bytes, layout, regions, self.options())?;
         Ok(GpuBuffer { part, bytes, owner: (Arc::clone(&self.group), rank) })
     }
 

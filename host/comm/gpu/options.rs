@@ -13,6 +13,12 @@ pub enum PeerMemory {
     Direct,
     /// In pinned host memory, for GPUs without a path to each other; every message crosses PCIe twice.
     HostStaged,
+    /// In NVSHMEM's symmetric heap, for ranks that are processes, on one host or many.
+    Nvshmem {
+        /// Store to ranks of other nodes wherever there is a path for it; otherwise every message between nodes is an
+        /// NVSHMEM put.
+        direct: bool,
+    },
 }
 
 /// How a group behaves; equal on all ranks.

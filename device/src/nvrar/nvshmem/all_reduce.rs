@@ -9,8 +9,8 @@ use crate::nvrar::wire::Words;
 use crate::nvrar::{broadcast, put, reduce, tensor};
 use crate::params::{Collective, PHASE_BROADCAST, PHASE_PUT, PHASE_REDUCE};
 
-/// Neighbours' messages that are awaited together.
-const TOGETHER: usize = 2;
+/// Neighbours' messages that are awaited together; more take registers that calls need.
+const TOGETHER: usize = 1;
 
 #[inline(always)]
 unsafe fn all_reduce<E: Element>(p: &Collective) {

@@ -1,0 +1,135 @@
+//! A rank that is a process by itself: it meets its peers over a [`Bootstrap`], and their regions lie in a
+//! [`SymmetricHeap`].
+
+use std::sync::Arc;
+
+use super::crew::{Crew, Region, Regions};
+use super::group::{Group, Wish};
+use super::heap::{Arena, SymmetricHeap, common_gap, pack, unpack};
+use super::layout::Layout;
+use super::options::GroupOptions;
+use crate::comm::bootstrap::Bootstrap;
+use crate::comm::{CommError, Shape};
+use crate::driver::KernelLibrary;
+
+/// The other ranks, from one of them.
+#[derive(Debug)]
+pub(super) struct Processes {
+    bootstrap: Arc<dyn Bootstrap>,
+    arena: Arc<Arena>,
+    /// The kernels that put between nodes, where messages go that way.
+    puts: Option<Arc<KernelLibrary>>,
+}
+
+impl Processes {
+    /// Collective: agrees on how messages get to other nodes. They are stored where every rank can store to every
+    /// other one and `direct` allows it, and put otherwise.
+    pub(super) fn new(
+        bootstrap: Arc<dyn Bootstrap>,
+        heap: Arc<dyn SymmetricHeap>,
+        shape: Shape,
+        direct: bool,
+    ) -> Result<Self, CommError> {
+        let (rank, world) = (bootstrap.rank(), bootstrap.world());
+        let reaches = |peer: usize| peer == rank || heap.peer(peer).is_some();
+        let node = rank / shape.gpus_per_node;
+        let neighbours = node * shape.gpus_per_node..(node + 1) * shape.gpus_per_node;
+        if !neighbours.clone().all(reaches) {
+            let what =
+                "ranks of one node whose GPUs have no path to each other; make each rank a node of its own";
+            return Err(CommError::Unsupported { what });
+        }
+        let stores = direct && (0..world).all(reaches);
+        let all = bootstrap.all_gather("the paths between GPUs", &[u8::from(stores)])?;
+        let puts = shape.nodes > 1 && all.iter().any(|stores| **stores != [1]);
+        let puts = if puts { Some(heap.puts()?) } else { None };
+        Ok(Self { bootstrap, arena: Arena::new(heap), puts })
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.bootstrap.rank()
+    }
+
+    pub(super) fn puts(&self) -> Option<&Arc<KernelLibrary>> {
+        self.puts.as_ref()
+    }
+
+    /// The failure of another process.
+    pub(super) fn failure(&self) -> Option<(usize, String)> {
+        self.bootstrap.failure()
+    }
+
+    /// Makes this rank's failure known.
+    pub(super) fn tell(&self, error: &CommError) {
+        self.bootstrap.fail_with(error);
+    }
+
+    /// The heap's end is collective: a world that failed does without.
+    pub(super) fn end(&self, failed: bool) {
+        let alone = failed || std::thread::panicking() || self.failure().is_some();
+        if alone || self.bootstrap.all_gather("the communicator's end", &[]).is_err() {
+            self.arena.heap.abandon();
+        }
+    }
+
+    /// Where each rank of a group wants to be after a split.
+    pub(super) fn wishes(&self, group: &Group, mine: Wish) -> Result<Vec<Wish>, CommError> {
+        let packed = pack(&[[mine.colour, mine.key]]);
+        let all = self.meet(group, "split", &packed)?;
+        let wish = |bytes: &Vec<u8>| unpack(bytes).first().map(|&[colour, key]| Wish { colour, key });
+        let wishes: Option<Vec<_>> = all.iter().map(wish).collect();
+        wishes.ok_or(CommError::Unsupported { what: "a peer of another version in a split" })
+    }
+
+    /// Collective: a region for a new buffer at the same place of all heaps, empty everywhere before anybody returns.
+    pub(super) fn regions(
+        &self,
+        group: &Group,
+        rank: usize,
+        crew: &Crew,
+        layout: &Layout,
+        bytes: usize,
+    ) -> Result<Regions, CommError> {
+        let call = format!("register({bytes} bytes)");
+        let copies = if self.puts.is_some() { 2 } else { 1 };
+        let gaps = self.meet(group, &call, &pack(&self.arena.gaps()))?;
+        let gaps: Vec<_> = gaps.iter().map(|gaps| unpack(gaps)).collect();
+        let (needed, heap) = (copies * layout.bytes, &self.arena.heap);
+        let full = || CommError::HeapFull { needed_bytes: needed, heap_bytes: heap.bytes() };
+        let place = self.arena.take(common_gap(&gaps, needed).ok_or_else(full)?, needed);
+        let (offset, staging) = (place.offset as u64, place.address() + layout.bytes as u64);
+        let region = Region::in_heap(place, crew.device(), layout, &crew.device().stream()?)?;
+        self.meet(group, &format!("{call}, made"), &[])?;
+        let node = |rank: usize| rank / group.shape.gpus_per_node;
+        let name = |(peer, &number): (usize, &usize)| {
+            if peer == rank {
+                return Ok(region.address());
+            }
+            if self.puts.is_some() && node(peer) != node(rank) {
+                return Ok(number as u64);
+            }
+            let what = "a rank of the same node without a path to its GPU";
+            heap.peer(number).map(|heap| heap + offset).ok_or(CommError::Unsupported { what })
+        };
+        let names = group.members.iter().enumerate().map(name).collect::<Result<_, _>>()?;
+        let staging = if self.puts.is_some() { staging } else { 0 };
+        Ok(Regions { names, staging, kept: Arc::new([Arc::new(region)]) })
+    }
+
+    fn meet(&self, group: &Group, call: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let met = self.bootstrap.meet(&group.members, call, mine, group.world.options.meeting_limit);
+        met.inspect_err(|error| self.tell(error))
+    }
+}
+
+/// Refuses a world of another size than the shape's.
+pub(super) fn check_world(bootstrap: &dyn Bootstrap, shape: Shape) -> Result<(), CommError> {
+    let processes = bootstrap.world();
+    if processes == shape.world() { Ok(()) } else { Err(CommError::WrongProcesses { shape, processes }) }
+}
+
+/// What of the options concerns the way between processes.
+pub(super) fn is_direct(options: &GroupOptions) -> bool {
+    use super::options::PeerMemory;
+    !matches!(options.memory, PeerMemory::Nvshmem { direct: false })
+}
