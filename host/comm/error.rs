@@ -137,12 +137,12 @@ pub enum CommError {
         /// GPUs given.
         devices: usize,
     },
-    /// Processes were started in another number than the shape has ranks.
+    /// A world of processes has another number of ranks than its shape says.
     #[error("topology {shape} has {} ranks, but {processes} processes were started: one is needed for each", shape.world())]
-    WrongProcesses {
+    WrongWorld {
         /// The shape.
         shape: Shape,
-        /// Processes that there are.
+        /// Processes of the world.
         processes: usize,
     },
     /// The symmetric heap has no place for a buffer.
@@ -174,6 +174,11 @@ pub enum CommError {
 }
 
 impl CommError {
+    /// `peer` is gone, and `rank` needs it.
+    pub(in crate::comm) fn left(rank: usize, peer: usize) -> Self {
+        Self::PeerFailed { rank, peer, cause: "it left the group while others waited for it".to_owned() }
+    }
+
     /// The rank whose silence or failure this is an answer to, if that is what it is.
     pub fn blames(&self) -> Option<usize> {
         match self {

@@ -2,14 +2,17 @@
 //!
 //! A [`Communicator`] sums a tensor over all ranks (or gathers its pieces), in place, in *symmetric memory*:
 //! buffers that every rank has registered. The way it does so is a [`mod@schedule`], a pure function of the
-//! [`Topology`]; [`memory`] executes it between threads of one process, [`gpu`] is a GPU rank by itself. `docs/sync.md` has the contract that
-//! every implementation keeps.
+//! [`Topology`]; [`memory`] executes it between threads of one process, [`process`] between processes
+//! that [`bootstrap`] has connected, [`gpu`] between GPUs. `docs/sync.md` has the contract that every implementation
+//! keeps.
 
 pub mod bootstrap;
+mod cpu;
 mod dtype;
 mod error;
 pub mod gpu;
 pub mod memory;
+pub mod process;
 pub mod schedule;
 pub mod sequence;
 mod topology;

@@ -1,9 +1,10 @@
 //! Processes that become the ranks of one world: how they find each other, meet, and learn of each other's failure.
 //!
-//! [`Mesh`] connects all of them over TCP: each rank to each other one, so that news travels in one hop and a process that dies is noticed by all.
+//! [`launch`] reads from the environment which rank a process is. [`Mesh`] connects all of them over TCP: each rank to each other one, so that news travels in one hop and a process that dies is noticed by all.
 
 mod error;
 mod hosts;
+pub mod launch;
 mod mesh;
 mod rendezvous;
 mod report;
@@ -15,6 +16,7 @@ use std::{fmt::Debug, time::Duration};
 
 pub use error::BootstrapError;
 pub use hosts::shape_of_hosts;
+pub(in crate::comm) use mesh::{Inbox, Unwritten};
 pub use mesh::{Listener, Mesh, MeshOptions};
 pub use report::{Report, Reports};
 

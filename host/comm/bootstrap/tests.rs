@@ -6,7 +6,11 @@ use super::*;
 
 fn options(limit_ms: u64) -> MeshOptions {
     let limit = Duration::from_millis(limit_ms);
-    MeshOptions { start_limit: Duration::from_secs(30), write_limit: limit, meeting_limit: Some(limit) }
+    MeshOptions {
+        start_limit: Duration::from_secs(30),
+        meeting_limit: Some(limit),
+        silence_limit: Duration::from_secs(60),
+    }
 }
 
 /// Runs `body` as every rank of a fresh world.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::comm::CommError;
-use crate::comm::memory::countdown::Countdown;
+use crate::comm::cpu::Countdown;
 
 /// One meeting after the other, each of all ranks.
 #[derive(Debug)]

@@ -125,7 +125,7 @@ impl Processes {
 /// Refuses a world of another size than the shape's.
 pub(super) fn check_world(bootstrap: &dyn Bootstrap, shape: Shape) -> Result<(), CommError> {
     let processes = bootstrap.world();
-    if processes == shape.world() { Ok(()) } else { Err(CommError::WrongProcesses { shape, processes }) }
+    if processes == shape.world() { Ok(()) } else { Err(CommError::WrongWorld { shape, processes }) }
 }
 
 /// What of the options concerns the way between processes.

@@ -6,9 +6,14 @@ use std::sync::{
 };
 
 use super::{
-    Options, countdown::Countdown, meeting::Meeting, meeting::Outcome, meeting::Proposal, slot::SlotTable,
+    meeting::{Meeting, Outcome, Proposal},
+    slot::SlotTable,
 };
-use crate::comm::{CommError, Shape, schedule};
+use crate::comm::{
+    CommError, Shape,
+    cpu::{Countdown, Options},
+    schedule,
+};
 
 /// The first failure of a rank, by its number in the world.
 #[derive(Debug)]
@@ -91,17 +96,11 @@ impl Group {
         self.nudge();
     }
 
-    /// The error of a rank that was interrupted while it waited for `peer`.
-    pub(super) fn interruption(&self, rank: usize, peer: usize) -> CommError {
-        let rank = self.world_rank(rank);
-        match self.family.failure() {
-            Some(failure) => CommError::PeerFailed { rank, peer: failure.rank, cause: failure.cause.clone() },
-            None => CommError::PeerFailed {
-                rank,
-                peer: self.world_rank(peer),
-                cause: "it left the group while others waited for it".to_owned(),
-            },
-        }
+    /// The failure of a rank, as the error of `rank`.
+    pub(super) fn failure(&self, rank: usize) -> Option<CommError> {
+        let failure = self.family.failure()?;
+        let (rank, peer) = (self.world_rank(rank), failure.rank);
+        Some(CommError::PeerFailed { rank, peer, cause: failure.cause.clone() })
     }
 
     /// Makes the `turn`-th collective request of `rank` and waits for everybody's.
@@ -143,8 +142,11 @@ impl Group {
         while !ready(&meeting) {
             let missing = meeting.missing();
             let left_out = missing.iter().copied().find(|&peer| peer != rank && self.has_left(peer));
-            if self.family.failure().is_some() || left_out.is_some() {
-                return Err(self.interruption(rank, left_out.unwrap_or(rank)));
+            if let Some(failure) = self.failure(rank) {
+                return Err(failure);
+            }
+            if let Some(peer) = left_out {
+                return Err(CommError::left(self.world_rank(rank), self.world_rank(peer)));
             }
             if countdown.is_over() {
                 return Err(CommError::Absent {

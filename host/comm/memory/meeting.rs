@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{group::Group, slot::SlotTable};
-use crate::comm::CommError;
+use crate::comm::{CommError, cpu::same_colour};
 
 /// What a rank asks of its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,24 +107,21 @@ fn decide(group: &Group, proposals: &[&Proposal]) -> Outcome {
 }
 
 fn split(group: &Group, proposals: &[&Proposal]) -> Arc<[(Arc<Group>, usize)]> {
-    let mut colours: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
-    for (rank, proposal) in proposals.iter().enumerate() {
-        if let Proposal::Split { colour, key } = **proposal {
-            colours.entry(colour).or_default().push((key, rank));
-        }
-    }
-    let mut places = BTreeMap::new();
-    for mut members in colours.into_values() {
-        members.sort_unstable();
-        let ranks: Vec<usize> = members.into_iter().map(|(_, rank)| rank).collect();
-        let world_ranks = ranks.iter().map(|&rank| group.world_rank(rank)).collect();
-        let new = Group::new(
-            group.shape.subgroup(&ranks),
-            world_ranks,
-            group.options.clone(),
-            Arc::clone(&group.family),
-        );
-        places.extend(ranks.into_iter().enumerate().map(|(index, rank)| (rank, (Arc::clone(&new), index))));
-    }
-    places.into_values().collect()
+    let wish = |proposal: &&Proposal| match **proposal {
+        Proposal::Split { colour, key } => Some((colour, key)),
+        Proposal::Register { .. } => None,
+    };
+    let wishes: Vec<_> = proposals.iter().filter_map(wish).collect();
+    let mut groups: BTreeMap<usize, Arc<Group>> = BTreeMap::new();
+    let place = |rank: usize| {
+        let ranks = same_colour(&wishes, rank);
+        let new = || {
+            let members = ranks.iter().map(|&rank| group.world_rank(rank)).collect();
+            let (options, family) = (group.options.clone(), Arc::clone(&group.family));
+            Group::new(group.shape.subgroup(&ranks), members, options, family)
+        };
+        let index = ranks.iter().position(|&member| member == rank).expect("a rank has its own colour");
+        (Arc::clone(groups.entry(wishes[rank].0).or_insert_with(new)), index)
+    };
+    (0..wishes.len()).map(place).collect()
 }

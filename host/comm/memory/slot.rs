@@ -5,8 +5,11 @@ use std::{
     time::Duration,
 };
 
-use super::{countdown::Countdown, words::Words};
-use crate::comm::{Element, Header, sequence};
+use crate::comm::{
+    Element, Header,
+    cpu::{Countdown, Stop, Words},
+    sequence,
+};
 
 /// One cell: free while its flag is 0, otherwise it holds the message of the call with that flag.
 ///
@@ -26,17 +29,6 @@ struct Cell {
     /// How many are parked: only then is a wake-up paid for. Reader and writer can both be, for one that has been
     /// woken may come to run only after the other has parked.
     parked: usize,
-}
-
-/// Why a wait ended without what was waited for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// The limit passed; the sequence number of the last message that came, 0 for none.
-    Late { seen: u64 },
-    /// The group failed or the peer left.
-    Interrupted,
-    /// The message is of another call.
-    Unexpected(Header),
 }
 
 /// How long to wait, and what ends a wait early.

@@ -5,9 +5,14 @@ mod failures;
 mod order;
 mod stages;
 
-use std::thread;
+use std::{thread, time::Duration};
+
+use half::{bf16, f16};
 
 use super::*;
+use crate::comm::{
+    AllGather, AllReduce, Communicator, Counts, DType, Phase, Stage, Topology, schedule::Step, sequence,
+};
 
 /// Every kind: alone, one node, one rank per node, both, not powers of two.
 const SHAPES: [&str; 8] = ["1x1", "1x5", "2x2", "3x1", "2x3", "3x3", "5x1", "1x9"];

@@ -1,8 +1,8 @@
 //! Executes the steps of one call.
 
 use super::{
-    MemoryBuffer, MemoryComm, Transfer, Words,
-    slot::{Patience, SlotTable, Stop},
+    CpuBuffer, CpuComm, Transfer, Words,
+    link::{Link, Place, Stop},
 };
 use crate::comm::{
     Collective, CommError, DType, Element, Header, Phase,
@@ -24,15 +24,19 @@ impl Call {
         Header { sequence, collective, numel, dtype, range: message.range.clone() }
     }
 
+    fn place(&self, step: &Step, message: &Message) -> Place {
+        Place { peer: step.peer, slot: message.slot, parity: sequence::parity(self.sequence) }
+    }
+
     fn includes(&self, step: &Step) -> bool {
         !matches!(self.collective, Collective::Stage(phase) if phase != step.phase)
     }
 }
 
-impl MemoryComm {
+impl<L: Link> CpuComm<L> {
     /// Round by round: posts all sends, then takes the receives in order.
-    pub(super) fn execute<T: Element>(&self, call: &Call, buf: &mut MemoryBuffer) -> Result<(), CommError> {
-        let MemoryBuffer { data, slots, plan, .. } = buf;
+    pub(super) fn execute<T: Element>(&self, call: &Call, buf: &mut CpuBuffer<L>) -> Result<(), CommError> {
+        let CpuBuffer { data, slots, plan, .. } = buf;
         for round in plan.steps.chunk_by(same_round).filter(|round| call.includes(&round[0])) {
             for step in round {
                 self.post::<T>(call, step, slots, data)?;
@@ -50,7 +54,7 @@ impl MemoryComm {
         &self,
         call: &Call,
         step: &Step,
-        slots: &SlotTable,
+        slots: &L::Slots,
         data: &Words,
     ) -> Result<(), CommError> {
         let Some(message) = step.send.as_ref().filter(|_| step.peer != self.topology.rank) else {
@@ -58,9 +62,9 @@ impl MemoryComm {
         };
         let header = call.header(message);
         let payload = &data.as_slice::<T>()[message.range.clone()];
-        let slot = slots.slot(step.peer, message.slot, sequence::parity(call.sequence));
         let waited = self
-            .patiently(step.peer, |patience| slot.put(&header, payload, patience))
+            .link
+            .put(slots, call.place(step, message), &header, payload)
             .map_err(|stop| self.name(stop, step, &header, 0))?;
         self.waits_for_free_slot.set(self.waits_for_free_slot.get() + u64::from(waited));
         self.record(call, step, message, self.topology.rank, step.peer);
@@ -72,7 +76,7 @@ impl MemoryComm {
         &self,
         call: &Call,
         round: &[Step],
-        slots: &SlotTable,
+        slots: &L::Slots,
         data: &mut [T],
     ) -> Result<(), CommError> {
         let mut sum = self.sum.borrow_mut();
@@ -99,7 +103,7 @@ impl MemoryComm {
         &self,
         call: &Call,
         round: &[Step],
-        slots: &SlotTable,
+        slots: &L::Slots,
         data: &mut [T],
     ) -> Result<(), CommError> {
         round.iter().try_for_each(|step| {
@@ -120,30 +124,23 @@ impl MemoryComm {
         &self,
         call: &Call,
         step: &Step,
-        slots: &SlotTable,
+        slots: &L::Slots,
         read: impl FnOnce(&Message, &[T]),
     ) -> Result<(), CommError> {
         let Some(message) = &step.recv else { return Ok(()) };
         let expected = call.header(message);
-        let slot = slots.slot(self.topology.rank, message.slot, sequence::parity(call.sequence));
-        self.patiently(step.peer, |patience| {
-            slot.take(&expected, patience, |elements: &[T]| read(message, elements))
-        })
-        .map_err(|stop| self.name(stop, step, &expected, call.sequence))?;
+        self.link
+            .take(slots, call.place(step, message), &expected, |elements: &[T]| read(message, elements))
+            .map_err(|stop| self.name(stop, step, &expected, call.sequence))?;
         self.record(call, step, message, step.peer, self.topology.rank);
         Ok(())
-    }
-
-    fn patiently<R>(&self, peer: usize, wait: impl FnOnce(&Patience<'_>) -> R) -> R {
-        let interrupted = || self.group.family.failure().is_some() || self.group.has_left(peer);
-        wait(&Patience { limit: self.group.options.timeout, interrupted: &interrupted })
     }
 
     /// Turns an ended wait into an error that says who waited for whom, where, for which sequence number
     /// (`awaited`; 0 is a free slot).
     fn name(&self, stop: Stop, step: &Step, expected: &Header, awaited: u64) -> CommError {
-        let rank = self.group.world_rank(self.topology.rank);
-        let peer = self.group.world_rank(step.peer);
+        let rank = self.link.world_rank(self.topology.rank);
+        let peer = self.link.world_rank(step.peer);
         let (phase, round) = (step.phase, step.round);
         match stop {
             Stop::Late { seen } => CommError::Timeout {
@@ -153,17 +150,17 @@ impl MemoryComm {
                 step: round,
                 expected: awaited,
                 seen,
-                waited: self.group.options.timeout,
+                waited: self.link.options().timeout,
             },
             Stop::Unexpected(found) => {
                 CommError::Mismatch { rank, peer, phase, step: round, expected: expected.clone(), found }
             }
-            Stop::Interrupted => self.group.interruption(self.topology.rank, step.peer),
+            Stop::Interrupted => self.link.interruption(step.peer),
         }
     }
 
     fn record(&self, call: &Call, step: &Step, message: &Message, from: usize, to: usize) {
-        if self.group.options.log {
+        if self.link.options().log {
             let Step { phase, round, .. } = *step;
             let Message { range, slot } = message.clone();
             let transfer = Transfer { sequence: call.sequence, phase, round, from, to, range, slot };

@@ -2,14 +2,14 @@
 
 use half::{bf16, f16};
 
-use super::{MemoryBuffer, MemoryComm};
+use super::{CpuBuffer, CpuComm, Link};
 use crate::comm::{CommError, DType, Element, Epilogue};
 
 /// Checks the lengths of everything that goes with a tensor of `numel` elements.
-pub(super) fn check(
+pub(super) fn check<L: Link>(
     numel: usize,
     addend: Option<&[f32]>,
-    epilogue: &Epilogue<'_, MemoryComm>,
+    epilogue: &Epilogue<'_, CpuComm<L>>,
 ) -> Result<(), CommError> {
     let length = |what, slice: &[f32]| match slice.len() {
         found if found == numel => Ok(()),
@@ -30,7 +30,7 @@ pub(super) fn check(
 
 /// Adds `addend` to the front of the buffer, rounded to its dtype: what other ranks receive of it is what this
 /// rank sums itself.
-pub(super) fn contribute(buf: &mut MemoryBuffer, dtype: DType, addend: &[f32]) {
+pub(super) fn contribute<L: Link>(buf: &mut CpuBuffer<L>, dtype: DType, addend: &[f32]) {
     fn add<T: Element>(to: &mut [T], addend: &[f32]) {
         to.iter_mut().zip(addend).for_each(|(to, &value)| *to = T::from_f32(to.to_f32() + value));
     }
@@ -42,7 +42,7 @@ pub(super) fn contribute(buf: &mut MemoryBuffer, dtype: DType, addend: &[f32]) {
 }
 
 /// Runs the epilogue over the sum in the buffer.
-pub(super) fn apply(buf: &MemoryBuffer, dtype: DType, epilogue: Epilogue<'_, MemoryComm>) {
+pub(super) fn apply<L: Link>(buf: &CpuBuffer<L>, dtype: DType, epilogue: Epilogue<'_, CpuComm<L>>) {
     let Epilogue::ResidualRmsNorm { residual, gain, eps, out } = epilogue else { return };
     match dtype {
         DType::F32 => add_to::<f32>(residual, buf.as_slice()),

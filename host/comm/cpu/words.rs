@@ -8,37 +8,42 @@ const WORD_BYTES: usize = size_of::<u64>();
 
 /// A run of bytes, aligned to eight, that keeps its capacity.
 #[derive(Debug, Default)]
-pub(super) struct Words {
+pub(in crate::comm) struct Words {
     words: Vec<u64>,
     bytes: usize,
 }
 
 impl Words {
-    pub(super) fn zeroed(bytes: usize) -> Self {
+    pub(in crate::comm) fn zeroed(bytes: usize) -> Self {
         Self { words: vec![0; bytes.div_ceil(WORD_BYTES)], bytes }
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::comm) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// As many whole elements as there are bytes for.
-    pub(super) fn as_slice<T: Element>(&self) -> &[T] {
+    pub(in crate::comm) fn as_slice<T: Element>(&self) -> &[T] {
         &cast_slice(&self.words)[..self.bytes / size_of::<T>()]
     }
 
-    pub(super) fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+    pub(in crate::comm) fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes / size_of::<T>()]
     }
 
     /// Becomes a copy of `elements`; allocates only when they are more than ever before.
-    pub(super) fn copy_from<T: Element>(&mut self, elements: &[T]) {
-        self.bytes = size_of_val(elements);
-        let needed = self.bytes.div_ceil(WORD_BYTES);
+    pub(in crate::comm) fn copy_from<T: Element>(&mut self, elements: &[T]) {
+        self.as_bytes_mut(size_of_val(elements)).copy_from_slice(cast_slice(elements));
+    }
+
+    /// Becomes `bytes` long, with any content, to be overwritten; allocates as [`copy_from`](Self::copy_from) does.
+    pub(in crate::comm) fn as_bytes_mut(&mut self, bytes: usize) -> &mut [u8] {
+        self.bytes = bytes;
+        let needed = bytes.div_ceil(WORD_BYTES);
         if self.words.len() < needed {
             self.words.resize(needed, 0);
         }
-        self.as_mut_slice::<T>().copy_from_slice(elements);
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..bytes]
     }
 }
 
