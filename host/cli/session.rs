@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{memory, output};
 use crate::comm::Shape;
+use crate::comm::bootstrap::Bootstrap;
 use crate::comm::gpu::{GroupOptions, PeerMemory};
 use crate::driver::Device;
 use crate::engine::{Engine, EngineError, EngineOptions};
@@ -73,6 +74,9 @@ pub(super) struct SyncArgs {
     /// How GPUs reach each other's memory [default: direct]
     #[arg(long, value_enum, value_name = "WAY")]
     pub(super) peer_memory: Option<PeerMemoryChoice>,
+    /// With NVSHMEM: put every message between nodes, also where it could be stored
+    #[arg(long)]
+    pub(super) no_direct: bool,
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
@@ -84,6 +88,8 @@ pub(super) enum PeerMemoryChoice {
     Direct,
     /// Through page-locked host memory, for GPUs without peer access; slow
     HostStaged,
+    /// In NVSHMEM's symmetric heap, for ranks that are processes, where it is the default
+    Nvshmem,
 }
 
 impl SyncArgs {
@@ -92,10 +98,32 @@ impl SyncArgs {
         let defaults = GroupOptions::default();
         let memory = match self.peer_memory {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
+            Some(PeerMemoryChoice::Nvshmem) => self.between_processes(),
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
         GroupOptions { memory, time_limit: self.sync_limit.unwrap_or(defaults.time_limit), ..defaults }
     }
+}
+
+impl SyncArgs {
+    /// How GPUs of several processes reach each other's memory.
+    pub(super) fn between_processes(&self) -> PeerMemory {
+        PeerMemory::Nvshmem { direct: !self.no_direct }
+    }
+}
+
+/// This process's GPU: the one of its number among the processes of its host, or the only one that it sees.
+pub(super) fn local_gpu(world: &dyn Bootstrap) -> Result<Device, EngineError> {
+    let hosts = world.hosts();
+    let rank = world.rank();
+    let local = hosts[..rank].iter().filter(|host| **host == hosts[rank]).count();
+    let found = Device::cuda_count()? as usize;
+    let ordinal = if found == 1 { 0 } else { local };
+    if ordinal >= found {
+        let here = hosts.iter().filter(|host| **host == hosts[rank]).count();
+        return Err(EngineError::TooFewGpus { tp: here, found });
+    }
+    Ok(Device::cuda(ordinal as u32)?)
 }
 
 fn positive_seconds(s: &str) -> Result<Duration, String> {

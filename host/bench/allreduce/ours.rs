@@ -40,32 +40,40 @@ pub(super) fn ranks(
     shape: Shape,
     options: &GroupOptions,
     dtype: DType,
-    (max_bytes, max_fused, max_hidden): (usize, usize, usize),
+    room: (usize, usize, usize),
 ) -> Result<Vec<OurRank>, Error> {
     let comms = GpuComm::group(devices, shape, options.clone());
     let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), Error::from))?;
-    each(comms.into_iter().zip(devices), |(comm, device)| {
-        let (rank, tp) = (comm.topology().rank, comm.topology().world());
-        let stream = Arc::new(device.stream()?);
-        let buf = comm.register(max_bytes)?;
-        let numbers = (0..max_bytes / dtype.size_bytes()).map(|i| numbers::contribution(rank, i, tp));
-        let bf16s = |n: usize, of: &dyn Fn(usize) -> f32| {
-            let values: Vec<bf16> = (0..n).map(|i| bf16::from_f32(of(i))).collect();
-            device.upload(&values, &stream)
-        };
-        let (residual, source) = (|i| numbers::contribution(tp, i, tp), numbers::bytes(numbers, dtype));
-        Ok(OurRank {
-            source: device.upload(&source, &stream)?,
-            dtype,
-            residual: bf16s(max_fused, &residual)?,
-            residual_source: bf16s(max_fused, &residual)?,
-            gain: bf16s(max_hidden, &gain)?,
-            out: device.allocate_zeroed(max_fused, &stream)?,
-            device: device.clone(),
-            comm,
-            stream,
-            buf,
-        })
+    each(comms.into_iter().zip(devices), |(comm, device)| rank(comm, device, dtype, room))
+}
+
+/// The rank of a communicator.
+pub(super) fn rank(
+    comm: GpuComm,
+    device: &Device,
+    dtype: DType,
+    (max_bytes, max_fused, max_hidden): (usize, usize, usize),
+) -> Result<OurRank, Error> {
+    let (rank, tp) = (comm.topology().rank, comm.topology().world());
+    let stream = Arc::new(device.stream()?);
+    let buf = comm.register(max_bytes)?;
+    let numbers = (0..max_bytes / dtype.size_bytes()).map(|i| numbers::contribution(rank, i, tp));
+    let bf16s = |n: usize, of: &dyn Fn(usize) -> f32| {
+        let values: Vec<bf16> = (0..n).map(|i| bf16::from_f32(of(i))).collect();
+        device.upload(&values, &stream)
+    };
+    let (residual, source) = (|i| numbers::contribution(tp, i, tp), numbers::bytes(numbers, dtype));
+    Ok(OurRank {
+        source: device.upload(&source, &stream)?,
+        dtype,
+        residual: bf16s(max_fused, &residual)?,
+        residual_source: bf16s(max_fused, &residual)?,
+        gain: bf16s(max_hidden, &gain)?,
+        out: device.allocate_zeroed(max_fused, &stream)?,
+        device: device.clone(),
+        comm,
+        stream,
+        buf,
     })
 }
 

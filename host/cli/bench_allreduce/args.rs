@@ -13,6 +13,8 @@ use crate::bench::allreduce::{Call, Launching};
 use crate::cli::results::ResultFiles;
 use crate::cli::session::{SyncArgs, at_least};
 use crate::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};
+#[cfg(feature = "nvshmem")]
+use crate::comm::TopologyError;
 use crate::comm::{DType, Shape};
 use crate::driver::Device;
 
@@ -180,6 +182,12 @@ impl Args {
             "one rank has nobody to exchange anything with: give --tp 2 or more, on as many GPUs"
         );
         Ok(shape)
+    }
+
+    /// The layout over processes; without one, that of their hosts.
+    #[cfg(feature = "nvshmem")]
+    pub(super) fn shape_or(&self, of_hosts: Result<Shape, TopologyError>) -> anyhow::Result<Shape> {
+        if self.topology.is_some() || self.tp.is_some() { self.shape() } else { Ok(of_hosts?) }
     }
 
     pub(super) fn sweep(&self, shape: Shape) -> Sweep {
