@@ -67,7 +67,10 @@ fn kernels_that_put_leave_two_functions_open() {
         }
         for (name, text) in kernels(ptx.text) {
             // Greetings by the clerk, messages by the couriers; nobody else calls anything.
-            assert!(text.contains("nvshmem_putmem_nbi,") && text.contains("nvshmemx_putmem_nbi_warp,"), "{name}");
+            assert!(
+                text.contains("nvshmem_putmem_nbi,") && text.contains("nvshmemx_putmem_nbi_warp,"),
+                "{name}"
+            );
             assert!(text.contains("ld.relaxed.sys.global.v4.b32"), "{name} does not poll words");
         }
     }

@@ -1,5 +1,6 @@
 //! `fewsync bench`.
 
+use super::world::World;
 use super::{bench_allreduce, bench_decode, bench_kernels};
 use crate::bench::kernels::Kind;
 
@@ -22,10 +23,10 @@ pub(super) enum Command {
     Pointwise(bench_kernels::Args),
 }
 
-pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
+pub(super) fn run(command: &Command, json: bool, world: &World) -> anyhow::Result<()> {
     match command {
-        Command::Decode(args) => bench_decode::run(args, json),
-        Command::AllReduce(args) => bench_allreduce::run(args, json),
+        Command::Decode(args) => bench_decode::run(args, json, world),
+        Command::AllReduce(args) => bench_allreduce::run(args, json, world),
         Command::DecodeGemm(args) => bench_kernels::run("decode-gemm", Kind::DecodeGemm, args, json),
         Command::PrefillGemm(args) => bench_kernels::run("prefill-gemm", Kind::PrefillGemm, args, json),
         Command::DecodeAttention(args) => {

@@ -1,12 +1,15 @@
 //! `fewsync bench allreduce`.
 
 mod args;
+#[cfg(feature = "nvshmem")]
+mod processes;
 
 pub(super) use args::Args;
 use args::NcclChoice;
 
 use super::output;
 use super::session::{cuda_devices, progress_bar};
+use super::world::World;
 use crate::bench::allreduce::child::{self, Variant};
 use crate::bench::allreduce::contest::{Sweep, run_nccl, run_ours};
 use crate::bench::allreduce::figure::figure;
@@ -18,7 +21,12 @@ use crate::bench::report::Report;
 use crate::comm::gpu::GroupOptions;
 use crate::driver::Device;
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
+    #[cfg(feature = "nvshmem")]
+    if let World::Processes(mesh) = world {
+        return processes::run(args, json, mesh);
+    }
+    anyhow::ensure!(world.processes().is_none(), "ranks that are processes need the feature nvshmem");
     let shape = args.shape()?;
     let sweep = args.sweep(shape);
     let (mut peers, mut notes) = (Vec::new(), vec![method()]);

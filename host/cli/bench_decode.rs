@@ -6,7 +6,8 @@ use anyhow::ensure;
 
 use super::output;
 use super::results::ResultFiles;
-use super::session::{ModelArgs, Session, at_least, progress_bar};
+use super::session::{ModelArgs, Session, SyncArgs, at_least, progress_bar};
+use super::world::World;
 use crate::bench::breakdown::{Breakdown, breakdown};
 use crate::bench::decode::figure::figure;
 use crate::bench::decode::{Measurement, Workload, decode};
@@ -42,7 +43,13 @@ pub(super) struct Args {
     files: ResultFiles,
 }
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+impl Args {
+    pub(super) fn sync(&self) -> &SyncArgs {
+        &self.model.layout.sync
+    }
+}
+
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let &Args { prompt, decode, .. } = args;
     ensure!(
         !args.breakdown || decode >= STEPS_AHEAD,
@@ -50,7 +57,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     );
     args.files.check::<Measurement>("decode")?;
     let (first, others) = args.spd.split_first().expect("--spd has a default");
-    let mut session = Session::open(&args.model, first)?;
+    let mut session = Session::open(&args.model, first, world)?;
     let (needed, context) = (prompt.saturating_add(decode), session.model.config.context);
     ensure!(
         needed <= context,

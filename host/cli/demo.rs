@@ -7,6 +7,7 @@ use serde_json::json;
 use super::generate::{cancel_on_ctrl_c, report, request, stream};
 use super::output;
 use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Session, SyncArgs, at_least};
+use super::world::World;
 use crate::generate::{Generation, Sampling, StopReason};
 use crate::spd::{Plan, SpdSpec};
 
@@ -23,9 +24,9 @@ pub(super) struct Args {
     /// Tokens to generate at most
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// Number of ranks, 2 to 9
-    #[arg(long, value_name = "T", default_value_t = PLAN_TP, value_parser = at_least::<2>, allow_negative_numbers = true)]
-    tp: usize,
+    /// Number of ranks, 2 to 9 [default: 3, or the number of processes]
+    #[arg(long, value_name = "T", value_parser = at_least::<2>, allow_negative_numbers = true)]
+    tp: Option<usize>,
     /// Where to run
     #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
@@ -33,10 +34,16 @@ pub(super) struct Args {
     sync: SyncArgs,
 }
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let tp = args.tp;
+impl Args {
+    pub(super) fn sync(&self) -> &SyncArgs {
+        &self.sync
+    }
+}
+
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
+    let tp = args.tp.or_else(|| world.processes()).unwrap_or(PLAN_TP);
     let layout = LayoutArgs { tp: Some(tp), sync: args.sync.clone(), ..LayoutArgs::on(args.device) };
-    let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None)?;
+    let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None, world)?;
     let model = &session.model;
     let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, PLAN_TP)?;
     // The same blocks, whatever the number of ranks.

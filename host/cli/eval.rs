@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::generate::read_text;
 use super::output;
-use super::session::{ModelArgs, Session, at_least, progress_bar};
+use super::session::{ModelArgs, Session, SyncArgs, at_least, progress_bar};
+use super::world::World;
 use crate::eval::{chunks, evaluate};
 use crate::spd::SpdSpec;
 
@@ -32,9 +33,15 @@ pub(super) struct Args {
     spd: SpdSpec,
 }
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+impl Args {
+    pub(super) fn sync(&self) -> &SyncArgs {
+        &self.model.layout.sync
+    }
+}
+
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let text = read_text(&args.text)?;
-    let mut session = Session::open(&args.model, &args.spd)?;
+    let mut session = Session::open(&args.model, &args.spd, world)?;
     let (context, limit) = (args.context, session.model.config.context);
     ensure!(
         context <= limit,

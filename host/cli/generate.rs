@@ -8,7 +8,8 @@ use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::output;
-use super::session::{ModelArgs, Session};
+use super::session::{ModelArgs, Session, SyncArgs};
+use super::world::World;
 use crate::generate::{Generation, Request, Sampling, StopReason, generate};
 use crate::model::Model;
 use crate::spd::SpdSpec;
@@ -22,7 +23,8 @@ const DEFAULT_MAX_TOKENS: usize = 128;
   fewsync generate --chat --prompt 'Explain gravity.' --tp 3 --spd last:15
   fewsync generate --model random:llama3.2-1b --prompt hi --topology 2x4 --json
 
-Ctrl-C ends the text with what was produced (exit status 0, \"stop\": \"interrupted\").")]
+Ctrl-C ends the text with what was produced (exit status 0, \"stop\": \"interrupted\"); in several processes
+rank 0's counts.")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -69,9 +71,15 @@ fn parse_top_p(s: &str) -> Result<f32, String> {
     }
 }
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+impl Args {
+    pub(super) fn sync(&self) -> &SyncArgs {
+        &self.model.layout.sync
+    }
+}
+
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let text = prompt_text(args)?;
-    let mut session = Session::open(&args.model, &args.spd)?;
+    let mut session = Session::open(&args.model, &args.spd, world)?;
     let &Args { chat, temperature, top_k, top_p, seed, .. } = args;
     let sampling = Sampling { temperature, top_k, top_p, seed };
     let request = request(&session.model, &text, chat, args.max_tokens, sampling)?;
@@ -154,14 +162,27 @@ pub(super) fn stream(
 ) -> anyhow::Result<Generation> {
     let mut text = session.model.tokenizer.stream_continuation();
     let mut written = Ok(());
-    let generation = generate(&mut *session.runner, request, cancel, |token| {
+    // Processes end at the same token, which rank 0 decides.
+    let (mut lead, agreed) = (session.lead()?, AtomicBool::new(false));
+    let mut followed = Ok(());
+    let stop = if lead.is_some() { &agreed } else { cancel };
+    let generation = generate(&mut *session.runner, request, stop, |token| {
         if let (true, Some(piece)) = (echo, text.push(token)) {
             written = output::write(&piece);
             if written.is_err() {
                 cancel.store(true, Ordering::Relaxed);
             }
         }
+        match lead.as_mut().map(|lead| lead.follow(cancel.load(Ordering::Relaxed))) {
+            None | Some(Ok(false)) => {}
+            Some(Ok(true)) => agreed.store(true, Ordering::Relaxed),
+            Some(Err(error)) => {
+                followed = Err(error);
+                agreed.store(true, Ordering::Relaxed);
+            }
+        }
     })?;
+    followed?;
     written?;
     if echo {
         output::write(&text.finish().unwrap_or_default())?;

@@ -4,11 +4,11 @@ use anyhow::ensure;
 
 use crate::model::Model;
 
-/// Refuses a model whose weights exceed the memory that the system calls available. Where the system
+/// Refuses a model of whose weights the `share` that this host holds exceeds the memory that the system calls available. Where the system
 /// does not say (no /proc/meminfo), nothing is refused.
-pub(super) fn check(model: &Model) -> anyhow::Result<()> {
+pub(super) fn check(model: &Model, share: f64) -> anyhow::Result<()> {
     let Some(available) = available_bytes() else { return Ok(()) };
-    let needed = model.weight_bytes();
+    let needed = (model.weight_bytes() as f64 * share) as u64;
     ensure!(
         needed <= available,
         "{}: its weights take {:.1} GiB in memory (bf16 stays bf16, all else becomes f32), but only {:.1} GiB are \

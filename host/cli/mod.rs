@@ -16,10 +16,16 @@ mod results;
 mod selftest;
 mod session;
 mod spd;
+mod world;
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use session::SyncArgs;
+use world::World;
+
+use crate::comm::bootstrap::launch::Launch;
 
 /// How an emulated machine is described, for the help of commands that take `--device emulate`.
 const EMULATE_HELP: &str = "--device emulate executes the GPU's PTX on this CPU and checks every access. FEWSYNC_EMULATE \
@@ -28,7 +34,8 @@ devices=N, sms=N, memory=GIB, separated by commas.";
 
 /// Tensor-parallel Llama decode with few and fast synchronisations.
 ///
-/// Ranks are threads of this process, on the CPU or with a GPU each; --tp 3 works on a laptop. A tensor-parallel
+/// Ranks are threads of this process, on the CPU or with a GPU each; --tp 3 works on a laptop. Under mpirun, srun or
+/// torchrun each process is a rank (docs/multi-node.md). A tensor-parallel
 /// block synchronises twice: behind attention and behind the MLP. Sync-Point Drop (--spd) skips the first where the
 /// model bears it.
 #[derive(Parser)]
@@ -64,28 +71,76 @@ enum Command {
     Doctor(doctor::Args),
 }
 
+impl Command {
+    /// How ranks synchronise, where they may be processes.
+    fn sync(&self) -> Option<&SyncArgs> {
+        match self {
+            Self::Demo(args) => Some(args.sync()),
+            Self::Generate(args) => Some(args.sync()),
+            Self::Eval(args) => Some(args.sync()),
+            Self::Bench(bench::Command::Decode(args)) => Some(args.sync()),
+            Self::Bench(bench::Command::AllReduce(args)) => Some(args.sync()),
+            _ => None,
+        }
+    }
+
+    fn run(&self, json: bool, world: &World) -> anyhow::Result<()> {
+        match self {
+            Self::Demo(args) => demo::run(args, json, world),
+            Self::Generate(args) => generate::run(args, json, world),
+            Self::Eval(args) => eval::run(args, json, world),
+            Self::Spd(command) => spd::run(command, json),
+            Self::Bench(command) => bench::run(command, json, world),
+            Self::Selftest(args) => selftest::run(args, json),
+            #[cfg(feature = "nvshmem")]
+            Self::BuildKernels(args) => build_kernels::run(args, json),
+            Self::Doctor(args) => doctor::run(args, json),
+        }
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
-        Command::Demo(args) => demo::run(&args, cli.json),
-        Command::Generate(args) => generate::run(&args, cli.json),
-        Command::Eval(args) => eval::run(&args, cli.json),
-        Command::Spd(command) => spd::run(&command, cli.json),
-        Command::Bench(command) => bench::run(&command, cli.json),
-        Command::Selftest(args) => selftest::run(&args, cli.json),
-        #[cfg(feature = "nvshmem")]
-        Command::BuildKernels(args) => build_kernels::run(&args, cli.json),
-        Command::Doctor(args) => doctor::run(&args, cli.json),
+    let launch = world::launch();
+    let rank = launch.as_ref().ok().and_then(Option::as_ref).map_or(0, |launch| launch.rank);
+    if rank > 0 {
+        output::be_silent();
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Rank 0 says it.
+        Err(error) if rank > 0 => return ExitCode::from(error.exit_code() as u8),
+        Err(error) => error.exit(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    // The doctor says itself what is wrong with the environment.
+    let launch = if matches!(cli.command, Command::Doctor(_)) { Ok(None) } else { launch };
+    let world = match launch.map_err(Into::into).and_then(|launch| join(&cli.command, launch)) {
+        Ok(world) => world,
+        Err(error) => return world::refuse(rank, &error),
+    };
+    let result = match cli.command.run(cli.json, &world) {
         // The reader of our output left (`fewsync … | head`): nothing is wrong, and nobody listens.
-        Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
-        Err(e) => {
-            output::note(&format!("error: {}", sentence(&e)));
+        Err(e) if output::is_broken_pipe(&e) => Ok(()),
+        result => result,
+    };
+    match world.conclude(result) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(told) => {
+            told.iter().for_each(|sentence| output::complain(sentence));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Joins the processes that were launched with this one, if there are any and the command is for several.
+fn join(command: &Command, launch: Option<Launch>) -> anyhow::Result<World> {
+    match (launch, command.sync()) {
+        (None, _) => Ok(World::Threads),
+        (Some(launch), Some(sync)) => World::join(launch, sync),
+        (Some(Launch { launcher, world, .. }), None) => bail!(
+            "{launcher} started {world} processes, but this command runs in one: start it without a launcher; \
+             generate, eval, demo, bench decode and bench allreduce run in several"
+        ),
     }
 }
 

@@ -1,9 +1,23 @@
-//! Writing results to stdout.
+//! Writing results to stdout, and notes to stderr.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use serde::Serialize;
+
+/// Whether another process of the same run speaks for this one.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From here on nothing is printed but complaints, and no results are written to files.
+pub(super) fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process is silent.
+pub(super) fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
 
 /// Prints one JSON object and a newline.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -14,13 +28,23 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Writes text as it stands and flushes it, so that streamed tokens appear at once.
 pub(super) fn write(text: &str) -> anyhow::Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
 }
 
 /// Writes a line to stderr. Where nobody can read it, nobody misses it.
 pub(super) fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    if !is_silent() {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+}
+
+/// Says what went wrong, also in a process that is silent.
+pub(super) fn complain(sentence: &str) {
+    let _ = writeln!(io::stderr(), "error: {sentence}");
 }
 
 /// Whether an error is the reader of our output gone.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
+use super::output;
 use crate::bench::plot::Figure;
 use crate::bench::report::{Record, Report, check_columns};
 
@@ -21,6 +22,9 @@ pub(super) struct ResultFiles {
 impl ResultFiles {
     /// Refuses what could not be written when all is measured.
     pub(super) fn check<R: Record>(&self, bench: &'static str) -> anyhow::Result<()> {
+        if output::is_silent() {
+            return Ok(());
+        }
         for path in [&self.csv, &self.plot].into_iter().flatten() {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             ensure!(
@@ -39,6 +43,9 @@ impl ResultFiles {
         report: &Report<R>,
         figure: impl FnOnce() -> Figure,
     ) -> anyhow::Result<()> {
+        if output::is_silent() {
+            return Ok(());
+        }
         if let Some(path) = &self.csv {
             report.append_csv(path)?;
         }

@@ -8,10 +8,12 @@ use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::world::World;
 use super::{memory, output};
-use crate::comm::Shape;
-use crate::comm::bootstrap::Bootstrap;
+use crate::comm::bootstrap::{Bootstrap, Mesh, shape_of_hosts};
 use crate::comm::gpu::{GroupOptions, PeerMemory};
+use crate::comm::process::Lead;
+use crate::comm::{CommError, Shape};
 use crate::driver::Device;
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::model::Model;
@@ -37,10 +39,11 @@ pub(super) struct ModelArgs {
 /// How a model is laid out over ranks, and where it runs.
 #[derive(Args, Clone)]
 pub(super) struct LayoutArgs {
-    /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1]
+    /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1, or the number of
+    /// processes]
     #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
     pub(super) tp: Option<usize>,
-    /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T]
+    /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T, or hosts x processes]
     #[arg(long, value_name = "NxG", allow_hyphen_values = true)]
     pub(super) topology: Option<Shape>,
     /// Where to run
@@ -60,7 +63,7 @@ pub(super) struct LayoutArgs {
 pub(super) enum DeviceChoice {
     /// GPUs, where there is one for each rank and they can run the model; else the CPU
     Auto,
-    /// The reference in f32, one thread a rank
+    /// The reference in f32, one thread or process a rank
     Cpu,
     /// The first T NVIDIA GPUs, one a rank
     Cuda,
@@ -80,6 +83,9 @@ pub(super) struct SyncArgs {
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
+    /// Longest wait for all processes to start, in seconds, where ranks are processes [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
+    pub(super) start_limit: Option<Duration>,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +104,7 @@ impl SyncArgs {
         let defaults = GroupOptions::default();
         let memory = match self.peer_memory {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
-            Some(PeerMemoryChoice::Nvshmem) => self.between_processes(),
+            Some(PeerMemoryChoice::Nvshmem) => PeerMemory::Nvshmem { direct: !self.no_direct },
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
         GroupOptions { memory, time_limit: self.sync_limit.unwrap_or(defaults.time_limit), ..defaults }
@@ -106,9 +112,14 @@ impl SyncArgs {
 }
 
 impl SyncArgs {
-    /// How GPUs of several processes reach each other's memory.
-    pub(super) fn between_processes(&self) -> PeerMemory {
-        PeerMemory::Nvshmem { direct: !self.no_direct }
+    /// As GPUs of several processes take it, which meet in NVSHMEM's heap alone.
+    pub(super) fn group_of_processes(&self) -> anyhow::Result<GroupOptions> {
+        ensure!(
+            matches!(self.peer_memory, None | Some(PeerMemoryChoice::Nvshmem)),
+            "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
+             process for all GPUs"
+        );
+        Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.group() })
     }
 }
 
@@ -152,6 +163,25 @@ impl LayoutArgs {
             (tp, None) => Ok(Shape { nodes: 1, gpus_per_node: tp.unwrap_or(1) }),
         }
     }
+
+    /// The layout over `world`: processes are laid out by their hosts, unless --topology says how.
+    pub(super) fn shape_in(&self, world: &World) -> anyhow::Result<Shape> {
+        let World::Processes(mesh) = world else { return self.shape() };
+        let processes = mesh.world();
+        let given = (self.tp.is_some() || self.topology.is_some()).then(|| self.shape()).transpose()?;
+        if let Some(shape) = given.filter(|shape| shape.world() != processes) {
+            bail!(
+                "{processes} processes were started, but --{} asks for {} ranks: each process is one, so start as many \
+                 or leave the option out",
+                if self.topology.is_some() { "topology" } else { "tp" },
+                shape.world()
+            );
+        }
+        match self.topology {
+            Some(shape) => Ok(shape),
+            None => Ok(shape_of_hosts(mesh.hosts())?),
+        }
+    }
 }
 
 /// A model on its device, ready to run.
@@ -160,6 +190,8 @@ pub(super) struct Session {
     pub(super) plan: Plan,
     pub(super) shape: Shape,
     pub(super) runner: Box<dyn Runner>,
+    world: World,
+    sync: SyncArgs,
 }
 
 impl Session {
@@ -173,9 +205,14 @@ impl Session {
         self.runner.device().split(' ').next().unwrap_or_default().to_string()
     }
 
+    /// Rank 0's decisions, where ranks are processes.
+    pub(super) fn lead(&self) -> Result<Option<Lead>, CommError> {
+        self.world.lead(&self.sync)
+    }
+
     /// Opens the model, checks the layout and the plan against it, and loads every rank's shard.
-    pub(super) fn open(args: &ModelArgs, spd: &SpdSpec) -> anyhow::Result<Self> {
-        let shape = args.layout.shape()?;
+    pub(super) fn open(args: &ModelArgs, spd: &SpdSpec, world: &World) -> anyhow::Result<Self> {
+        let shape = args.layout.shape_in(world)?;
         ensure!(
             shape.world() > 0,
             "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
@@ -188,8 +225,9 @@ impl Session {
                 "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
             );
         }
-        let runner = load(&model, &plan, shape, &args.layout)?;
-        Ok(Self { model, plan, shape, runner })
+        let runner = load(&model, &plan, shape, &args.layout, world)?;
+        let (world, sync) = (world.clone(), args.layout.sync.clone());
+        Ok(Self { model, plan, shape, runner, world, sync })
     }
 
     /// Goes on with other dropped blocks, and forgets all sequences.
@@ -211,24 +249,35 @@ impl Drop for Done<'_> {
 }
 
 /// Loads onto the device that was chosen; with `auto` and a GPU, says which it is and why.
-fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow::Result<Box<dyn Runner>> {
+fn load(
+    model: &Model,
+    plan: &Plan,
+    shape: Shape,
+    layout: &LayoutArgs,
+    world: &World,
+) -> anyhow::Result<Box<dyn Runner>> {
+    if let World::Processes(mesh) = world {
+        return load_process(model, plan, shape, layout, world, mesh);
+    }
     match layout.device {
-        DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout)?)),
-        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout, cuda_devices)?)),
+        DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout, world)?)),
+        DeviceChoice::Cuda => {
+            Ok(Box::new(load_engine(model, plan, &engine_options(shape, layout), cuda_devices)?))
+        }
         DeviceChoice::Emulate => {
-            memory::check(model)?;
+            memory::check(model, 1.0)?;
             let devices = |tp| {
                 let mut devices = Device::emulate(tp as u32)?;
                 devices.truncate(tp);
                 Ok(devices)
             };
-            Ok(Box::new(load_engine(model, plan, shape, layout, devices)?))
+            Ok(Box::new(load_engine(model, plan, &engine_options(shape, layout), devices)?))
         }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
         DeviceChoice::Auto if Device::cuda_count().is_err() => {
-            Ok(Box::new(load_reference(model, plan, shape, layout)?))
+            Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
         }
-        DeviceChoice::Auto => match load_engine(model, plan, shape, layout, cuda_devices) {
+        DeviceChoice::Auto => match load_engine(model, plan, &engine_options(shape, layout), cuda_devices) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
@@ -236,11 +285,45 @@ fn load(model: &Model, plan: &Plan, shape: Shape, layout: &LayoutArgs) -> anyhow
             // What is wrong with the model itself is wrong on every device.
             Err(reason @ (RunError::Engine(_) | RunError::Comm(_))) => {
                 output::note(&format!("device: cpu, since {reason}"));
-                Ok(Box::new(load_reference(model, plan, shape, layout)?))
+                Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
             }
             Err(other) => Err(other.into()),
         },
     }
+}
+
+/// Loads this process's rank; with `auto` onto GPUs if every process has one.
+fn load_process(
+    model: &Model,
+    plan: &Plan,
+    shape: Shape,
+    layout: &LayoutArgs,
+    world: &World,
+    mesh: &Arc<Mesh>,
+) -> anyhow::Result<Box<dyn Runner>> {
+    let on_gpus = match layout.device {
+        DeviceChoice::Cpu => false,
+        DeviceChoice::Cuda => true,
+        DeviceChoice::Emulate => bail!("emulated devices are for ranks of one process: start one"),
+        DeviceChoice::Auto => {
+            let mine = [u8::from(cfg!(feature = "nvshmem") && local_gpu(&**mesh).is_ok())];
+            mesh.all_gather("a GPU for each rank", &mine)?.iter().all(|has| **has == [1])
+        }
+    };
+    if !on_gpus {
+        return Ok(Box::new(load_reference(model, plan, shape, layout, world)?));
+    }
+    let device = |_| Ok(vec![local_gpu(&**mesh)?]);
+    let options = EngineOptions {
+        processes: Some(Arc::<Mesh>::clone(mesh)),
+        comm: layout.sync.group_of_processes()?,
+        ..engine_options(shape, layout)
+    };
+    let engine = load_engine(model, plan, &options, device)?;
+    if layout.device == DeviceChoice::Auto {
+        output::note(&format!("device: {}", engine.device()));
+    }
+    Ok(Box::new(engine))
 }
 
 /// Loads onto the CPU.
@@ -249,36 +332,49 @@ pub(super) fn load_reference(
     plan: &Plan,
     shape: Shape,
     layout: &LayoutArgs,
+    world: &World,
 ) -> anyhow::Result<Reference> {
     if layout.device == DeviceChoice::Cpu && layout.sync.peer_memory.is_some() {
         output::note("note: --peer-memory is about GPUs, so it changes nothing with --device cpu");
     }
-    memory::check(model)?;
     let mut options = ReferenceOptions::new(shape);
     options.comm.timeout = layout.sync.sync_limit.unwrap_or(options.comm.timeout);
-    Ok(with_progress(model.weight_bytes(), |loaded| {
-        Reference::load(&model.config, &model.source, plan, &options, loaded)
+    let (config, source) = (&model.config, &model.source);
+    let World::Processes(mesh) = world else {
+        memory::check(model, 1.0)?;
+        return Ok(with_progress(model.weight_bytes(), |loaded| {
+            Reference::load(config, source, plan, &options, loaded)
+        })?);
+    };
+    let here = world.processes_here();
+    memory::check(model, here as f64 / shape.world() as f64)?;
+    options.threads = (options.threads / here).max(1);
+    Ok(with_progress(model.weight_bytes() / shape.world() as u64, |loaded| {
+        Reference::load_in_processes(config, source, plan, mesh, &options, loaded)
     })?)
 }
 
-fn load_engine(
-    model: &Model,
-    plan: &Plan,
-    shape: Shape,
-    layout: &LayoutArgs,
-    devices: impl FnOnce(usize) -> Result<Vec<Device>, EngineError>,
-) -> Result<Engine, RunError> {
-    let options = EngineOptions {
+fn engine_options(shape: Shape, layout: &LayoutArgs) -> EngineOptions {
+    EngineOptions {
         page_size: layout.page_size,
         kv_tokens: layout.kv_tokens,
         shape: Some(shape),
         comm: layout.sync.group(),
         ..EngineOptions::default()
-    };
-    let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
+    }
+}
+
+fn load_engine(
+    model: &Model,
+    plan: &Plan,
+    options: &EngineOptions,
+    devices: impl FnOnce(usize) -> Result<Vec<Device>, EngineError>,
+) -> Result<Engine, RunError> {
+    let processes = if options.processes.is_some() { plan.tp() } else { 1 };
+    let weight_bytes = Engine::weight_bytes(&model.config, plan)? / processes as u64;
     let devices = devices(plan.tp())?;
     with_progress(weight_bytes, |loaded| {
-        Engine::load(&model.config, &model.source, plan, &devices, &options, loaded)
+        Engine::load(&model.config, &model.source, plan, &devices, options, loaded)
     })
 }
 
@@ -319,5 +415,6 @@ pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
 pub(super) fn progress_bar(len: u64, what: &'static str, counts: &str) -> ProgressBar {
     let template = format!("{{msg}} {{bar:30}} {counts} {{eta}} left");
     let style = ProgressStyle::with_template(&template).expect("a fixed template");
-    ProgressBar::new(len).with_style(style).with_message(what)
+    let bar = if output::is_silent() { ProgressBar::hidden() } else { ProgressBar::new(len) };
+    bar.with_style(style).with_message(what)
 }

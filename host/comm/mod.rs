@@ -7,7 +7,7 @@
 //! keeps.
 
 pub mod bootstrap;
-mod cpu;
+pub(crate) mod cpu;
 mod dtype;
 mod error;
 pub mod gpu;

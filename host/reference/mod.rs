@@ -1,5 +1,5 @@
 //! The model in plain f32 arithmetic on the CPU: the judge for every other back end, and what runs where
-//! there is no GPU. Ranks are threads; they meet only in their communicator.
+//! there is no GPU. Ranks are threads, of this process or one in each of several; they meet only in their communicator.
 
 mod attention;
 mod math;
@@ -8,6 +8,7 @@ mod probe;
 mod rank;
 mod segment;
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,8 +19,10 @@ use math::Threads;
 pub use probe::RankProbe;
 use rank::{MAX_ROWS, Rank};
 
+use crate::comm::bootstrap::{Bootstrap, Mesh};
+use crate::comm::cpu::{CpuComm, Link};
 use crate::comm::memory::Options;
-use crate::comm::{CommError, Communicator, Shape, memory};
+use crate::comm::{CommError, Communicator, Shape, memory, process};
 use crate::model::{Config, TensorSource};
 use crate::runner::{Batch, Output, RunError, Runner, Segment, SyncCounts, check_agreement};
 use crate::spd::Plan;
@@ -33,7 +36,7 @@ enum Command {
     SetPlan(Arc<Plan>),
 }
 
-/// What a rank answers: its output (logits on the first rank alone) and its collectives so far.
+/// What a rank answers: its output (logits from the first rank of a process alone) and its collectives so far.
 type Reply = Result<(Output, SyncCounts), RunError>;
 
 /// A rank's thread and the two ends of its line.
@@ -46,7 +49,11 @@ struct Worker {
 /// The reference back end: one thread a rank.
 pub struct Reference {
     config: Config,
+    shape: Shape,
+    /// The ranks of this process.
     workers: Vec<Worker>,
+    /// The other processes, if ranks are processes.
+    mesh: Option<Arc<Mesh>>,
     threads: usize,
     weight_bytes: Vec<usize>,
     lengths: Vec<usize>,
@@ -83,29 +90,58 @@ impl Reference {
         options: &ReferenceOptions,
         loaded_bytes: &Arc<AtomicU64>,
     ) -> Result<Self, RunError> {
-        let world = options.shape.world();
-        plan.check(config, world)?;
+        plan.check(config, options.shape.world())?;
+        let comms = memory::group(options.shape, options.comm.clone());
+        Self::with_ranks(comms, None, (config, source, plan), options, loaded_bytes)
+    }
+
+    /// Collective over all processes of a world: loads this process's rank, whose number is that of the process.
+    /// Every process then makes the same calls, and gets the same logits. `options.threads` are those of this process.
+    pub fn load_in_processes(
+        config: &Config,
+        source: &Arc<dyn TensorSource>,
+        plan: &Plan,
+        mesh: &Arc<Mesh>,
+        options: &ReferenceOptions,
+        loaded_bytes: &Arc<AtomicU64>,
+    ) -> Result<Self, RunError> {
+        plan.check(config, options.shape.world())?;
+        let comm = process::world(Arc::clone(mesh), options.shape, options.comm.clone())?;
+        Self::with_ranks(vec![comm], Some(mesh), (config, source, plan), options, loaded_bytes)
+    }
+
+    /// Starts a thread for each rank of this process.
+    fn with_ranks<L: Link + Send + 'static>(
+        comms: Vec<CpuComm<L>>,
+        mesh: Option<&Arc<Mesh>>,
+        (config, source, plan): (&Config, &Arc<dyn TensorSource>, &Plan),
+        options: &ReferenceOptions,
+        loaded_bytes: &Arc<AtomicU64>,
+    ) -> Result<Self, RunError> {
+        let (shape, n_ranks) = (options.shape, comms.len());
         let plan = Arc::new(plan.clone());
-        let threads = Threads((options.threads / world).max(1));
+        let threads = Threads((options.threads / n_ranks).max(1));
         let refused = |what, source| {
             let pool = std::thread::available_parallelism().map_or(1, usize::from);
-            RunError::Threads { what, ranks: world, pool, source }
+            RunError::Threads { what, ranks: n_ranks, pool, source }
         };
         start_pool().map_err(|e| refused("the pool".to_owned(), e))?;
-        let mut workers = Vec::with_capacity(world);
-        let mut loading = Vec::with_capacity(world);
-        for (rank, comm) in memory::group(options.shape, options.comm.clone()).into_iter().enumerate() {
+        let mut workers = Vec::with_capacity(n_ranks);
+        let mut loading = Vec::with_capacity(n_ranks);
+        for (at, comm) in comms.into_iter().enumerate() {
             let (config, source, plan) = (config.clone(), source.clone(), plan.clone());
             let loaded_bytes = loaded_bytes.clone();
             let (commands, inbox) = channel();
             let (outbox, replies) = channel();
             let (ready, loaded) = channel();
+            let rank = comm.topology().rank;
             let work = move || {
                 // None loads before all are there: should one get no thread, the others end at once.
                 if let Err(e) = comm.register(0) {
                     return drop(ready.send(Err(e.into())));
                 }
-                let mut rank = match Rank::load(&config, source, &plan, comm, threads, &loaded_bytes) {
+                let loaded = Rank::load(&config, source, &plan, comm, at == 0, threads, &loaded_bytes);
+                let mut rank = match loaded {
                     Ok(rank) => rank,
                     Err(e) => return drop(ready.send(Err(e))),
                 };
@@ -119,11 +155,12 @@ impl Reference {
         }
         let answers = loading.iter().enumerate().map(|(rank, loaded)| answer(rank, loaded));
         let weight_bytes = first_cause(answers.collect())?;
-        let (config, threads) = (config.clone(), options.threads);
         Ok(Self {
-            config,
+            config: config.clone(),
+            shape,
             workers,
-            threads,
+            mesh: mesh.cloned(),
+            threads: options.threads,
             weight_bytes,
             lengths: Vec::new(),
             syncs: SyncCounts::default(),
@@ -131,7 +168,7 @@ impl Reference {
         })
     }
 
-    /// Bytes of weights that each rank holds.
+    /// Bytes of weights that each rank of this process holds.
     pub fn weight_bytes(&self) -> &[usize] {
         &self.weight_bytes
     }
@@ -156,7 +193,25 @@ impl Reference {
         for (rank, (other, _)) in answers.enumerate() {
             check_agreement(rank + 1, &output.hidden_states, &other.hidden_states)?;
         }
+        self.compare_with_others(&output.hidden_states)?;
         Ok(output)
+    }
+
+    /// The agreement of ranks of several processes, by digests of their hidden states.
+    fn compare_with_others(&self, hidden_states: &[Vec<f32>]) -> Result<(), RunError> {
+        let Some(mesh) = self.mesh.as_ref().filter(|_| !hidden_states.is_empty()) else { return Ok(()) };
+        let digest = |state: &Vec<f32>| {
+            let mut hasher = DefaultHasher::new();
+            state.iter().for_each(|value| hasher.write_u32(value.to_bits()));
+            hasher.finish().to_le_bytes()
+        };
+        let mine: Vec<u8> = hidden_states.iter().flat_map(digest).collect();
+        let all = mesh.all_gather("compare hidden states", &mine)?;
+        let differs = |(rank, other): (usize, &Vec<u8>)| {
+            let at = all[0].iter().zip(other).position(|(a, b)| a != b)?;
+            Some(RunError::RanksDisagree { rank, block: at / size_of::<u64>() })
+        };
+        all.iter().enumerate().find_map(differs).map_or(Ok(()), Err)
     }
 }
 
@@ -166,12 +221,16 @@ impl Runner for Reference {
     }
 
     fn tp(&self) -> usize {
-        self.workers.len()
+        self.shape.world()
     }
 
     fn device(&self) -> String {
-        let threads = self.threads;
-        format!("cpu ({threads} {})", if threads == 1 { "thread" } else { "threads" })
+        let threads = match self.threads {
+            1 => "1 thread".to_owned(),
+            threads => format!("{threads} threads"),
+        };
+        let each = if self.mesh.is_some() { " a process" } else { "" };
+        format!("cpu ({threads}{each})")
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Output, RunError> {
@@ -256,7 +315,7 @@ fn start_pool() -> io::Result<()> {
 }
 
 /// A rank's life: commands in, answers out, until the line is cut or a call fails.
-fn serve(rank: &mut Rank, inbox: &Receiver<Command>, outbox: &Sender<Reply>) {
+fn serve<L: Link>(rank: &mut Rank<L>, inbox: &Receiver<Command>, outbox: &Sender<Reply>) {
     for command in inbox {
         let output = match command {
             Command::Forward(batch) => rank.forward(&batch),

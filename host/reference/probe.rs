@@ -5,6 +5,7 @@ use std::sync::mpsc::channel;
 
 use super::rank::Rank;
 use super::{Command, Reference};
+use crate::comm::cpu::Link;
 use crate::runner::{RunError, Segment};
 
 /// What one rank did in one block.
@@ -28,7 +29,7 @@ impl RankProbe {
 
 impl Reference {
     /// Runs one block, as the plan has it, over hidden states at its input, `[n_tokens, hidden]`, and returns what
-    /// each rank did. Memory: n_heads · n_tokens² scores in f32, of all ranks together.
+    /// each rank of this process did. Memory: n_heads · n_tokens² scores in f32, of all ranks together.
     pub fn probe(&mut self, block: usize, input: &[f32]) -> Result<Vec<RankProbe>, RunError> {
         if block >= self.config.n_layers {
             return Err(RunError::BadCall("the block to look into is beyond the model"));
@@ -44,7 +45,7 @@ impl Reference {
     }
 }
 
-impl Rank {
+impl<L: Link> Rank<L> {
     /// Runs the segment of one block and returns what was seen in it.
     pub(super) fn probe(&mut self, segment: &Segment) -> Result<RankProbe, RunError> {
         let layer = segment.blocks.start;

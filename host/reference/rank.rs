@@ -7,7 +7,7 @@ use super::attention::{KvCache, attention};
 use super::math::{Threads, linear, rotate, swiglu};
 use super::matrix::Matrix;
 use super::probe::RankProbe;
-use crate::comm::memory::{MemoryBuffer, MemoryComm, rms_norm};
+use crate::comm::cpu::{CpuBuffer, CpuComm, Link, rms_norm};
 use crate::comm::{AllGather, AllReduce, CommError, Communicator, DType, Epilogue};
 use crate::model::sharding::{HeadShard, Sharding, runs};
 use crate::model::{Config, Tensor, TensorKind, TensorSource};
@@ -40,16 +40,18 @@ pub(super) struct Sequence {
 }
 
 /// One rank: its shard of the weights, its caches, its end of the communicator.
-pub(crate) struct Rank {
+pub(crate) struct Rank<L: Link> {
     pub(super) config: Config,
     source: Arc<dyn TensorSource>,
     sharding: Sharding,
     threads: Threads,
-    comm: MemoryComm,
+    comm: CpuComm<L>,
+    /// Whether it hands out the logits; where ranks share a process, one is enough.
+    speaks: bool,
     /// Partial sums on their way into an all-reduce, `[MAX_ROWS, hidden]`.
-    partial: MemoryBuffer,
+    partial: CpuBuffer<L>,
     /// Logits on their way into the gather, `[LOGIT_ROWS, vocab]`, rank by rank.
-    logits: MemoryBuffer,
+    logits: CpuBuffer<L>,
     pub(super) blocks: Vec<Block>,
     pub(super) final_norm: Vec<f32>,
     lm_head: Matrix,
@@ -60,13 +62,14 @@ pub(crate) struct Rank {
     pub(super) probe: Option<RankProbe>,
 }
 
-impl Rank {
+impl<L: Link> Rank<L> {
     /// Loads the rank's shard, adding to `loaded_bytes` as it goes. Collective.
     pub(crate) fn load(
         config: &Config,
         source: Arc<dyn TensorSource>,
         plan: &Plan,
-        comm: MemoryComm,
+        comm: CpuComm<L>,
+        speaks: bool,
         threads: Threads,
         loaded_bytes: &AtomicU64,
     ) -> Result<Self, RunError> {
@@ -92,6 +95,7 @@ impl Rank {
             sharding,
             threads,
             comm,
+            speaks,
             blocks,
             lm_head,
             sequences: Vec::new(),
@@ -278,7 +282,7 @@ impl Rank {
     }
 
     /// The full logits of `rows` normalised rows, gathered from the ranks' shards of the vocabulary;
-    /// empty on every rank but the first.
+    /// empty on a rank that does not hand them out.
     pub(super) fn logits(&mut self, h: &[f32]) -> Result<Vec<f32>, CommError> {
         let topology = self.comm.topology();
         let (rank, world, vocab) = (topology.rank, topology.world(), self.config.vocab);
@@ -295,7 +299,7 @@ impl Rank {
                 AllGather { buf: &mut self.logits, offsets: &offsets, dtype: DType::F32 },
             )?;
             self.syncs.sync_points += self.comm.counts().all_gathers - before;
-            if rank == 0 {
+            if self.speaks {
                 let by_rank = self.logits.as_slice();
                 for row in 0..rows {
                     for r in 0..world {

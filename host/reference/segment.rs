@@ -3,11 +3,11 @@
 use super::attention::KvCache;
 use super::rank::{MAX_ROWS, Rank, Sequence};
 use crate::comm::CommError;
-use crate::comm::memory::rms_norm;
+use crate::comm::cpu::{Link, rms_norm};
 use crate::runner::{Output, RunError, Segment};
 
-impl Rank {
-    /// Runs the segment. The output has logits (on the first rank alone), or the hidden states behind the last block.
+impl<L: Link> Rank<L> {
+    /// Runs the segment. The output has logits (on a rank that hands them out), or the hidden states behind the last block.
     pub(crate) fn segment(&mut self, segment: &Segment) -> Result<Output, RunError> {
         let hidden = self.config.hidden;
         let mut output = Output::default();

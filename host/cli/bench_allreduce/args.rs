@@ -12,9 +12,9 @@ use crate::bench::allreduce::sizes::Sizes;
 use crate::bench::allreduce::{Call, Launching};
 use crate::cli::results::ResultFiles;
 use crate::cli::session::{SyncArgs, at_least};
-use crate::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};
 #[cfg(feature = "nvshmem")]
 use crate::comm::TopologyError;
+use crate::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};
 use crate::comm::{DType, Shape};
 use crate::driver::Device;
 
@@ -158,6 +158,11 @@ impl ForcedArgs {
 }
 
 impl Args {
+    /// How ranks synchronise.
+    pub(in crate::cli) fn sync(&self) -> &SyncArgs {
+        &self.sync
+    }
+
     fn dtype(&self) -> DType {
         match self.dtype {
             DTypeChoice::Bf16 => DType::Bf16,

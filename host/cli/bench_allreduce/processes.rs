@@ -30,10 +30,9 @@ pub(super) fn run(args: &Args, json: bool, mesh: &Arc<Mesh>) -> anyhow::Result<(
     mesh.meet(&all, "the begin of the measurement", &[], None)?;
 
     let device = local_gpu(mesh)?;
-    let memory = args.sync.between_processes();
-    let options = GroupOptions { memory, tuning: args.forced.tuning(), ..args.sync.group() };
+    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync().group_of_processes()? };
     let process = Process::start(&device, &options, Arc::<Mesh>::clone(mesh))?;
-    let way = if memory == (PeerMemory::Nvshmem { direct: true }) { "stores" } else { "puts" };
+    let way = if options.memory == (PeerMemory::Nvshmem { direct: true }) { "stores" } else { "puts" };
     let variant = format!("{} {way}", args.variant(&options));
     let mut measured = process.run_ours(&sweep, &options, &variant, |_| {})?;
     match process.run_nvshmem(&sweep) {

@@ -14,6 +14,7 @@ use crate::bench::report::Report;
 use crate::cli::output;
 use crate::cli::results::ResultFiles;
 use crate::cli::session::{ModelArgs, Session, at_least, load_reference, progress_bar};
+use crate::cli::world::World;
 use crate::runner::Runner;
 use crate::spd::{Meter, Plan, Quality, Sensitivity, SpdSpec, Times, ascending, at_level, qualities, times};
 
@@ -86,7 +87,7 @@ struct Variant {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let mut session = Session::open(&args.model, &SpdSpec::None)?;
+    let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
     let tp = session.shape.world();
     ensure!(tp > 1, "with one rank there is nothing to drop: give --tp");
     let variants = variants(args, &session)?;
@@ -164,7 +165,13 @@ fn measure_quality(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow
     } else {
         output::note("quality is measured on the CPU");
         let synchronised = Plan::synchronised(session.shape.world(), session.model.config.n_layers);
-        judge = load_reference(&session.model, &synchronised, session.shape, &args.model.layout)?;
+        judge = load_reference(
+            &session.model,
+            &synchronised,
+            session.shape,
+            &args.model.layout,
+            &World::Threads,
+        )?;
         &mut judge
     };
     let text = args.text.calibration(&session.model, runner)?;

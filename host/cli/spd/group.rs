@@ -10,6 +10,7 @@ use super::block_list::BlockList;
 use super::text::TextArgs;
 use crate::cli::output;
 use crate::cli::session::{ModelArgs, load_reference, progress_bar};
+use crate::cli::world::World;
 use crate::model::Model;
 use crate::runner::{Runner, Segment};
 use crate::spd::{Grouping, Meter, Plan, group_heads};
@@ -61,7 +62,13 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             );
         }
     }
-    let mut reference = load_reference(&model, &Plan::synchronised(tp, n_layers), shape, &args.model.layout)?;
+    let mut reference = load_reference(
+        &model,
+        &Plan::synchronised(tp, n_layers),
+        shape,
+        &args.model.layout,
+        &World::Threads,
+    )?;
     let text = args.text.calibration(&model, &mut reference)?;
 
     let bar = progress_bar(blocks.len() as u64, "grouping", "{pos}/{len} blocks,");

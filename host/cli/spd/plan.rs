@@ -11,6 +11,7 @@ use super::budget::{BudgetArgs, Chosen};
 use super::text::TextArgs;
 use crate::cli::output;
 use crate::cli::session::{ModelArgs, Session};
+use crate::cli::world::World;
 use crate::model::Model;
 use crate::model::sharding::Sharding;
 use crate::spd::{SpdSpec, dropping};
@@ -59,7 +60,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         (None, Some(sensitivity)) => {
             let budget = args.budget.resolve(&model.config, &sensitivity)?;
             if args.text.is_given() || args.budget.greedy {
-                let mut session = Session::open(&args.model, &SpdSpec::None)?;
+                let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
                 let text = args.text.calibration(&session.model, &mut *session.runner)?;
                 budget.measured(&mut *session.runner, &text)?
             } else {

@@ -14,6 +14,7 @@ use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
 use crate::cli::generate::cancel_on_ctrl_c;
 use crate::cli::output;
 use crate::cli::session::{ModelArgs, Session, progress_bar};
+use crate::cli::world::World;
 use crate::spd::{Meter, Metric, Ranking, Sensitivity, SpdSpec, state_bytes, sweep};
 
 #[derive(clap::Args)]
@@ -59,7 +60,7 @@ impl Which {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let mut session = Session::open(&args.model, &SpdSpec::None)?;
+    let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
     let (tp, n_layers) = (session.shape.world(), session.model.config.n_layers);
     let model = session.model.source.fingerprint()?;
     // Before the text: a file that is for something else is refused at once.

@@ -25,8 +25,19 @@ pub struct Launch {
     pub world: usize,
     /// Its number among the ranks of its host, where the launcher says.
     pub local_rank: Option<usize>,
-    /// `HOST:PORT` of rank 0; none where nothing says it, and MPI has to.
-    pub address: Option<String>,
+    /// Where rank 0 listens.
+    pub address: Address,
+}
+
+/// Where rank 0 listens, as `HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// The user or the launcher says so.
+    Given(String),
+    /// What all ranks conclude from the launcher's variables.
+    Concluded(String),
+    /// Nothing says it: only MPI itself can.
+    Unknown,
 }
 
 /// Who starts processes.
@@ -182,7 +193,7 @@ impl Variables<'_> {
     }
 
     /// Where rank 0 listens.
-    fn address(&self, names: &Names, world: usize) -> Result<Option<String>, LaunchError> {
+    fn address(&self, names: &Names, world: usize) -> Result<Address, LaunchError> {
         let host = self.get("MASTER_ADDR");
         let port = self.number("MASTER_PORT")?;
         if let Some(value) = port.filter(|&port| port == 0 || port > u16::MAX.into()) {
@@ -199,7 +210,7 @@ impl Variables<'_> {
                     // Torchrun's agent listens on the port itself; its neighbour is ours.
                     let taken = self.get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
                     let port = if taken { port % usize::from(u16::MAX) + 1 } else { port };
-                    return Ok(Some(format!("{host}:{port}")));
+                    return Ok(Address::Given(format!("{host}:{port}")));
                 }
             };
             return Err(LaunchError::HalfSet { present, missing });
@@ -211,14 +222,15 @@ impl Variables<'_> {
                 (here.then(|| "127.0.0.1".to_owned()), ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"])
             }
         };
-        let Some(host) = host.or(by_itself) else { return Ok(None) };
         let job: Vec<_> = job.iter().filter_map(|name| self.get(name)).collect();
-        let port = match port {
-            Some(port) => port,
-            None if job.is_empty() => return Ok(None),
-            None => port_of(&job).into(),
-        };
-        Ok(Some(format!("{host}:{port}")))
+        let own_port = (!job.is_empty()).then(|| port_of(&job).into());
+        Ok(match (host.clone().or(by_itself), port.or(own_port)) {
+            (Some(at), Some(from)) if host.is_some() && port.is_some() => {
+                Address::Given(format!("{at}:{from}"))
+            }
+            (Some(at), Some(from)) => Address::Concluded(format!("{at}:{from}")),
+            _ => Address::Unknown,
+        })
     }
 
     fn first_slurm_host(&self) -> Option<String> {
@@ -273,7 +285,11 @@ mod tests {
 
     fn found(text: &str) -> (Launcher, usize, usize, Option<usize>, Option<String>) {
         let launch = env(text).unwrap().unwrap();
-        (launch.launcher, launch.rank, launch.world, launch.local_rank, launch.address)
+        let address = match launch.address {
+            Address::Given(address) | Address::Concluded(address) => Some(address),
+            Address::Unknown => None,
+        };
+        (launch.launcher, launch.rank, launch.world, launch.local_rank, address)
     }
 
     #[test]
@@ -311,6 +327,10 @@ mod tests {
         let two_hosts = one_host.replace("LOCAL_SIZE=4", "LOCAL_SIZE=2");
         assert_eq!(found(&two_hosts).4, None);
         assert_eq!(found(&format!("{two_hosts} MASTER_ADDR=n0 MASTER_PORT=5")).4, Some("n0:5".into()));
+        // What the user says is more than a guess: with MPI at hand, MPI is asked instead of that.
+        let given = env(&format!("{one_host} MASTER_ADDR=n0 MASTER_PORT=5")).unwrap().unwrap().address;
+        assert_eq!(given, Address::Given("n0:5".into()));
+        assert!(matches!(env(one_host).unwrap().unwrap().address, Address::Concluded(_)));
         // In an allocation.
         let inside = format!("{one_host} SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1");
         assert_eq!(found(&inside), found(one_host));

@@ -6,6 +6,7 @@ mod error;
 mod hosts;
 pub mod launch;
 mod mesh;
+pub mod mpi;
 mod rendezvous;
 mod report;
 #[cfg(test)]

@@ -54,16 +54,16 @@ impl Reports {
     }
 
     /// The rank that is to tell people, so that they are told once: who failed first in the chain, if it can speak,
-    /// else the lowest one that can. Of several that wait for the same silent rank, the lowest.
+    /// else the lowest one that can. Of several that have the same error, or wait for the same silent rank, the lowest.
     pub fn speaker(&self, rank: usize) -> Option<usize> {
-        let (root, report) = self.root(rank)?;
-        let spoken = |rank: &usize| self.of(*rank).is_some_and(|report| report.spoken);
-        if !report.spoken {
-            return (0..self.by_rank.len()).find(spoken);
-        }
-        let alike =
-            |rank: &usize| spoken(rank) && self.of(*rank).is_some_and(|other| other.blames == report.blames);
-        if report.blames.is_some() { (0..self.by_rank.len()).find(alike) } else { Some(root) }
+        let (_, root) = self.root(rank)?;
+        let alike = |other: &Report| match root.blames {
+            _ if !root.spoken => true,
+            None => other.cause == root.cause,
+            Some(_) => other.blames == root.blames,
+        };
+        let speaks = |rank: &usize| self.of(*rank).is_some_and(|other| other.spoken && alike(other));
+        (0..self.by_rank.len()).find(speaks)
     }
 }
 
@@ -92,6 +92,15 @@ mod tests {
         // 3 is stopped, 1 and 2 wait for it: one tells.
         let stopped = reports(&[(2, Some(3), true), (1, Some(3), true), (0, Some(2), true)]);
         assert_eq!([0, 1, 2].map(|rank| stopped.speaker(rank)), [Some(1); 3]);
+    }
+
+    #[test]
+    fn an_error_of_all_is_told_once() {
+        let mut reports = Reports::new(3);
+        for rank in [2, 0, 1] {
+            reports.add(rank, Report { cause: "no such model".into(), blames: None, spoken: true });
+        }
+        assert_eq!([0, 1, 2].map(|rank| reports.speaker(rank)), [Some(0); 3]);
     }
 
     #[test]

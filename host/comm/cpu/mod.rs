@@ -21,7 +21,7 @@ pub(in crate::comm) use countdown::Countdown;
 pub(crate) use epilogue::rms_norm;
 use half::{bf16, f16};
 pub(in crate::comm) use link::same_colour;
-pub use link::{Link, Place, Stop};
+pub(crate) use link::{Link, Place, Stop};
 use plan::Plan;
 pub(in crate::comm) use words::Words;
 

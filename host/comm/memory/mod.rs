@@ -18,8 +18,6 @@ use group::Group;
 use meeting::{Outcome, Proposal};
 use slot::{Patience, SlotTable};
 
-#[cfg(feature = "model")]
-pub(crate) use super::cpu::rms_norm;
 pub use super::cpu::{Options, Transfer};
 use super::{
     CommError, Element, Header, Shape,

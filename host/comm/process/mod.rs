@@ -4,10 +4,13 @@
 //! in before anything is summed. Sums are those of [`memory`](super::memory), bit for bit. Neither side waits for the
 //! other to be ready: what arrives is read into memory at once (see [`Mesh`]).
 
+mod lead;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+
+pub use lead::Lead;
 
 pub use super::cpu::{Options, Transfer};
 use super::{

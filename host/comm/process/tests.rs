@@ -307,3 +307,16 @@ fn a_buffer_of_another_group_is_refused() {
         sum(&comm, &mut own, 4).unwrap();
     });
 }
+
+#[test]
+fn all_follow_the_lead_at_the_same_step() {
+    for stop_at in [0, 1, 7] {
+        let steps = on_meshes(3, |mesh| {
+            let mut lead = Lead::new(&mesh, Duration::from_secs(60)).unwrap();
+            // Only rank 0's word counts.
+            let word = |step| step >= if mesh.rank() == 0 { stop_at } else { 0 };
+            (0..).find(|&step| lead.follow(word(step)).unwrap()).unwrap()
+        });
+        assert_eq!(steps, [stop_at + 1; 3]);
+    }
+}

@@ -18,7 +18,7 @@ use super::{
     rendezvous::{self, Connections},
     wire::Packer,
 };
-use crate::comm::CommError;
+use crate::comm::{CommError, cpu::Countdown};
 
 /// How long a write may block before its rank looks whether it should go on.
 const WRITE_SLICE: Duration = Duration::from_millis(100);
@@ -134,6 +134,17 @@ impl Mesh {
         let thread = thread::Builder::new().name("signs of life".to_owned());
         thread.spawn(move || shared::keep_watch(&shared)).map_err(system("a thread"))?;
         Ok(mesh)
+    }
+
+    /// Waits until every rank has failed or left, for at most `limit`: then all that will be told has been told.
+    pub fn settle(&self, limit: Duration) {
+        let mut countdown = Countdown::new(Some(limit));
+        let mut state = self.shared.lock();
+        while !countdown.is_over()
+            && (0..self.world()).any(|rank| state.reports.of(rank).is_none() && !state.left[rank])
+        {
+            state = countdown.park(&self.shared.changed, state);
+        }
     }
 
     /// Where messages of this rank's buffers arrive from now on.

@@ -1,0 +1,136 @@
+//! Where the ranks are: threads of this process, or processes of which this is one.
+//!
+//! Processes run the same command line. Rank 0 speaks; the others are silent, except for a failure that is theirs to
+//! tell.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+
+use super::output;
+use super::session::SyncArgs;
+use crate::comm::CommError;
+use crate::comm::bootstrap::launch::{Address, Launch, LaunchError, Launcher, detect};
+use crate::comm::bootstrap::{Bootstrap, BootstrapError, Mesh, MeshOptions, mpi};
+use crate::comm::process::Lead;
+use crate::runner::RunError;
+
+/// Longest wait for the failures of others before one of them is told.
+const SETTLE: Duration = Duration::from_millis(300);
+/// A process that is silent for less is not given up, however short the waits for its messages are.
+const MIN_SILENCE: Duration = Duration::from_secs(10);
+/// Longest wait for a rank where nothing else is said.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where the ranks of a run are.
+#[derive(Clone)]
+pub(super) enum World {
+    /// Threads of this process.
+    Threads,
+    /// Processes; this is one of them.
+    Processes(Arc<Mesh>),
+}
+
+/// What the environment says of other processes.
+pub(super) fn launch() -> Result<Option<Launch>, LaunchError> {
+    detect(|name| std::env::var(name).ok())
+}
+
+impl World {
+    /// Joins the other processes that were launched with this one.
+    pub(super) fn join(launch: Launch, sync: &SyncArgs) -> anyhow::Result<Self> {
+        let options = MeshOptions {
+            start_limit: sync.start_limit.unwrap_or(DEFAULT_LIMIT),
+            meeting_limit: Some(sync.sync_limit.unwrap_or(DEFAULT_LIMIT)),
+            silence_limit: sync.sync_limit.unwrap_or(DEFAULT_LIMIT).max(MIN_SILENCE),
+        };
+        let Launch { launcher, rank, world, address, .. } = launch;
+        // What the user says counts; what MPI says is better than what can be concluded.
+        let ask_mpi = mpi::AVAILABLE && launcher == Launcher::OpenMpi;
+        let mesh = match address {
+            Address::Given(address) => Mesh::connect(&address, rank, world, options)?,
+            Address::Concluded(address) if !ask_mpi => Mesh::connect(&address, rank, world, options)?,
+            _ if ask_mpi => {
+                let mpi::Place { rank, world: found, address, listener } = mpi::place()?;
+                ensure!(
+                    found == world,
+                    "{launcher} started {world} ranks, but MPI knows {found}: is it another MPI?"
+                );
+                match listener {
+                    Some(listener) => Mesh::host(listener, world, options)?,
+                    None => Mesh::join(&address, rank, world, options)?,
+                }
+            }
+            _ => bail!(
+                "{launcher} started {world} ranks, but nothing says where rank 0 listens: set MASTER_ADDR to its host \
+                 and MASTER_PORT to a free port for all ranks, or build with --features mpi and use mpirun"
+            ),
+        };
+        Ok(Self::Processes(Arc::new(mesh)))
+    }
+
+    /// Number of processes, where ranks are processes.
+    pub(super) fn processes(&self) -> Option<usize> {
+        match self {
+            Self::Threads => None,
+            Self::Processes(mesh) => Some(mesh.world()),
+        }
+    }
+
+    /// How many of the world's processes share this host, itself among them.
+    pub(super) fn processes_here(&self) -> usize {
+        match self {
+            Self::Threads => 1,
+            Self::Processes(mesh) => {
+                mesh.hosts().iter().filter(|host| **host == mesh.hosts()[mesh.rank()]).count()
+            }
+        }
+    }
+
+    /// Rank 0's decisions, where others have to follow them.
+    pub(super) fn lead(&self, sync: &SyncArgs) -> Result<Option<Lead>, CommError> {
+        match self {
+            Self::Threads => Ok(None),
+            Self::Processes(mesh) => Lead::new(mesh, sync.sync_limit.unwrap_or(DEFAULT_LIMIT)).map(Some),
+        }
+    }
+
+    /// Ends the run: all processes succeed, or none does. Returns what people are to be told, if it is this process's
+    /// to tell.
+    pub(super) fn conclude(&self, result: anyhow::Result<()>) -> Result<(), Option<String>> {
+        let Self::Processes(mesh) = self else {
+            return result.map_err(|error| Some(super::sentence(&error)));
+        };
+        let ended = |()| mesh.all_gather("the end", &[]).map(drop).map_err(anyhow::Error::from);
+        let Err(error) = result.and_then(ended) else { return Ok(()) };
+        let (rank, sentence) = (mesh.rank(), super::sentence(&error));
+        mesh.fail(&sentence, blames(&error));
+        mesh.settle(SETTLE);
+        let reports = mesh.reports();
+        Err((reports.speaker(rank) == Some(rank)).then(|| match reports.root(rank) {
+            Some((root, report)) if !report.spoken => format!("rank {root} failed: {}", report.cause),
+            _ => sentence,
+        }))
+    }
+}
+
+/// The rank whose failure an error follows from.
+fn blames(error: &anyhow::Error) -> Option<usize> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<RunError>() {
+        Some(RunError::Comm(comm)) => comm.blames(),
+        _ => cause.downcast_ref::<CommError>().and_then(CommError::blames),
+    })
+}
+
+/// Says why a run cannot begin, unless rank 0 says it.
+pub(super) fn refuse(rank: usize, error: &anyhow::Error) -> ExitCode {
+    let told = matches!(error.downcast_ref(), Some(BootstrapError::CalledOff { .. }));
+    // What is no rank's own trouble is the same on all.
+    let common = error.downcast_ref::<BootstrapError>().is_none();
+    if !told && (rank == 0 || !common) {
+        output::complain(&super::sentence(error));
+    }
+    ExitCode::FAILURE
+}
