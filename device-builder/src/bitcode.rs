@@ -35,18 +35,21 @@ impl Llvm {
     }
 
     /// PTX of a bitcode file, reduced to some functions and variables and what they need; those stay visible. Names
-    /// that the file does not have are passed over.
+    /// that the file does not have are passed over. `ptx_version` is ten times the version, such as 82, or the
+    /// architecture's own if that is newer.
     ///
     /// # Errors
     /// The tools refuse it: bitcode that is newer than them, or none.
-    pub fn lower(&self, bitcode: &Path, keep: &[&str], arch: Arch) -> Result<String> {
+    pub fn lower(&self, bitcode: &Path, keep: &[&str], arch: Arch, ptx_version: u32) -> Result<String> {
         let scratch = tempfile::tempdir().map_err(Error::io(env::temp_dir()))?;
         let (reduced, ptx) = (scratch.path().join("reduced.bc"), scratch.path().join("out.ptx"));
         let mut opt = Command::new(self.bin.join("opt"));
         opt.arg(format!("-passes={PASSES}")).arg(format!("--internalize-public-api-list={}", keep.join(",")));
         run(opt.arg(bitcode).arg("-o").arg(&reduced), "reduce the bitcode")?;
         let mut llc = Command::new(self.bin.join("llc"));
-        llc.arg("-O3").arg(format!("-mcpu={arch}")).arg(format!("-mattr=+ptx{}", arch.ptx_version()));
+        llc.arg("-O3")
+            .arg(format!("-mcpu={arch}"))
+            .arg(format!("-mattr=+ptx{}", ptx_version.max(arch.ptx_version())));
         run(llc.arg(&reduced).arg("-o").arg(&ptx), "generate PTX")?;
         fs::read_to_string(&ptx).map_err(Error::io(ptx))
     }

@@ -10,6 +10,10 @@ use super::output;
 use crate::comm::gpu::nvshmem::kernels::{FUNCTIONS, VARIABLES, cache_folder, join, write};
 use crate::kernels::{NVSHMEM_PTX, Ptx};
 
+/// Ten times the PTX version of what NVSHMEM's code becomes: from 3.8 on it asks for `.mmio`. Any driver of CUDA 12.2
+/// takes it, and NVSHMEM for CUDA 13 needs a newer one.
+const PTX_VERSION: u32 = 82;
+
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// NVSHMEM's folder, with lib/libnvshmem_device*.bc: an installation, or nvidia/nvshmem of the Python package
@@ -39,7 +43,7 @@ pub(super) fn run(args: &Args, as_json: bool) -> anyhow::Result<()> {
         let arch: Arch = ptx.arch.parse()?;
         let bitcode = bitcode(&args.nvshmem, arch)?;
         output::note(&format!("{}: {}", ptx.arch, bitcode.display()));
-        let theirs = llvm.lower(&bitcode, &[&FUNCTIONS[..], &VARIABLES].concat(), arch)?;
+        let theirs = llvm.lower(&bitcode, &[&FUNCTIONS[..], &VARIABLES].concat(), arch, PTX_VERSION)?;
         let (text, release) = join(ptx, &theirs).with_context(|| bitcode.display().to_string())?;
         let path = write(&folder, ptx, release, &text).with_context(|| folder.display().to_string())?;
         if as_json {

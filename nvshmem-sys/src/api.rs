@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::path::Path;
 
 use crate::Error;
@@ -15,8 +16,8 @@ macro_rules! api {
         /// where there is one. Streams are `CUstream`s; destinations of puts and collectives are symmetric memory.
         pub struct Api {
             $($(#[$doc])* pub $name: unsafe extern "C" fn($($ty),*) $(-> $ret)?,)*
-            /// Keeps the functions.
-            _library: libloading::Library,
+            /// Never closed: NVSHMEM has threads, and handlers for the process's end, that run its code.
+            _library: ManuallyDrop<libloading::Library>,
         }
 
         impl Api {
@@ -30,7 +31,7 @@ macro_rules! api {
                             .map_err(missing)?
                     };
                 )*
-                Ok(Self { $($name,)* _library: library })
+                Ok(Self { $($name,)* _library: ManuallyDrop::new(library) })
             }
         }
     };

@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args, json: bool, mesh: &Arc<Mesh>) -> anyhow::Result<(
     let all: Vec<_> = (0..mesh.world()).collect();
     mesh.meet(&all, "the begin of the measurement", &[], None)?;
 
-    let device = local_gpu(mesh)?;
+    let device = local_gpu(&**mesh)?;
     let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync().group_of_processes()? };
     let process = Process::start(&device, &options, Arc::<Mesh>::clone(mesh))?;
     let way = if options.memory == (PeerMemory::Nvshmem { direct: true }) { "stores" } else { "puts" };

@@ -123,14 +123,19 @@ pub enum JoinError {
 }
 
 /// Joins our kernels with NVSHMEM's functions, made from its bitcode for the same architecture, into one module:
-/// our declarations of those functions give way to their definitions. Returns the text and the release.
+/// our declarations of those functions give way to their definitions. The PTX version is theirs, which is not the
+/// older one. Returns the text and the release.
 ///
 /// # Errors
 /// Text that is not PTX for that architecture, or lacks what the kernels call.
 pub fn join(ptx: &Ptx, nvshmem: &str) -> Result<(String, Release), JoinError> {
     let release = Release::of_ptx(nvshmem).ok_or(JoinError::NoRelease)?;
     let (ours_head, ours) = split_header("our PTX", ptx.text, ptx.arch)?;
-    let (_, theirs) = split_header("NVSHMEM's PTX", nvshmem, ptx.arch)?;
+    let (theirs_head, theirs) = split_header("NVSHMEM's PTX", nvshmem, ptx.arch)?;
+    let is_comment = |line: &&str| line.starts_with("//");
+    let comments: String = ours_head.lines().filter(is_comment).map(|line| format!("{line}\n")).collect();
+    let directives = theirs_head.lines().filter(|line| !is_comment(line) && !line.is_empty());
+    let directives: String = directives.map(|line| format!("{line}\n")).collect();
     let mut body = ours.to_owned();
     for function in FUNCTIONS {
         let defined = theirs.lines().any(|line| line == format!(".visible .func {function}("));
@@ -141,7 +146,7 @@ pub fn join(ptx: &Ptx, nvshmem: &str) -> Result<(String, Release), JoinError> {
     }
     let text = format!(
         "// Made by fewsync build-kernels. Contains device code of NVSHMEM, under NVIDIA's licence: do not pass on.\n\
-         {RELEASE_LINE}{release}\n{ours_head}{theirs}\n{body}"
+         {RELEASE_LINE}{release}\n{comments}{directives}{theirs}\n{body}"
     );
     Ok((text, release))
 }
@@ -185,7 +190,7 @@ mod tests {
             .iter()
             .map(|name| format!(".visible .func {name}(\n\t.param .b64 a\n)\n{{\n\tret;\n}}\n"))
             .collect();
-        format!("//\n.version 8.0\n.target {arch}\n.address_size 64\n\n{VERSION}{functions}")
+        format!("//\n.version 8.2\n.target {arch}\n.address_size 64\n\n{VERSION}{functions}")
     }
 
     fn ours(arch: &str) -> &'static Ptx {
@@ -197,6 +202,7 @@ mod tests {
         for ptx in &NVSHMEM_PTX {
             let (text, release) = join(ptx, &theirs(ptx.arch, &FUNCTIONS)).unwrap();
             assert_eq!(release.to_string(), "3.4.5");
+            assert_eq!(text.matches(".version 8.2\n").count(), 1);
             assert_eq!(text.matches(".version ").count(), 1);
             assert_eq!(text.matches(".target ").count(), 1);
             assert!(!text.contains(".extern .func"), "{}: something is left open", ptx.arch);

@@ -126,6 +126,10 @@ impl SymmetricHeap for NvshmemHeap {
 
     fn abandon(&self) {
         self.nvshmem.abandon();
+        // NVSHMEM goes on working on the device until the process ends: context and kernels have to stay as long.
+        std::mem::forget(self.device.clone());
+        let puts = self.puts.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::forget(puts.as_ref().map(|(_, kernels)| Arc::clone(kernels)));
     }
 }
 
