@@ -257,6 +257,8 @@ pub const ROW_RECORD: u64 = 16;
 pub const ROW_MAIL: u64 = 24;
 /// `row`, `_put`: address of the rank's staging area, laid out like a region, in the same symmetric memory.
 pub const ROW_STAGING: u64 = 32;
+/// `row`: calls of the buffer so far, u64.
+pub const ROW_CALLS: u64 = 40;
 /// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer; `_put`: of a rank of another node its PE.
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
@@ -329,7 +331,7 @@ pub struct Collective {
     pub hidden: u32,
     /// `_norm`: added to the mean square.
     pub eps: f32,
-    /// `allreduce_*_put`: unit of each shard that this launch begins with; elsewhere 0.
+    /// The first unit of the first pass, of the tensor or of each shard.
     pub first_unit: u32,
 }
 

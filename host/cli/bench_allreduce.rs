@@ -27,15 +27,15 @@ pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> 
         return processes::run(args, json, mesh);
     }
     anyhow::ensure!(world.processes().is_none(), "ranks that are processes need the feature nvshmem");
-    let shape = args.shape()?;
-    let sweep = args.sweep(shape);
+    args.files.check::<Measurement>("allreduce")?;
     let (mut peers, mut notes) = (Vec::new(), vec![method()]);
     for path in &args.join {
         let (lines, comments) = join::read(path)?;
         peers.extend(lines);
         notes.extend(comments);
     }
-    args.files.check::<Measurement>("allreduce")?;
+    let shape = args.shape()?;
+    let sweep = args.sweep(shape);
     let devices = cuda_devices(shape.world())?;
     let machine = Machine::of(&devices);
     if let Some(variant) = &args.nccl_child {

@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use anyhow::ensure;
 
-use super::output;
 use super::results::ResultFiles;
-use super::session::{ModelArgs, Session, SyncArgs, at_least, progress_bar};
+use super::session::{DeviceChoice, ModelArgs, Session, SyncArgs, at_least, progress_bar};
 use super::world::World;
+use super::{memory, output};
 use crate::bench::breakdown::{Breakdown, breakdown};
 use crate::bench::decode::figure::figure;
 use crate::bench::decode::{Measurement, Workload, decode};
@@ -68,6 +68,13 @@ pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> 
         !args.breakdown || !gpus.is_empty(),
         "--breakdown takes a GPU's step apart, and this one is the CPU's: give --device cuda"
     );
+    if gpus.is_empty() {
+        let longest = args.batch.iter().max().expect("--batch has a default");
+        memory::check_batch(&session.model, *longest, needed)?;
+    }
+    if args.model.layout.device == DeviceChoice::Emulate {
+        output::note("note: these are times of the emulator on this CPU; they say nothing about a GPU");
+    }
     let machine = Machine::of(&gpus);
     let mut measurements = Vec::with_capacity(args.spd.len() * args.batch.len());
     for spd in std::iter::once(None).chain(others.iter().map(Some)) {

@@ -1,5 +1,7 @@
 //! `fewsync bench decode-gemm` and the others that time single kernels.
 
+use anyhow::ensure;
+
 use super::output;
 use super::results::ResultFiles;
 use super::selftest::GpuArgs;
@@ -13,16 +15,18 @@ use crate::bench::report::{Report, cell};
 pub(super) struct Args {
     #[command(flatten)]
     gpu: GpuArgs,
-    /// Models whose shapes to take
+    /// Models whose shapes to take: smollm2, llama2-7b, llama3-8b, llama3-70b, llama3-405b, llama3.2-1b, …
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "llama3-8b")]
     shapes: Vec<String>,
     /// Tensor-parallel degrees; the shapes are those of rank 0
     #[arg(long, value_name = "DEGREES", value_delimiter = ',', default_value = "1", value_parser = at_least::<1>)]
     tp: Vec<usize>,
-    /// Tokens; for decode-attention sequences [default: by kernel]
+    /// Tokens; for decode-attention sequences [default: 1 to 64 in decode-gemm, 512 and 2048 in prefill-gemm, 1 and 8
+    /// in decode-attention, 1, 8 and 64 in pointwise]
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = at_least::<1>)]
     m: Vec<usize>,
-    /// Cached tokens of decode-attention, prompt tokens of prefill-attention [default: by kernel]
+    /// Cached tokens of decode-attention [default: 1024 and 8192], prompt tokens of prefill-attention [default: 512
+    /// and 2048]
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = at_least::<1>)]
     context: Vec<usize>,
     #[command(flatten)]
@@ -30,6 +34,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(bench: &'static str, kind: Kind, args: &Args, json: bool) -> anyhow::Result<()> {
+    let attends = matches!(kind, Kind::DecodeAttention | Kind::PrefillAttention);
+    ensure!(attends || args.context.is_empty(), "--context is about attention: leave it out of {bench}");
+    ensure!(
+        kind != Kind::PrefillAttention || args.m.is_empty(),
+        "{bench} takes one prompt at a time, of --context tokens: leave --m out"
+    );
     let (m, contexts) = defaults(kind);
     let or = |given: &[usize], default: &[usize]| if given.is_empty() { default } else { given }.to_vec();
     let (models, tp) = (args.shapes.clone(), args.tp.clone());

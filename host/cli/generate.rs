@@ -1,5 +1,7 @@
 //! `fewsync generate`.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +20,9 @@ use crate::spd::SpdSpec;
 const DEFAULT_MAX_TOKENS: usize = 128;
 
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("text").required(true))]
 #[command(after_help = "Examples:
-  fewsync generate --prompt 'The capital of France is' --tp 3
+  fewsync generate --chat --prompt 'What is the capital of France?' --tp 3
   fewsync generate --chat --prompt 'Explain gravity.' --tp 3 --spd last:15
   fewsync generate --model random:llama3.2-1b --prompt hi --topology 2x4 --json
 
@@ -29,10 +32,10 @@ pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to continue; special tokens written in it count as such
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", group = "text", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File with the text to continue (UTF-8)
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE", group = "text")]
     prompt_file: Option<PathBuf>,
     /// Put the prompt into the model's chat template, as the user's message
     #[arg(long)]
@@ -102,10 +105,16 @@ fn prompt_text(args: &Args) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Longest text that is read: far more than any use of it takes.
+const MAX_TEXT_BYTES: u64 = 1 << 30;
+
 /// Reads a UTF-8 file, or says where it stops being one.
 pub(super) fn read_text(path: &PathBuf) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path)
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|e| anyhow!("{}: cannot read the file ({e}); give a file of UTF-8 text", path.display()))?;
+    ensure!(bytes.len() as u64 <= MAX_TEXT_BYTES, "{}: longer than 1 GiB; give a part of it", path.display());
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         anyhow!("{}: not UTF-8 text from byte {at} on; convert the file first", path.display())

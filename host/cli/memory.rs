@@ -21,6 +21,24 @@ pub(super) fn check(model: &Model, share: f64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses a batch whose KV cache and logits on the CPU exceed the available memory.
+pub(super) fn check_batch(model: &Model, batch: usize, tokens: usize) -> anyhow::Result<()> {
+    let Some(available) = available_bytes() else { return Ok(()) };
+    let config = &model.config;
+    let cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim;
+    let of_each =
+        (tokens.saturating_mul(cached)).saturating_add(config.vocab).saturating_mul(size_of::<f32>());
+    let needed = of_each.saturating_mul(batch) as u64;
+    ensure!(
+        needed <= available,
+        "--batch {batch} of {tokens} tokens each take {:.1} GiB of KV cache and logits, but only {:.1} GiB are \
+         available: choose a smaller --batch, or fewer tokens",
+        gib(needed),
+        gib(available)
+    );
+    Ok(())
+}
+
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }

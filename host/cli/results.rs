@@ -12,11 +12,28 @@ use crate::bench::report::{Record, Report, check_columns};
 #[derive(clap::Args)]
 pub(super) struct ResultFiles {
     /// Also append the results to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
     /// Also plot the results
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+}
+
+/// Refuses a path at which no file can be written later on.
+pub(super) fn check_file(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    ensure!(
+        folder.is_none_or(Path::is_dir),
+        "{}: its folder does not exist, or is none: make it first",
+        path.display()
+    );
+    ensure!(!path.is_dir(), "{}: this is a folder: name a file in it", path.display());
+    ensure!(
+        path != Path::new("-") && (path.is_file() || !path.exists()),
+        "{}: results are kept in files; --json prints them on standard output",
+        path.display()
+    );
+    Ok(())
 }
 
 impl ResultFiles {
@@ -26,13 +43,12 @@ impl ResultFiles {
             return Ok(());
         }
         for path in [&self.csv, &self.plot].into_iter().flatten() {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            ensure!(
-                folder.is_none_or(Path::is_dir),
-                "{}: its folder does not exist, or is none: make it first",
-                path.display()
-            );
-            ensure!(!path.is_dir(), "{}: this is a folder: name a file in it", path.display());
+            check_file(path)?;
+        }
+        if let Some(plot) = &self.plot {
+            let is_svg = plot.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+            ensure!(is_svg, "{}: a plot is an SVG file: name it FILE.svg", plot.display());
+            ensure!(self.csv.as_ref() != Some(plot), "--csv and --plot name the same file: name two");
         }
         Ok(self.csv.as_deref().map_or(Ok(()), |path| check_columns::<R>(bench, path))?)
     }

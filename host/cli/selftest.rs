@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 
 use super::output;
+use super::results::check_file;
 use crate::driver::Device;
 use crate::kernels::{PTX, Ptx};
 use crate::selftest::record::{Recording, StoredKernel};
@@ -54,7 +55,9 @@ pub(super) struct GpuArgs {
 
 impl GpuArgs {
     pub(super) fn open(&self) -> anyhow::Result<Device> {
-        Device::cuda(self.device).context("this command runs on a GPU")
+        Device::cuda(self.device).context(
+            "this command times kernels on a GPU, and bench/stage.sh gathers all that runs on such a machine into a folder",
+        )
     }
 }
 
@@ -95,6 +98,7 @@ impl Choice {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    args.record.as_deref().map_or(Ok(()), check_file)?;
     let device = args.device.open().context("this command runs on a GPU, or with --device emulate")?;
     let files = files(args.arch.as_deref(), &device);
     let known = files.iter().flat_map(|ptx| ptx.entries).any(|entry| entry.name.starts_with(&args.kernel));

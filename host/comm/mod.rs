@@ -28,7 +28,8 @@ pub use topology::{Shape, Topology, TopologyError};
 /// *collective*: every rank of the group makes the same calls on the same buffers in the same order. A rank that
 /// does not is reported, by it or by its peers, as a [`CommError`]; nobody waits for ever.
 ///
-/// `enqueue*` puts work on a stream: the result is there once the stream got to it. With a stream type that does
+/// `enqueue*` puts work on a stream: the result is there once the stream got to it. The calls on one buffer form one
+/// sequence: they are on one stream, or events put them into the same order on every rank. With a stream type that does
 /// nothing, the call itself does the work.
 ///
 /// After a collective all ranks hold the same bits: each sum is made once, in an order that depends only on

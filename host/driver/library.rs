@@ -77,6 +77,11 @@ impl KernelLibrary {
         self.kernels.get(entry)
     }
 
+    /// Whether its launches are programmatic dependent ones.
+    pub fn is_programmatic(&self) -> bool {
+        self.programmatic
+    }
+
     /// Enqueues a launch. With programmatic dependent launch it may begin before the kernel ahead of it in the
     /// stream has ended, and waits for it by itself.
     ///

@@ -171,12 +171,13 @@ pub struct AllReduce {
     pub numel: u32,
     /// What ranks compare beside `numel`.
     pub meta: u32,
-    /// [`params::PHASE_REDUCE`] and so on: all of them, or with [`Algorithm::TwoShot`] one alone.
+    /// [`params::PHASE_REDUCE`] and so on: all of them, or with [`Algorithm::TwoShot`] one alone, in a single pass.
     pub phases: u32,
+    /// Unit that the first pass begins with, of the tensor or of each shard; 0 unless it is a phase alone
+    /// or messages are put.
+    pub first_unit: u32,
     /// What follows the sum; bf16 tensors and one-shot only.
     pub norm: Option<NormAfter>,
-    /// Unit of each shard that the launch begins with; not 0 only with [`Far::Puts`].
-    pub first_unit: u32,
 }
 
 impl AllReduce {
@@ -184,7 +185,7 @@ impl AllReduce {
     pub fn launch(&self) -> Launch {
         let Execution { format, blocks, workers, .. } = self.execution;
         if self.execution.far == Far::Puts {
-            let params = params::Collective { passes: 1, first_unit: self.first_unit, ..self.params() };
+            let params = params::Collective { passes: 1, ..self.params() };
             let entry = ALL_REDUCE_PUT[self.element as usize];
             return Launch::new(entry, [blocks, self.ranks.count, 1], workers + PUT_LANES, 0, &params);
         }
@@ -204,6 +205,7 @@ impl AllReduce {
         let slices = params::Collective {
             addend: addend.raw(),
             slice_stride,
+            first_unit: self.first_unit,
             ..collective(&ranks, &execution, data, data_stride, numel, self.meta)
         };
         let Some(norm) = self.norm else { return params::Collective { phases: self.phases, ..slices } };

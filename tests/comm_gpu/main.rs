@@ -26,8 +26,8 @@ use half::bf16;
 
 type Result<T = ()> = std::result::Result<T, CommError>;
 
-/// One rank before 2³², so that every test wraps.
-const FIRST_SEQUENCE: u64 = (1 << 32) - 100;
+/// Shortly before 2³², so that every test wraps.
+const FIRST_SEQUENCE: u64 = (1 << 32) - 5;
 
 /// The kernels on the first two GPUs (or the one there is), loaded once for all tests.
 fn libraries() -> &'static [Arc<KernelLibrary>] {
@@ -284,36 +284,76 @@ fn graphs_replay_chains() -> Result {
 fn communicators_and_buffers_do_not_meet() -> Result {
     let Some((_guard, _)) = gpu("communicators") else { return Ok(()) };
     let Some(libraries) = pair("communicators") else { return Ok(()) };
-    const NUMEL: usize = 100_000;
+    // Words with few rounds; then so much that a block of each fills a multiprocessor, enqueued in opposite orders.
+    for (numel, rounds, crossed) in [(100_000, 5, false), (1 << 20, 100, true)] {
+        let comms = GpuComm::group(
+            &libraries.iter().map(|library| library.device().clone()).collect::<Vec<_>>(),
+            ONE_NODE,
+            GroupOptions { in_flight: 2, ..options() },
+        )?;
+        let results = on_ranks(comms, |first, stream| two_in_flight(first, stream, numel, rounds, crossed));
+        results.into_iter().collect::<Result>()?;
+    }
+    let dependent = GpuComm::group_with(libraries, ONE_NODE, GroupOptions { in_flight: 2, ..options() });
+    let refused = matches!(dependent, Err(CommError::Unsupported { .. }));
+    assert_eq!(refused, libraries[0].is_programmatic());
+    Ok(())
+}
+
+fn two_in_flight(first: GpuComm, stream: Stream, numel: usize, rounds: usize, crossed: bool) -> Result {
+    let world_rank = first.topology().rank;
+    // Ranks change places in the second group.
+    let second = first.split(7, 1 - world_rank)?;
+    assert_eq!(second.topology().rank, 1 - world_rank);
+    let other_stream = stream.device().stream()?;
+    let mut bufs = [first.register(numel * 4)?, second.register(numel * 4)?, first.register(numel * 4)?];
+    for (i, buf) in bufs.iter().enumerate() {
+        write(buf, &contribution::<f32>(world_rank, numel, i), &stream)?;
+    }
+    for _ in 0..rounds {
+        let one = |bufs: &mut [GpuBuffer; 3]| sum(&first, &mut bufs[0], numel, DType::F32, &stream);
+        let other = |bufs: &mut [GpuBuffer; 3]| sum(&second, &mut bufs[1], numel, DType::F32, &other_stream);
+        if crossed && world_rank == 1 {
+            other(&mut bufs)?;
+            one(&mut bufs)?;
+        } else {
+            one(&mut bufs)?;
+            other(&mut bufs)?;
+        }
+        sum(&first, &mut bufs[2], numel, DType::F32, &stream)?;
+    }
+    assert!(matches!(sum(&second, &mut bufs[0], 1, DType::F32, &stream), Err(CommError::ForeignBuffer)));
+    other_stream.synchronize()?;
+    for (i, buf) in bufs.iter().enumerate() {
+        let of_rank: Vec<Vec<f32>> = (0..2).map(|rank| contribution(rank, numel, i)).collect();
+        // The first sum rounds, the others double.
+        let doubled = 2_f32.powi(rounds as i32 - 1);
+        let expected: Vec<f32> = sum_of_ranks(ONE_NODE, &of_rank).iter().map(|x| x * doubled).collect();
+        assert_bits(&read::<f32>(&first, buf, numel, &stream)?, &expected, &format!("buffer {i}"));
+    }
+    let alone = first.split(world_rank, 0)?;
+    assert_eq!(alone.topology().world(), 1);
+    Ok(())
+}
+
+/// No elements, in buffers that have none and in one that has.
+#[test]
+fn nothing_is_summed_as_well() -> Result {
+    let Some((_guard, _)) = gpu("nothing") else { return Ok(()) };
+    let Some(libraries) = pair("nothing") else { return Ok(()) };
     let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
-    let results = on_ranks(comms, |first, stream| -> Result {
-        let world_rank = first.topology().rank;
-        // Ranks change places in the second group.
-        let second = first.split(7, 1 - world_rank)?;
-        assert_eq!(second.topology().rank, 1 - world_rank);
-        let other_stream = stream.device().stream()?;
-        let mut bufs = [first.register(NUMEL * 4)?, second.register(NUMEL * 4)?, first.register(NUMEL * 4)?];
-        for (i, buf) in bufs.iter().enumerate() {
-            write(buf, &contribution::<f32>(world_rank, NUMEL, i), &stream)?;
-        }
-        let rounds = 5;
-        for _ in 0..rounds {
-            sum(&first, &mut bufs[0], NUMEL, DType::F32, &stream)?;
-            sum(&second, &mut bufs[1], NUMEL, DType::F32, &other_stream)?;
-            sum(&first, &mut bufs[2], NUMEL, DType::F32, &stream)?;
-        }
-        assert!(matches!(sum(&second, &mut bufs[0], 1, DType::F32, &stream), Err(CommError::ForeignBuffer)));
-        other_stream.synchronize()?;
-        for (i, buf) in bufs.iter().enumerate() {
-            let mut of_rank: Vec<Vec<f32>> = (0..2).map(|rank| contribution(rank, NUMEL, i)).collect();
-            for _ in 0..rounds {
-                let sums = sum_of_ranks(ONE_NODE, &of_rank);
-                of_rank = vec![sums.clone(), sums];
+    let results = on_ranks(comms, |comm, stream| -> Result {
+        for bytes in [0, 64] {
+            let mut buf = comm.register(bytes)?;
+            for dtype in [DType::Bf16, DType::F16, DType::F32] {
+                sum(&comm, &mut buf, 0, dtype, &stream)?;
             }
-            assert_bits(&read::<f32>(&first, buf, NUMEL, &stream)?, &of_rank[0], &format!("buffer {i}"));
+            for phase in [Phase::Reduce, Phase::Put, Phase::Broadcast] {
+                comm.enqueue_stage(&stream, Stage { phase, buf: &mut buf, numel: 0, dtype: DType::F32 })?;
+            }
+            stream.synchronize()?;
+            comm.check()?;
         }
-        let alone = first.split(world_rank, 0)?;
-        assert_eq!(alone.topology().world(), 1);
         Ok(())
     });
     results.into_iter().collect()
@@ -351,7 +391,7 @@ fn phases_and_gathers_go_through_the_trait() -> Result {
     results.into_iter().collect()
 }
 
-/// Many calls in a row: by default 20,000, enough to lap every slot and number many times.
+/// Many calls in a row, each looked at: by default 20,000, enough to lap every slot many times.
 #[test]
 fn calls_follow_each_other_for_long() -> Result {
     let Some((_guard, _)) = gpu("soak") else { return Ok(()) };
@@ -359,33 +399,46 @@ fn calls_follow_each_other_for_long() -> Result {
     let calls: usize = std::env::var("FEWSYNC_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
     const PER_GRAPH: usize = 100;
     const NUMEL: usize = 9000;
+    const KINDS: usize = 7;
     let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
     let start = Instant::now();
     let results = on_ranks(comms, |comm, stream| -> Result {
         let rank = comm.topology().rank;
         let mut buf = comm.register(NUMEL * 4)?;
-        // 1 and -1 alternate between the ranks: the sum is 0, and the next call must see what was added since.
-        let mine: Vec<f32> = (0..NUMEL).map(|i| value(rank, i, 1)).collect();
-        let of_rank: Vec<Vec<f32>> = (0..2).map(|rank| contribution(rank, NUMEL, 1)).collect();
-        let source = stream.device().upload(&mine, &stream)?;
+        // Tensors of their own in turn, so that what an earlier call left is never what this one should give.
+        let numels = [NUMEL, 8, 2048, 1, 4097];
+        let brought = |rank: usize, call: usize| contribution::<f32>(rank, NUMEL, call % KINDS);
+        let sources: Vec<f32> = (0..KINDS).flat_map(|kind| brought(rank, kind)).collect();
+        let source = stream.device().upload(&sources, &stream)?;
+        let log = stream.device().allocate_zeroed::<f32>(PER_GRAPH * NUMEL, &stream)?;
+        let mut expected = Vec::new();
+        for call in 0..PER_GRAPH {
+            let sums = sum_of_ranks(ONE_NODE, &[brought(0, call), brought(1, call)]);
+            let numel = numels[call % numels.len()];
+            expected.extend(&sums[..numel]);
+            expected.extend(&brought(rank, call)[numel..]);
+        }
         let graph = stream.capture(|| -> Result {
-            for call in 0..PER_GRAPH {
-                let numel = [NUMEL, 8, 2048, 1, 4097][call % 5];
-                let (to, from) = (DevicePtr(buf.addr::<u8>().raw()), source.ptr());
+            let copy = |to: DevicePtr, from: DevicePtr| -> Result {
                 // SAFETY: both have that many elements and live until the stream has been waited for.
                 unsafe { stream.device().gpu().copy_d2d(stream.id(), to, from, NUMEL * 4)? };
-                sum(&comm, &mut buf, numel, DType::F32, &stream)?;
+                Ok(())
+            };
+            let data = DevicePtr(buf.addr::<u8>().raw());
+            for call in 0..PER_GRAPH {
+                copy(data, source.ptr_at(call % KINDS * NUMEL))?;
+                sum(&comm, &mut buf, numels[call % numels.len()], DType::F32, &stream)?;
+                copy(log.ptr_at(call * NUMEL), data)?;
             }
             sum(&comm, &mut buf, 0, DType::F32, &stream)
         })?;
-        let expected_head = sum_of_ranks(ONE_NODE, &of_rank);
         for replay in 0..calls.div_ceil(PER_GRAPH) {
             // SAFETY: all that the graph refers to is alive until the stream has been waited for.
             unsafe { graph.launch(&stream)? };
-            if replay % 50 == 0 {
-                let found = read::<f32>(&comm, &buf, NUMEL, &stream)?;
-                assert_bits(&found[..4097], &expected_head[..4097], "the last sum");
-                assert_bits(&found[4097..], &mine[4097..], "behind it");
+            let found = log.download(&stream)?;
+            if bytemuck::cast_slice::<_, u8>(&found) != bytemuck::cast_slice::<_, u8>(&expected) {
+                comm.check()?;
+                assert_bits(&found, &expected, &format!("replay {replay}"));
             }
         }
         stream.synchronize()?;

@@ -1,4 +1,4 @@
-//! Two ranks on two GPUs, judged by the reference at two ranks: heads split five to four, a vocabulary of uneven
+//! Several ranks, a GPU each, judged by the reference with as many: heads split five to four, a vocabulary of uneven
 //! shares, dropped sync points, batches whose logits have to be brought into order.
 
 use std::sync::Arc;
@@ -22,11 +22,15 @@ fn engine(model: &Model, plan: &Plan, devices: &[Device], options: &EngineOption
     Engine::load(&model.config, &model.source, plan, devices, options, &Arc::default()).unwrap()
 }
 
-/// The last `n_dropped` blocks drop their first sync point.
+/// Two ranks; the last `n_dropped` blocks drop their first sync point.
 fn plan(config: &Config, n_dropped: usize) -> Plan {
+    plan_for(2, config, n_dropped)
+}
+
+fn plan_for(tp: usize, config: &Config, n_dropped: usize) -> Plan {
     let n_synchronised = config.n_layers - n_dropped;
     let block = |layer| BlockPlan { sync_attention: layer < n_synchronised, ..BlockPlan::default() };
-    Plan::new(2, (0..config.n_layers).map(block).collect())
+    Plan::new(tp, (0..config.n_layers).map(block).collect())
 }
 
 #[test]
@@ -81,18 +85,40 @@ fn ranks_hold_the_same_bits_behind_every_block() {
     }
 }
 
+/// Heads 3 + 3 + 3, 3 + 2 + 2 + 2 and 2 + 1 + …: KV heads on one rank, on two, and on three.
 #[test]
-fn golden_tokens_on_two_ranks() {
-    let Some((_guard, devices)) = gpus("golden tokens on two ranks", 2) else { return };
-    let model = match Model::open("smollm2") {
-        Ok(model) => model,
-        Err(reason) => return println!("golden tokens on two ranks: skipped, {reason}"),
-    };
-    let mut engine = engine(&model, &plan(&model.config, 0), &devices, &options());
-    for case in golden().cases {
-        engine.truncate(0, 0).unwrap();
-        let logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
-        follow_golden(&mut engine, &case, logits, "two ranks");
+fn more_ranks_match_the_reference() {
+    for tp in [3, 4, 8] {
+        let Some((_guard, devices)) = gpus(&format!("{tp} ranks"), tp as u32) else { return };
+        for spec in ["random:smollm2,layers=2", "random:llama3.2-1b,layers=2"] {
+            let model = Model::open(spec).unwrap();
+            let mut engine = engine(&model, &plan_for(tp, &model.config, 0), &devices, &options());
+            for n_dropped in 0..=model.config.n_layers {
+                let plan = plan_for(tp, &model.config, n_dropped);
+                engine.set_plan(&plan).unwrap();
+                let mut reference = load_plan(&model, shape(1, tp), &plan);
+                let agreement = follow(&mut engine, &mut reference, 40, 12);
+                agreement.judge(&format!("{tp} ranks, {spec}, {n_dropped} blocks dropped"));
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_tokens_on_several_ranks() {
+    for tp in [2, 3, 4, 8] {
+        let what = format!("golden tokens on {tp} ranks");
+        let Some((_guard, devices)) = gpus(&what, tp as u32) else { return };
+        let model = match Model::open("smollm2") {
+            Ok(model) => model,
+            Err(reason) => return println!("{what}: skipped, {reason}"),
+        };
+        let mut engine = engine(&model, &plan_for(tp, &model.config, 0), &devices, &options());
+        for case in golden().cases {
+            engine.truncate(0, 0).unwrap();
+            let logits = engine.forward(&Batch::prefill(0, &case.prompt_ids)).unwrap().logits;
+            follow_golden(&mut engine, &case, logits, &what);
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use super::tensor::Contribution;
 use super::watch::{Source, Watch};
 use super::wire::Wire;
 use crate::params::{
-    CLERKS, Collective, GREETING_BYTES, MAX_RANKS, PHASE_REDUCE, ROW_ARRIVED, ROW_BYTES, ROW_REGIONS,
-    ROW_SEQUENCE,
+    CLERKS, Collective, GREETING_BYTES, MAX_RANKS, PHASE_REDUCE, ROW_ARRIVED, ROW_BYTES, ROW_CALLS,
+    ROW_REGIONS, ROW_SEQUENCE,
 };
 use crate::ptx::atomic::{increment_acq_rel_gpu, load_u64_gpu, store_u64_gpu};
 use crate::ptx::barrier::{arrive, sync_some};
@@ -128,10 +128,7 @@ impl<'a> Call<'a> {
         if tid_x() < ntid_x() - CLERKS {
             return false;
         }
-        let watch = Watch::new(p.failed + u64::from(ctaid_y()) * 4, p.rows, p.limit_ns);
-        let mut clerk = Call::begin(p, halves);
-        clerk.watch.over |= watch.over;
-        clerk.keep_books::<P>();
+        Call::begin(p, halves).keep_books::<P>();
         true
     }
 
@@ -164,13 +161,7 @@ impl<'a> Call<'a> {
     /// The first pass.
     #[inline(always)]
     pub fn first_pass(&self) -> Pass {
-        self.pass_from(0)
-    }
-
-    /// The first pass of a launch that begins with unit `first`.
-    #[inline(always)]
-    pub fn pass_from(&self, first: u32) -> Pass {
-        self.pass(self.sequence, first)
+        self.pass(self.sequence, self.p.first_unit)
     }
 
     /// The pass after another. What this thread cleared in that one is empty before any peer hears of the next.
@@ -251,6 +242,7 @@ impl<'a> Call<'a> {
                 }
             }
             if missing == K {
+                self.watch.is_rewarded();
                 for k in 0..K {
                     if places[k] != 0 {
                         W::clear(places[k]);
@@ -278,13 +270,16 @@ impl<'a> Call<'a> {
     }
 
     /// The clerk's work: greets, sets the next number, awaits the greetings.
+    ///
+    /// Greetings take turns by call, not by number: a call may have an even number of passes.
     #[inline(always)]
     unsafe fn keep_books<P: Post>(&mut self) {
         let (block, blocks) = (ctaid_x() + ctaid_z(), nctaid_x() * nctaid_z());
         let greets = block == 0 && lane() < self.world && lane() != self.rank && !self.watch.over;
         let (numel, meta) = (self.p.numel, self.p.meta);
         let cell = |data: u32| self.sequence << 32 | u64::from(data);
-        let greetings = (self.sequence & 1) * (MAX_RANKS as u64 * GREETING_BYTES);
+        let calls = load_u64_gpu(self.row + ROW_CALLS);
+        let greetings = (calls & 1) * (MAX_RANKS as u64 * GREETING_BYTES);
         if greets {
             let offset = greetings + u64::from(self.rank) * GREETING_BYTES;
             P::greet(self, lane(), offset, [cell(numel), cell(meta)]);
@@ -298,6 +293,7 @@ impl<'a> Call<'a> {
                     number = next(number);
                 }
                 store_u64_gpu(self.row + ROW_SEQUENCE, number);
+                store_u64_gpu(self.row + ROW_CALLS, calls + 1);
             }
         }
         if greets {

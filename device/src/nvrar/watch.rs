@@ -20,12 +20,12 @@ pub struct Source {
     pub step: u32,
 }
 
-/// One thread's patience during one call.
+/// One thread's patience.
 pub struct Watch {
     failed: Global,
     record: Global,
     limit_ns: u64,
-    /// When it first found the time worth looking at; 0 before.
+    /// When the present wait was first found worth timing; 0 before.
     since_ns: u64,
     looks: u32,
     /// The rank has failed: nothing is sent, awaited or written any more.
@@ -57,6 +57,12 @@ impl Watch {
             return false;
         }
         self.claim()
+    }
+
+    /// What was waited for has come: the limit is one wait's, not the call's.
+    #[inline(always)]
+    pub fn is_rewarded(&mut self) {
+        self.since_ns = 0;
     }
 
     /// Marks the rank as failed; whether this thread was the first to do so.

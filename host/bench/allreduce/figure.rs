@@ -20,7 +20,7 @@ pub fn figure(report: &Report<Measurement>) -> Figure {
     let sums = shown().filter(|m| m.call == Call::Plain && !forced(m));
     let sums = series(sums, |m| format!("{} {}", m.contender, m.variant), us);
     push(&mut panels, "sum", "time per call, µs", Scale::Log10, sums);
-    let fused = |m: &Measurement| format!("{} fused, rows of {}", m.variant, m.hidden);
+    let fused = |m: &Measurement| format!("{} {}, rows of {}", m.contender, m.variant, m.hidden);
     let fused = series(shown().filter(|m| m.call == Call::Fused), fused, us);
     push(&mut panels, "sum, residual and norm", "time per call, µs", Scale::Log10, fused);
     let ours = || shown().filter(|m| m.call == Call::Plain && m.contender == OURS);
@@ -38,11 +38,10 @@ pub fn figure(report: &Report<Measurement>) -> Figure {
     let phases = shown().filter(|m| !matches!(m.call, Call::Plain | Call::Fused));
     let phases = series(phases, |m| format!("{} alone", m.call), us);
     push(&mut panels, "phases", "time per call, µs", Scale::Log10, phases);
-    Figure {
-        title: format!("All-reduce, {}", if graphs { "in CUDA graphs" } else { "launched one by one" }),
-        caption: report.machine.line(),
-        panels,
-    }
+    let first = shown().next();
+    let of = first.map_or_else(String::new, |m| format!(" of {} over {} ranks", m.dtype, m.topology));
+    let launched = if graphs { "in CUDA graphs" } else { "launched one by one" };
+    Figure { title: format!("All-reduce{of}, {launched}"), caption: report.machine.line(), panels }
 }
 
 /// Lines by name, in the order of their first points; those of others dashed.

@@ -76,8 +76,7 @@ pub fn decode(
     mut progress: impl FnMut(),
 ) -> Result<DecodeTimes, RunError> {
     let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
-    let (mut first_ms, mut end_ms) = (Vec::with_capacity(w.runs), Vec::with_capacity(w.runs));
-    let mut steps_ms = Vec::with_capacity(w.runs * w.decode);
+    let (mut first_ms, mut end_ms, mut steps_ms) = (Vec::new(), Vec::new(), Vec::new());
     let (mut sync_points, mut block_all_reduces) = (0, 0);
     for _ in 0..w.runs {
         let start = Instant::now();

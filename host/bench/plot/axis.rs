@@ -44,6 +44,11 @@ pub(super) struct Axis {
 }
 
 impl Axis {
+    /// What stands beside it, with its scale where distances are ratios.
+    pub(super) fn described(&self, label: &str) -> String {
+        if self.scale == Scale::Linear { label.to_owned() } else { format!("{label} (log)") }
+    }
+
     /// Over all values that the scale can show; none if there are none.
     pub(super) fn over(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);

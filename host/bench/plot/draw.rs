@@ -145,7 +145,7 @@ impl<'a> Plan<'a> {
             .x_label_formatter(&x_label)
             .y_label_formatter(&|place| y.label(*place))
             .x_desc(&panel.x_label)
-            .y_desc(&panel.y_label)
+            .y_desc(y.described(&panel.y_label))
             .draw()?;
         match &panel.content {
             Content::Lines { series, .. } => {
@@ -163,19 +163,50 @@ impl<'a> Plan<'a> {
             .draw()
     }
 
-    /// Where the bars leave room, or the lines begin lower than they end.
+    /// Where the bars leave room, or the corner that the lines cross least.
     fn legend_position(&self) -> SeriesLabelPosition {
-        let Content::Lines { series, .. } = &self.panel.content else {
-            return SeriesLabelPosition::UpperRight;
+        use SeriesLabelPosition::{LowerLeft, LowerRight, UpperLeft, UpperRight};
+        let Content::Lines { series, .. } = &self.panel.content else { return UpperRight };
+        let longest = series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
+        // Shares of the axes, from the pixels of a letter, a line and the axes.
+        let width = (6.5 * longest as f64 + 45.0) / 390.0;
+        let height = (14.0 * series.len() as f64 + 15.0) / 250.0;
+        let drawn: Vec<_> = series.iter().flat_map(|series| self.along(series)).collect();
+        let crossings = |right: bool, upper: bool| {
+            let inside = |&&(x, y): &&(f64, f64)| {
+                (if right { 1.0 - x } else { x }) < width && (if upper { 1.0 - y } else { y }) < height
+            };
+            drawn.iter().filter(inside).count()
         };
-        let highest = |end: fn(&Series) -> Option<&Point>| {
-            let heights = series.iter().filter_map(end).filter_map(|point| self.y.scale.place(point.y));
-            heights.fold(f64::NEG_INFINITY, f64::max)
+        let corners = [
+            (UpperLeft, crossings(false, true)),
+            (UpperRight, crossings(true, true)),
+            (LowerRight, crossings(true, false)),
+            (LowerLeft, crossings(false, false)),
+        ];
+        corners.into_iter().min_by_key(|(_, crossings)| *crossings).map_or(UpperLeft, |(corner, _)| corner)
+    }
+
+    /// Points along a line, as shares of the axes.
+    fn along(&self, series: &Series) -> Vec<(f64, f64)> {
+        const STEPS: usize = 16;
+        let share =
+            |axis: &Axis, place: f64| (place - axis.places.start) / (axis.places.end - axis.places.start);
+        let place = |point: &Point| {
+            Some((share(&self.x, self.x.scale.place(point.x)?), share(&self.y, self.y.scale.place(point.y)?)))
         };
-        if highest(|series| series.points.first()) > highest(|series| series.points.last()) {
-            return SeriesLabelPosition::UpperRight;
+        let places: Vec<(f64, f64)> = series.points.iter().filter_map(place).collect();
+        let between = |ends: &[(f64, f64)]| {
+            let [(x0, y0), (x1, y1)] = [ends[0], ends[ends.len() - 1]];
+            (0..=STEPS).map(move |i| {
+                let t = i as f64 / STEPS as f64;
+                (x0 + t * (x1 - x0), y0 + t * (y1 - y0))
+            })
+        };
+        match places.len() {
+            0 | 1 => places,
+            _ => places.windows(2).flat_map(between).collect(),
         }
-        SeriesLabelPosition::UpperLeft
     }
 
     fn line(&self, chart: &mut Chart<'_, '_>, series: &Series) -> Drawn {

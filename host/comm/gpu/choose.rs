@@ -26,9 +26,9 @@ pub struct Tuning {
 pub(super) enum Task {
     /// A sum of so many units; with rows of so many where they are normalised.
     Sum { units: u32, row_units: Option<u32> },
-    /// One phase of a sum of so many units.
+    /// One phase of a sum of so many units; a launch per pass.
     Phase { units: u32 },
-    /// A gather whose longest piece has so many units.
+    /// A gather whose longest piece has so many units; a launch per pass.
     Gather { units: u32 },
 }
 
@@ -119,8 +119,7 @@ impl Site {
             Some(row) => self.rows_grid(longest.min(pass_units), row, passes, tuning),
             None => self.grid(longest.min(pass_units), far, tuning),
         };
-        let in_one_launch = far == Far::Stores && !matches!(task, Task::Gather { .. });
-        if passes > 1 && in_one_launch {
+        if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
             blocks = blocks
                 .min(self.last_pass(task, algorithm, pass_units, passes) / row_units.unwrap_or(workers));
         }
@@ -305,7 +304,7 @@ mod tests {
             let puts = far == Far::Puts && nodes > 1;
             prop_assert_eq!(e.far == Far::Puts, puts);
             prop_assert!(!puts || e.format == Format::Words && e.workers <= MAX_WORKERS_PUT);
-            if e.passes > 1 && kind < 2 && !puts {
+            if e.passes > 1 && kind == 0 && !puts {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
                 prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
             }

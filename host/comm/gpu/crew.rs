@@ -31,6 +31,8 @@ pub(super) struct Crew {
     /// The first rank.
     pub(super) first: usize,
     pub(super) count: usize,
+    /// Most blocks of a rank, equal on all: see [`max_blocks`].
+    pub(super) max_blocks: u32,
     /// The group's shape and number.
     pub(super) shape: Shape,
     pub(super) group: u32,
@@ -168,8 +170,9 @@ impl Crew {
         options: &GroupOptions,
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
-        let stride = bytes.next_multiple_of(DATA_ALIGN);
-        let letters = self.max_blocks() as usize * params::LETTER_BYTES as usize;
+        // Kernels read the first unit of a tensor whatever its length.
+        let stride = bytes.next_multiple_of(DATA_ALIGN).max(DATA_ALIGN);
+        let letters = self.max_blocks as usize * params::LETTER_BYTES as usize;
         let mail = self.device().allocate_zeroed::<u8>(self.count * letters, &stream)?;
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
         for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
@@ -202,15 +205,9 @@ impl Crew {
         }
     }
 
-    /// Most blocks of a rank: one per multiprocessor, so that all are resident, and those of a second collective
-    /// beside them.
-    fn max_blocks(&self) -> u32 {
-        (self.device().properties().multiprocessors / self.count as u32).max(1)
-    }
-
     fn site(&self) -> Site {
         let far = if self.puts.is_some() { Far::Puts } else { Far::Stores };
-        Site { shape: self.shape, max_blocks: self.max_blocks(), far }
+        Site { shape: self.shape, max_blocks: self.max_blocks, far }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
@@ -229,10 +226,12 @@ impl Crew {
         let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
         let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
         if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
-            return self.sum(stream, part, options, &sum, execution, Collective::AllReduce, Some(norm));
+            let sum = Sum { norm: Some(norm), ..sum };
+            return self.sum(stream, part, options, &sum, execution, Collective::AllReduce);
         }
         let execution = execution(None).ok_or(NO_PASS)?;
-        self.sum(stream, part, options, &sum, execution, Collective::AllReduce, None)?;
+        let plain = Sum { norm: None, ..sum };
+        self.sum(stream, part, options, &plain, execution, Collective::AllReduce)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
         for rank in 0..self.count {
             let at = |slice: Addr<bf16>| slice.at(rank * sum.slice_stride);
@@ -243,7 +242,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Enqueues one phase of a sum.
+    /// Enqueues one phase of a sum: a launch per pass, since not all ranks hear from each other in a phase.
     pub(super) fn phase(
         &self,
         stream: &Stream,
@@ -256,7 +255,7 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
-        self.sum(stream, part, options, &sum, execution, Collective::Stage(phase), None)
+        self.sum(stream, part, options, &sum, execution, Collective::Stage(phase))
     }
 
     /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
@@ -294,8 +293,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Enqueues a sum or a phase of it: one launch, or one for each pass where messages are put.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one call")]
+    /// Enqueues a sum, or a phase of one: a launch, or one for each pass of a phase and of what is put.
     fn sum(
         &self,
         stream: &Stream,
@@ -304,16 +302,17 @@ impl Crew {
         sum: &Sum,
         execution: Execution,
         collective: Collective,
-        norm: Option<NormAfter>,
     ) -> Result<(), CommError> {
-        let launches = if execution.far == Far::Puts { execution.passes } else { 1 };
-        (0..launches).try_for_each(|pass| {
-            let launch = self.sum_launch(part, options, sum, execution, collective, norm, pass);
-            self.launch(stream, &launch)
+        if collective == Collective::AllReduce && execution.far == Far::Stores {
+            let launch = self.sum_launch(part, options, sum, execution, collective, None);
+            return self.launch(stream, &launch);
+        }
+        (0..execution.passes).try_for_each(|pass| {
+            self.launch(stream, &self.sum_launch(part, options, sum, execution, collective, Some(pass)))
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one call")]
+    /// The launch of all passes, or of one.
     fn sum_launch(
         &self,
         part: &Part,
@@ -321,8 +320,7 @@ impl Crew {
         sum: &Sum,
         execution: Execution,
         collective: Collective,
-        norm: Option<NormAfter>,
-        pass: u32,
+        only_pass: Option<u32>,
     ) -> Launch {
         let mut alike = vec![
             execution.algorithm as u64,
@@ -330,12 +328,14 @@ impl Crew {
             execution.passes.into(),
             execution.pass_units.into(),
             execution.far as u64,
-            pass.into(),
         ];
+        let execution = Execution { passes: only_pass.map_or(execution.passes, |_| 1), ..execution };
         if execution.passes > 1 {
-            let hidden = norm.map_or(0, |norm| norm.hidden);
+            let hidden = sum.norm.map_or(0, |norm| norm.hidden);
             alike.extend([execution.blocks, execution.workers, hidden].map(u64::from));
         }
+        let pass = only_pass.unwrap_or_default();
+        alike.push(pass.into());
         let meta = Meta::new(collective, sum.dtype, &alike);
         let launch = nvrar::AllReduce {
             ranks: self.ranks(part, options),
@@ -348,8 +348,8 @@ impl Crew {
             numel: sum.numel as u32,
             meta: meta.bits(),
             phases: phases(collective),
-            norm,
             first_unit: pass * execution.pass_units,
+            norm: sum.norm,
         };
         launch.launch()
     }
@@ -361,6 +361,13 @@ impl Crew {
         // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
         Ok(unsafe { kernels.launch(stream, launch) }?)
     }
+}
+
+/// Most blocks of a rank: one per multiprocessor of the smallest GPU that `in_flight` collectives leave to each of
+/// `ranks` on a GPU, so that all are resident whichever kernel they run.
+pub(super) fn max_blocks(kernels: &[Arc<KernelLibrary>], ranks: usize, in_flight: u32) -> u32 {
+    let smallest = kernels.iter().map(|kernels| kernels.device().properties().multiprocessors).min();
+    (smallest.unwrap_or_default() / (ranks as u32 * in_flight.max(1))).max(1)
 }
 
 /// Residual and norm by a launch of their own.

@@ -15,6 +15,8 @@ use crate::comm::{CommError, Shape};
 pub(super) enum Item {
     /// Its region of a new buffer.
     Region(Arc<Region>),
+    /// Whether its part of the buffer exists.
+    Made(bool),
     /// The group that it wants to be in, and its place there.
     Split(Wish),
     /// The new group, made by the first of its members.

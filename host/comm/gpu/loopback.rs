@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::crew::{Crew, Part, Regions, Sum};
+use super::crew::{Crew, Part, Regions, Sum, max_blocks};
 use super::failure::Alarms;
 use super::group::{Group, World};
 use super::layout::Layout;
@@ -28,6 +28,8 @@ pub struct Loopback {
 /// Symmetric memory of all ranks.
 #[derive(Debug)]
 pub struct LoopbackBuffer {
+    /// The group that registered it.
+    owner: Arc<Group>,
     parts: Vec<Part>,
     bytes: usize,
 }
@@ -67,6 +69,7 @@ impl Loopback {
             return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
         }
         super::check_distinct(kernels)?;
+        super::check_in_flight(kernels, &options)?;
         if options.memory == PeerMemory::Direct {
             open_paths(kernels)?;
         }
@@ -80,12 +83,14 @@ impl Loopback {
         let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
         let of_rank = (0..world).map(|rank| (Arc::clone(&alarms[rank / count]), rank % count)).collect();
         let group = Group::new(&World::of_threads(options, of_rank), shape, (0..world).collect());
+        let max_blocks = max_blocks(kernels, count, group.world.options.in_flight);
         let crew = |(gpu, (kernels, alarms)): (usize, (&Arc<KernelLibrary>, Arc<Alarms>))| Crew {
             kernels: Arc::clone(kernels),
             alarms,
             first_alarm: 0,
             first: gpu * count,
             count,
+            max_blocks,
             shape,
             group: group.number,
             puts: None,
@@ -116,7 +121,7 @@ impl Loopback {
         let regions: Arc<[_]> = regions.into();
         let part = |crew: &Crew| crew.part(bytes, layout, Regions::of(Arc::clone(&regions)), self.options());
         let parts = self.crews.iter().map(part).collect::<Result<_, _>>()?;
-        Ok(LoopbackBuffer { parts, bytes })
+        Ok(LoopbackBuffer { owner: Arc::clone(&self.group), parts, bytes })
     }
 
     /// Enqueues the part of a sum that GPU `gpu` has; all GPUs' parts are to be enqueued before any is waited for.
@@ -187,6 +192,9 @@ impl Loopback {
 
     fn check_tensor(&self, buf: &LoopbackBuffer, numel: usize, dtype: DType) -> Result<(), CommError> {
         self.check()?;
+        if !Arc::ptr_eq(&buf.owner, &self.group) {
+            return Err(CommError::ForeignBuffer);
+        }
         if numel.checked_mul(dtype.size_bytes()).is_none_or(|needed| needed > buf.bytes) {
             return Err(CommError::TooLarge { numel, dtype, bytes: buf.bytes });
         }

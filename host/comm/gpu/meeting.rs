@@ -25,13 +25,15 @@ struct State<T> {
     outcome: Option<Result<Arc<[T]>, CommError>>,
     /// Ranks that are gone.
     left: Vec<bool>,
+    /// The first failure, which is every later meeting's: ranks that did not meet are in different calls.
+    failed: Option<CommError>,
 }
 
 impl<T> Meeting<T> {
     pub(super) fn new(members: Vec<usize>, limit: Option<Duration>) -> Self {
         let none = members.iter().map(|_| None).collect();
         let left = vec![false; members.len()];
-        let state = State { turn: 0, brought: none, outcome: None, left };
+        let state = State { turn: 0, brought: none, outcome: None, left, failed: None };
         Self { state: Mutex::new(state), changed: Condvar::new(), members, limit }
     }
 
@@ -39,9 +41,12 @@ impl<T> Meeting<T> {
     /// rank is asking for; all must ask for the same.
     ///
     /// # Errors
-    /// `Disagreement`, `Absent`, or `PeerFailed` if a rank has left.
+    /// `Disagreement`, `Absent`, or `PeerFailed` if a rank has left; from then on always.
     pub(super) fn exchange(&self, rank: usize, call: String, item: T) -> Result<Arc<[T]>, CommError> {
         let mut state = self.lock();
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
         let turn = state.turn;
         state.brought[rank] = Some((call.clone(), item));
         if state.brought.iter().all(Option::is_some) {
@@ -49,22 +54,32 @@ impl<T> Meeting<T> {
         }
         let mut countdown = Countdown::new(self.limit);
         while state.turn == turn {
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
             let missing = |state: &State<T>| {
                 (0..self.members.len()).filter(|&r| state.brought[r].is_none()).collect::<Vec<_>>()
             };
             if let Some(&gone) = missing(&state).iter().find(|&&peer| state.left[peer]) {
                 let (rank, peer) = (self.members[rank], self.members[gone]);
                 let cause = "it left the group while others waited for it".to_owned();
-                return Err(CommError::PeerFailed { rank, peer, cause });
+                return Err(self.fail(&mut state, CommError::PeerFailed { rank, peer, cause }));
             }
             if countdown.is_over() {
                 let missing = missing(&state).into_iter().map(|peer| self.members[peer]).collect();
                 let waited = self.limit.unwrap_or_default();
-                return Err(CommError::Absent { rank: self.members[rank], call, missing, waited });
+                let absent = CommError::Absent { rank: self.members[rank], call, missing, waited };
+                return Err(self.fail(&mut state, absent));
             }
             state = countdown.park(&self.changed, state);
         }
         state.outcome.clone().expect("a concluded meeting has an outcome")
+    }
+
+    fn fail(&self, state: &mut State<T>, error: CommError) -> CommError {
+        state.failed = Some(error.clone());
+        self.changed.notify_all();
+        error
     }
 
     /// From here on nobody waits for this rank.
@@ -79,12 +94,15 @@ impl<T> Meeting<T> {
         let brought: Vec<_> = state.brought.iter_mut().filter_map(Option::take).collect();
         let other = brought.iter().position(|(call, _)| *call != brought[0].0);
         state.outcome = Some(match other {
-            Some(other) => Err(CommError::Disagreement {
-                rank: self.members[0],
-                call: brought[0].0.clone(),
-                other: self.members[other],
-                other_call: brought[other].0.clone(),
-            }),
+            Some(other) => Err(self.fail(
+                state,
+                CommError::Disagreement {
+                    rank: self.members[0],
+                    call: brought[0].0.clone(),
+                    other: self.members[other],
+                    other_call: brought[other].0.clone(),
+                },
+            )),
             None => Ok(brought.into_iter().map(|(_, item)| item).collect()),
         });
         state.turn += 1;
@@ -118,6 +136,14 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn a_meeting_that_failed_is_over_for_who_comes_late() {
+        let meeting = meeting(20);
+        let first = meeting.exchange(0, "a".into(), 0).unwrap_err();
+        assert_eq!(meeting.exchange(1, "a".into(), 1).unwrap_err().to_string(), first.to_string());
+        assert_eq!(meeting.exchange(2, "a".into(), 2).unwrap_err().to_string(), first.to_string());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use half::bf16;
 
 pub use self::choose::Tuning;
-use self::crew::{Crew, Part, Regions, Sum};
+use self::crew::{Crew, Part, Regions, Sum, max_blocks};
 use self::failure::Alarms;
 use self::group::{Group, Item, World};
 pub use self::heap::SymmetricHeap;
@@ -121,7 +121,8 @@ impl GpuComm {
     /// A number of devices that is not the shape's, a device twice, GPUs without a path to each other (use
     /// [`PeerMemory::HostStaged`]), and what the driver refuses.
     pub fn group(devices: &[Device], shape: Shape, options: GroupOptions) -> Result<Vec<Self>, CommError> {
-        let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch)));
+        let dependent = options.dependent_launch && options.in_flight <= 1;
+        let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(dependent)));
         let kernels = devices.iter().map(load).collect::<Result<Vec<_>, CommError>>()?;
         Self::group_with(&kernels, shape, options)
     }
@@ -139,6 +140,7 @@ impl GpuComm {
         if let PeerMemory::Nvshmem { .. } = options.memory {
             return Err(CommError::Unsupported { what: "NVSHMEM between ranks of one process" });
         }
+        check_in_flight(kernels, &options)?;
         if options.memory == PeerMemory::Direct {
             open_paths(kernels)?;
         }
@@ -150,9 +152,11 @@ impl GpuComm {
         });
         let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
         let world = World::of_threads(options, alarms.clone());
+        let max_blocks = max_blocks(kernels, 1, world.options.in_flight);
         let group = Group::new(&world, shape, (0..shape.world()).collect());
         let ranks = kernels.iter().zip(alarms).enumerate();
-        Ok(ranks.map(|(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms)).collect())
+        let new = |(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms, max_blocks);
+        Ok(ranks.map(new).collect())
     }
 
     /// Collective: this process's rank of a world of processes, each with a GPU, on kernels that are loaded already.
@@ -172,18 +176,29 @@ impl GpuComm {
         if shape.world() > MAX_RANKS {
             return Err(CommError::Unsupported { what: "more than 32 ranks in one group" });
         }
+        check_in_flight(std::slice::from_ref(kernels), &options)?;
         let stream = kernels.device().stream()?;
         let alarms = Arc::new(Alarms::new(kernels.device(), 1, &stream)?);
         stream.synchronize()?;
         let direct = processes::is_direct(&options);
         let rank = bootstrap.rank();
-        let others = Processes::new(bootstrap, heap, shape, direct)?;
+        let multiprocessors = kernels.device().properties().multiprocessors;
+        let others = Processes::new(bootstrap, heap, shape, direct, multiprocessors)?;
         let world = World::of_processes(options, Arc::clone(&alarms), others);
         let group = Group::new(&world, shape, (0..shape.world()).collect());
-        Ok(Self::new(&group, rank, kernels, alarms))
+        let others = group.world.processes.as_ref();
+        let smallest = others.map_or(1, Processes::multiprocessors);
+        let max_blocks = (smallest / group.world.options.in_flight.max(1)).max(1);
+        Ok(Self::new(&group, rank, kernels, alarms, max_blocks))
     }
 
-    fn new(group: &Arc<Group>, rank: usize, kernels: &Arc<KernelLibrary>, alarms: Arc<Alarms>) -> Self {
+    fn new(
+        group: &Arc<Group>,
+        rank: usize,
+        kernels: &Arc<KernelLibrary>,
+        alarms: Arc<Alarms>,
+        max_blocks: u32,
+    ) -> Self {
         let Shape { nodes, gpus_per_node } = group.shape;
         let crew = Crew {
             kernels: Arc::clone(kernels),
@@ -191,6 +206,7 @@ impl GpuComm {
             first_alarm: 0,
             first: rank,
             count: 1,
+            max_blocks,
             shape: group.shape,
             group: group.number,
             puts: group.world.processes.as_ref().and_then(Processes::puts).cloned(),
@@ -214,6 +230,22 @@ impl GpuComm {
             other => unreachable!("ranks agreed to register, not on {other:?}"),
         };
         Ok(Regions::of(items.iter().map(region).collect()))
+    }
+
+    /// No rank's kernels wait for a rank that is still asking the driver for memory.
+    fn await_parts(&self, is_made: bool, bytes: usize) -> Result<(), CommError> {
+        let (group, rank) = (&self.group, self.topology.rank);
+        let absent = match &group.world.processes {
+            Some(processes) => processes.first_without_part(group, is_made, bytes)?,
+            None => {
+                let made = group.meeting.exchange(rank, "register".to_owned(), Item::Made(is_made))?;
+                made.iter().position(|item| matches!(item, Item::Made(false)))
+            }
+        };
+        let Some(peer) = absent.filter(|&peer| peer != rank) else { return Ok(()) };
+        let (rank, peer) = (group.members[rank], group.members[peer]);
+        let cause = format!("it could not allocate its part of {bytes} bytes of symmetric memory");
+        Err(CommError::PeerFailed { rank, peer, cause })
     }
 
     /// Refuses what does not fit before anything is enqueued.
@@ -246,6 +278,16 @@ fn check_devices(kernels: &[Arc<KernelLibrary>], shape: Shape) -> Result<(), Com
         return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
     }
     check_distinct(kernels)
+}
+
+/// Refuses dependent launch where several collectives may run at once: a kernel that is launched early and waits
+/// for the one ahead of it takes the place that another rank's partner needs.
+fn check_in_flight(kernels: &[Arc<KernelLibrary>], options: &GroupOptions) -> Result<(), CommError> {
+    if options.in_flight > 1 && kernels.iter().any(|kernels| kernels.is_programmatic()) {
+        let what = "dependent launch with several collectives in flight; load the kernels with `programmatic(false)`";
+        return Err(CommError::Unsupported { what });
+    }
+    Ok(())
 }
 
 /// Refuses a GPU that is there twice.
@@ -309,7 +351,10 @@ impl Communicator for GpuComm {
             Some(processes) => processes.regions(&self.group, rank, &self.crew, &layout, bytes)?,
             None => self.regions(&layout, bytes)?,
         };
-        let part = self.crew.part(bytes, layout, regions, self.options())?;
+        let part = self.crew.part(bytes, layout, regions, self.options());
+        let others = self.await_parts(part.is_ok(), bytes);
+        let part = part?;
+        others?;
         Ok(GpuBuffer { part, bytes, owner: (Arc::clone(&self.group), rank) })
     }
 
@@ -367,7 +412,8 @@ impl Communicator for GpuComm {
     fn split(&self, colour: usize, key: usize) -> Result<Self, CommError> {
         self.check()?;
         let (group, rank) = self.group.split(self.topology.rank, colour, key)?;
-        Ok(Self::new(&group, rank, &self.crew.kernels, Arc::clone(&self.crew.alarms)))
+        let Crew { kernels, alarms, max_blocks, .. } = &self.crew;
+        Ok(Self::new(&group, rank, kernels, Arc::clone(alarms), *max_blocks))
     }
 
     fn check(&self) -> Result<(), CommError> {

@@ -34,12 +34,17 @@ pub struct GroupOptions {
     pub first_sequence: u64,
     /// What to use instead of the measured choices of algorithm, format and grid.
     pub tuning: Option<Tuning>,
-    /// Programmatic dependent launch, where the GPU has it.
+    /// Programmatic dependent launch, where the GPU has it and one collective is in flight at a time.
     pub dependent_launch: bool,
+    /// Collectives that may run at the same time on a GPU: of several communicators, or of several buffers on several
+    /// streams. They divide its multiprocessors, for a collective waits with all of its blocks for other ranks'. With
+    /// more at once than this, ranks may wait for each other until the limit.
+    pub in_flight: u32,
 }
 
 impl Default for GroupOptions {
-    /// Direct, ten seconds in a kernel, two minutes on the host, measured choices, dependent launch.
+    /// Direct, ten seconds in a kernel, two minutes on the host, measured choices, dependent launch, one collective at a
+    /// time.
     fn default() -> Self {
         Self {
             memory: PeerMemory::Direct,
@@ -48,6 +53,7 @@ impl Default for GroupOptions {
             first_sequence: sequence::FIRST,
             tuning: None,
             dependent_launch: true,
+            in_flight: 1,
         }
     }
 }

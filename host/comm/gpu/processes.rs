@@ -19,6 +19,8 @@ pub(super) struct Processes {
     arena: Arc<Arena>,
     /// The kernels that put between nodes, where messages go that way.
     puts: Option<Arc<KernelLibrary>>,
+    /// Of the smallest GPU.
+    multiprocessors: u32,
 }
 
 impl Processes {
@@ -29,6 +31,7 @@ impl Processes {
         heap: Arc<dyn SymmetricHeap>,
         shape: Shape,
         direct: bool,
+        multiprocessors: u32,
     ) -> Result<Self, CommError> {
         let (rank, world) = (bootstrap.rank(), bootstrap.world());
         let reaches = |peer: usize| peer == rank || heap.peer(peer).is_some();
@@ -40,14 +43,23 @@ impl Processes {
             return Err(CommError::Unsupported { what });
         }
         let stores = direct && (0..world).all(reaches);
-        let all = bootstrap.all_gather("the paths between GPUs", &[u8::from(stores)])?;
-        let puts = shape.nodes > 1 && all.iter().any(|stores| **stores != [1]);
+        let mine = [[0, usize::from(stores)], [0, multiprocessors as usize]];
+        let all = bootstrap.all_gather("the GPUs and paths between them", &pack(&mine))?;
+        let all: Vec<_> = all.iter().map(|bytes| unpack(bytes)).collect();
+        let smallest = |place: usize| all.iter().filter_map(|one| Some(one.get(place)?[1])).min();
+        let puts = shape.nodes > 1 && smallest(0) != Some(1);
+        let multiprocessors = smallest(1).map_or(multiprocessors, |smallest| smallest as u32);
         let puts = if puts { Some(heap.puts()?) } else { None };
-        Ok(Self { bootstrap, arena: Arena::new(heap), puts })
+        Ok(Self { bootstrap, arena: Arena::new(heap), puts, multiprocessors })
     }
 
     pub(super) fn rank(&self) -> usize {
         self.bootstrap.rank()
+    }
+
+    /// Multiprocessors of the smallest GPU.
+    pub(super) fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     pub(super) fn puts(&self) -> Option<&Arc<KernelLibrary>> {
@@ -81,7 +93,7 @@ impl Processes {
         wishes.ok_or(CommError::Unsupported { what: "a peer of another version in a split" })
     }
 
-    /// Collective: a region for a new buffer at the same place of all heaps, empty everywhere before anybody returns.
+    /// Collective: an empty region for a new buffer at the same place of all heaps.
     pub(super) fn regions(
         &self,
         group: &Group,
@@ -99,7 +111,6 @@ impl Processes {
         let place = self.arena.take(common_gap(&gaps, needed).ok_or_else(full)?, needed);
         let (offset, staging) = (place.offset as u64, place.address() + layout.bytes as u64);
         let region = Region::in_heap(place, crew.device(), layout, &crew.device().stream()?)?;
-        self.meet(group, &format!("{call}, made"), &[])?;
         let node = |rank: usize| rank / group.shape.gpus_per_node;
         let name = |(peer, &number): (usize, &usize)| {
             if peer == rank {
@@ -114,6 +125,17 @@ impl Processes {
         let names = group.members.iter().enumerate().map(name).collect::<Result<_, _>>()?;
         let staging = if self.puts.is_some() { staging } else { 0 };
         Ok(Regions { names, staging, kept: Arc::new([Arc::new(region)]) })
+    }
+
+    /// Collective: which rank could not make its part of a new buffer, if there is one.
+    pub(super) fn first_without_part(
+        &self,
+        group: &Group,
+        is_made: bool,
+        bytes: usize,
+    ) -> Result<Option<usize>, CommError> {
+        let made = self.meet(group, &format!("register({bytes} bytes), made"), &[u8::from(is_made)])?;
+        Ok(made.iter().position(|made| **made != [1]))
     }
 
     fn meet(&self, group: &Group, call: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {

@@ -16,7 +16,7 @@ const TOGETHER: usize = 1;
 unsafe fn all_reduce<E: Element>(p: &Collective) {
     let Some(mut call) = courier::begin(p, p.numel * E::HALVES) else { return };
     let shards = Shards { place: Place::new(p.nodes, p.gpus_per_node, call.rank) };
-    let pass = call.pass_from(p.first_unit);
+    let pass = call.first_pass();
     let puts = p.phases & PHASE_PUT != 0;
     if courier::is_courier() {
         Call::number_is_read();

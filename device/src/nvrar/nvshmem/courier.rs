@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use crate::nvrar::call::{Call, Deal, Pass, Post, Share};
 use crate::nvrar::wire::{Wire, Words};
-use crate::params::{CLERKS, COURIERS, Collective, MAX_RANKS, ROW_STAGING};
+use crate::params::{CLERKS, COURIERS, Collective, GREETING_BYTES, ROW_STAGING};
 use crate::ptx::Global;
 use crate::ptx::atomic::load_u32_gpu;
 use crate::ptx::barrier::sync_some;
@@ -28,8 +28,6 @@ const STAGED: u32 = 2;
 /// Messages up to this size are one put.
 const WHOLE_BYTES: u32 = 4096;
 const UNIT_BYTES: u32 = crate::params::UNIT_BYTES as u32;
-/// Bytes of a greeting.
-const GREETING_BYTES: usize = crate::params::GREETING_BYTES as usize;
 
 /// A run of consecutive units to each block, in turn to its workers.
 pub struct InRuns;
@@ -74,12 +72,12 @@ impl Post for Puts {
         if to / gpus == call.rank / gpus {
             return st_v2_b64(call.region(to) + offset, cells);
         }
-        // A place for each receiver and parity.
-        let parity = call.sequence & 1;
-        let from = staging(call) + (parity * MAX_RANKS as u64 + u64::from(to)) * GREETING_BYTES as u64;
+        // A place for each receiver, where the greetings of this turn are.
+        let turn = offset - u64::from(call.rank) * GREETING_BYTES;
+        let from = staging(call) + turn + u64::from(to) * GREETING_BYTES;
         st_v2_b64(from, cells);
         let (dst, pe) = (call.home + offset, call.region(to) as i32);
-        nvshmem_putmem_nbi(dst as *mut c_void, from as *const c_void, GREETING_BYTES, pe);
+        nvshmem_putmem_nbi(dst as *mut c_void, from as *const c_void, GREETING_BYTES as usize, pe);
     }
 }
 
