@@ -26,3 +26,4 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
 cargo build --locked --release --manifest-path examples/cudarc/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/examples"
 
 bash tests/device.sh
+bash tests/mpi.sh

@@ -4,8 +4,8 @@ use anyhow::ensure;
 
 use crate::model::Model;
 
-/// Refuses a model of whose weights the `share` that this host holds exceeds the memory that the system calls available. Where the system
-/// does not say (no /proc/meminfo), nothing is refused.
+/// Refuses a model if `share` of its weights, what this host is to hold, exceeds the memory that the system calls
+/// available. Where the system does not say (no /proc/meminfo), nothing is refused.
 pub(super) fn check(model: &Model, share: f64) -> anyhow::Result<()> {
     let Some(available) = available_bytes() else { return Ok(()) };
     let needed = (model.weight_bytes() as f64 * share) as u64;

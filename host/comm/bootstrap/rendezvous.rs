@@ -206,7 +206,18 @@ pub(super) fn join(
     (&mut &first).write_all(&hello.pack()).map_err(lost_0)?;
     // Rank 0 gives up at its own limit and says so; a little longer, in case it was started later.
     first.set_read_timeout(Some(limit + HELLO_LIMIT)).map_err(lost_0)?;
-    let table = read_answer(&first).map_err(lost_0)?;
+    let table = read_answer(&first).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let reason = "something listens there, but it does not answer as rank 0 does".to_owned();
+            BootstrapError::Unreachable {
+                rank,
+                address: address.to_owned(),
+                waited: limit + HELLO_LIMIT,
+                reason,
+            }
+        }
+        _ => lost_0(source),
+    })?;
     let table = table.map_err(|reason| BootstrapError::CalledOff { rank, reason })?;
     if table.len() != world {
         return Err(lost_0(nonsense("its table is not of this world")));
@@ -248,9 +259,16 @@ fn read_answer(stream: &TcpStream) -> io::Result<Result<Vec<(String, String)>, S
 fn connect(address: &str, deadline: Instant) -> Result<TcpStream, String> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = address.to_socket_addrs().and_then(|mut all| {
-            let Some(first) = all.next() else { return Err(nonsense("the name has no address")) };
-            TcpStream::connect_timeout(&first, left.max(RETRY))
+        let attempt = address.to_socket_addrs().and_then(|all| {
+            let mut last = Err(nonsense("the name has no address"));
+            // A name may have several, of which rank 0 listens on one: `localhost` is ::1 and 127.0.0.1.
+            for at in all {
+                last = TcpStream::connect_timeout(&at, left.max(RETRY));
+                if last.is_ok() {
+                    break;
+                }
+            }
+            last
         });
         match attempt {
             Ok(stream) => return Ok(stream),

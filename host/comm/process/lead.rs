@@ -73,10 +73,6 @@ impl Lead {
     }
 
     fn interruption(&self, peer: usize) -> CommError {
-        let rank = self.mesh.rank();
-        match self.mesh.failure() {
-            Some((peer, cause)) => CommError::PeerFailed { rank, peer, cause },
-            None => CommError::left(rank, peer),
-        }
+        self.mesh.peer_failure().unwrap_or_else(|| CommError::left(self.mesh.rank(), peer))
     }
 }

@@ -156,8 +156,7 @@ impl Link for Member {
     }
 
     fn failure(&self) -> Option<CommError> {
-        let (peer, cause) = self.mesh.failure()?;
-        Some(CommError::PeerFailed { rank: self.mesh.rank(), peer, cause })
+        self.mesh.peer_failure()
     }
 }
 

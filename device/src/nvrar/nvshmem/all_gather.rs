@@ -49,7 +49,7 @@ kernel! {
     ///
     /// # Safety
     /// As the all-reduce's.
-    #[launch_bounds(416, 2)]
+    #[launch_bounds(416, 1)]
     pub fn allgather_put(p: Gather) {
         all_gather(&p);
     }

@@ -93,7 +93,7 @@ macro_rules! over_puts {
         /// All blocks are resident at once; rows, regions, staging areas and tensors exist as [`Collective`] says,
         /// regions and staging in NVSHMEM's symmetric memory; the module was initialised for NVSHMEM; all ranks make
         /// the same calls in the same order.
-        #[launch_bounds(416, 2)]
+        #[launch_bounds(416, 1)]
         pub fn $name(p: Collective) {
             all_reduce::<$element>(&p);
         }

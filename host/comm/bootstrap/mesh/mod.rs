@@ -136,6 +136,11 @@ impl Mesh {
         Ok(mesh)
     }
 
+    /// The failure of another rank, as this one's error.
+    pub(in crate::comm) fn peer_failure(&self) -> Option<CommError> {
+        self.shared.failure(&self.shared.lock())
+    }
+
     /// Waits until every rank has failed or left, for at most `limit`: then all that will be told has been told.
     pub fn settle(&self, limit: Duration) {
         let mut countdown = Countdown::new(Some(limit));

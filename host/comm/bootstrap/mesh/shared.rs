@@ -131,9 +131,10 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The failure of another rank, as this one's error.
+    /// The failure of another rank, as this one's error: of all that is known, the one that the others follow from.
     pub(super) fn failure(&self, state: &State) -> Option<CommError> {
-        let (peer, report) = state.reports.first().filter(|(peer, _)| *peer != self.rank)?;
+        let (first, _) = state.reports.first().filter(|(peer, _)| *peer != self.rank)?;
+        let (peer, report) = state.reports.root(first).filter(|(peer, _)| *peer != self.rank)?;
         Some(CommError::PeerFailed { rank: self.rank, peer, cause: report.cause.clone() })
     }
 

@@ -1,0 +1,336 @@
+//! Ranks as processes of one host, started as torchrun starts them: the results of one process, and every misfortune
+//! named once. `tests/mpi.sh` starts them with Open MPI.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{command, fails, finish, json, parse_json, shape};
+use fewsync::comm::bootstrap::{Bootstrap, Listener, Mesh, MeshOptions};
+use fewsync::model::Model;
+use fewsync::reference::{Reference, ReferenceOptions};
+use fewsync::runner::{Batch, Runner};
+use fewsync::spd::SpdSpec;
+
+const TINY: [&str; 8] =
+    ["generate", "--model", "random:tiny", "--prompt", "hello", "--max-tokens", "12", "--json"];
+/// Runs for minutes unless it is ended.
+const LONG: [&str; 7] =
+    ["generate", "--model", "random:smollm2,layers=4", "--prompt", "hello", "--max-tokens", "8000"];
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn rank(rank: usize, world: usize, port: u16, args: &[&str]) -> Child {
+    let mut run = command(args);
+    run.env("RANK", rank.to_string()).env("WORLD_SIZE", world.to_string());
+    run.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    run.spawn().unwrap()
+}
+
+fn start(world: usize, args: &[&str]) -> Vec<Child> {
+    let port = free_port();
+    (0..world).map(|r| rank(r, world, port, args)).collect()
+}
+
+/// Waits for all ranks, which succeed; only rank 0 prints.
+#[track_caller]
+fn run(world: usize, args: &[&str]) -> serde_json::Value {
+    let outputs: Vec<Output> = start(world, args).into_iter().map(finish).collect();
+    for output in &outputs[1..] {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && output.stdout.is_empty() && stderr.is_empty(),
+            "{args:?}: {stderr}"
+        );
+    }
+    parse_json(&outputs[0], args)
+}
+
+/// What all of them have on stderr, where each fails without a result.
+#[track_caller]
+fn all_fail<'a>(outputs: impl IntoIterator<Item = &'a Output>) -> String {
+    let mut text = String::new();
+    for output in outputs {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        text += &stderr;
+    }
+    text
+}
+
+fn signal(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Waits until rank 0 has printed something: from here on all ranks generate.
+fn wait_for_text(ranks: &mut [Child]) {
+    let mut start = [0; 64];
+    ranks[0].stdout.as_mut().unwrap().read_exact(&mut start).unwrap();
+}
+
+#[test]
+fn processes_say_what_one_process_says() {
+    for more in [
+        &["--topology", "1x4"][..],
+        &["--topology", "2x2", "--spd", "last:1"],
+        &["--topology", "4x1", "--temperature", "1.5", "--seed", "3"],
+    ] {
+        let args = [&TINY[..], more].concat();
+        let (several, one) = (run(4, &args), json(&args));
+        for field in ["tokens", "text", "tp", "topology", "sync_points_per_token", "spd_blocks"] {
+            assert_eq!(several[field], one[field], "{more:?}: {field}");
+        }
+    }
+    // Where nothing is said, a host is a node, and every process a rank. Also by the host's name.
+    let port = free_port();
+    let by_name = |r: usize| {
+        let mut run = command(&TINY);
+        run.env("RANK", r.to_string()).env("WORLD_SIZE", "3");
+        run.env("MASTER_ADDR", "localhost").env("MASTER_PORT", port.to_string());
+        run.spawn().unwrap()
+    };
+    let ranks: Vec<Child> = (0..3).map(by_name).collect();
+    let outputs: Vec<Output> = ranks.into_iter().map(finish).collect();
+    let plain = parse_json(&outputs[0], &TINY);
+    assert_eq!((&plain["topology"], &plain["tp"]), (&"1x3".into(), &3.into()));
+}
+
+#[test]
+fn the_trained_model_speaks_in_processes() {
+    let args = ["generate", "--prompt", "The capital of France is", "--max-tokens", "8", "--json"];
+    let several = run(3, &args);
+    assert_eq!(several["text"], " Paris.\n\nThe answer is:");
+    assert_eq!(several["block_all_reduces_per_token"], 60.0);
+}
+
+#[test]
+fn evaluation_and_measurement_run_in_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (text, csv) = (at("text"), at("decode.csv"));
+    std::fs::write(&text, "Some words, and then some more of them. ".repeat(40)).unwrap();
+    let eval =
+        ["eval", "--model", "random:tiny", "--text", &text, "--chunks", "2", "--context", "64", "--json"];
+    let eval = [&eval[..], &["--spd", "all", "--topology", "1x3"]].concat();
+    let (several, one) = (run(3, &eval), json(&eval));
+    for field in ["perplexity", "kl", "top1_agreement"] {
+        assert_eq!(several[field], one[field], "{field}");
+    }
+    let bench = [
+        "bench",
+        "decode",
+        "--model",
+        "random:tiny",
+        "--decode",
+        "8",
+        "--runs",
+        "1",
+        "--csv",
+        &csv,
+        "--json",
+    ];
+    run(2, &bench);
+    let lines =
+        std::fs::read_to_string(&csv).unwrap().lines().filter(|line| line.starts_with("decode,")).count();
+    assert_eq!(lines, 1, "rank 0 alone writes files");
+}
+
+#[test]
+fn a_process_holds_its_shard_and_gets_all_logits() {
+    let model = Model::open("random:tiny").unwrap();
+    let shape = shape(1, 3);
+    let plan = SpdSpec::None.resolve(&model.config, &*model.source, 3).unwrap();
+    let (options, prompt) = (ReferenceOptions::new(shape), [1, 2, 3, 4, 5]);
+    let batch = Batch { hidden_states: true, ..Batch::prefill(0, &prompt) };
+    let (config, source) = (&model.config, &model.source);
+    let mut threads = Reference::load(config, source, &plan, &options, &Arc::default()).unwrap();
+    let expected = threads.forward(&batch).unwrap();
+    let (bytes, syncs) = (threads.weight_bytes().to_vec(), threads.sync_counts());
+
+    let listener = Listener::bind("127.0.0.1:0").unwrap();
+    let address = format!("127.0.0.1:{}", listener.port().unwrap());
+    let body = |mesh: Mesh| {
+        let mesh = Arc::new(mesh);
+        let loaded = Reference::load_in_processes(config, source, &plan, &mesh, &options, &Arc::default());
+        let mut one = loaded.unwrap();
+        assert_eq!(one.weight_bytes(), [bytes[mesh.rank()]]);
+        assert_eq!(one.tp(), 3);
+        let output = one.forward(&batch).unwrap();
+        assert_eq!((&output.logits, &output.hidden_states), (&expected.logits, &expected.hidden_states));
+        assert_eq!(one.sync_counts(), syncs);
+    };
+    std::thread::scope(|scope| {
+        let (body, address, options) = (&body, &address, MeshOptions::default);
+        scope.spawn(move || body(Mesh::host(listener, 3, options()).unwrap()));
+        for rank in 1..3 {
+            scope.spawn(move || body(Mesh::join(address, rank, 3, options()).unwrap()));
+        }
+    });
+}
+
+#[test]
+fn a_killed_rank_ends_the_others_at_once() {
+    for victim in [0, 2] {
+        let mut ranks = start(4, &LONG);
+        wait_for_text(&mut ranks);
+        let killed = ranks.remove(victim);
+        let at = Instant::now();
+        signal(&killed, "-KILL");
+        let outputs: Vec<Output> = ranks.into_iter().map(finish).collect();
+        assert!(at.elapsed() < Duration::from_secs(20));
+        finish(killed);
+        let text = all_fail(&outputs);
+        assert_eq!(text, format!("error: rank {victim} failed: its process ended\n"));
+    }
+}
+
+#[test]
+fn a_stopped_rank_ends_the_others_within_the_limit() {
+    for victim in [0, 3] {
+        let mut ranks = start(4, &[&LONG[..], &["--sync-limit", "2"]].concat());
+        wait_for_text(&mut ranks);
+        let stopped = ranks.remove(victim);
+        let at = Instant::now();
+        signal(&stopped, "-STOP");
+        let outputs: Vec<Output> = ranks.into_iter().map(finish).collect();
+        assert!(at.elapsed() < Duration::from_secs(20), "{:?}", at.elapsed());
+        signal(&stopped, "-KILL");
+        finish(stopped);
+        let text = all_fail(&outputs);
+        assert!(text.contains(&format!("waited 2s for rank {victim} in ")), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn ctrl_c_ends_all_at_the_same_token() {
+    // A terminal interrupts every process; a launcher may do so one by one.
+    for all in [true, false] {
+        let mut ranks = start(3, &LONG);
+        wait_for_text(&mut ranks);
+        let interrupted = if all { 0..3 } else { 0..1 };
+        interrupted.for_each(|rank| signal(&ranks[rank], "-INT"));
+        for (rank, child) in ranks.into_iter().enumerate() {
+            let output = finish(child);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "rank {rank}: {stderr}");
+            assert_eq!(stderr.contains("(interrupted)"), rank == 0, "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn an_error_of_all_is_told_once() {
+    for (args, code, needle) in [
+        (&["generate", "--model", "/nowhere", "--prompt", "a"][..], 1, "no model '/nowhere'"),
+        (&[&TINY[..], &["--tp", "3"]].concat(), 1, "2 processes were started, but --tp asks for 3 ranks"),
+        (&[&TINY[..], &["--topology", "3x1"]].concat(), 1, "--topology asks for 3 ranks"),
+        (&[&TINY[..], &["--device", "cuda"]].concat(), 1, "--device cpu"),
+        (&["selftest"], 1, "this command runs in one"),
+        (&["spd", "sensitivity", "--model", "random:tiny"], 1, "start it without a launcher"),
+        (&["generate"], 2, "--prompt"),
+    ] {
+        let outputs: Vec<Output> = start(2, args).into_iter().map(finish).collect();
+        fails(&outputs[0], args, code, &[needle]);
+        assert_eq!(outputs[1].status.code(), Some(code));
+        assert!(outputs[1].stderr.is_empty(), "{}", String::from_utf8_lossy(&outputs[1].stderr));
+    }
+    // An error of one rank alone ends the others, which are silent: rank 0 cannot write its results.
+    let csv = ["bench", "decode", "--model", "random:tiny", "--decode", "2", "--csv", "/nowhere/a.csv"];
+    let outputs: Vec<Output> = start(2, &csv).into_iter().map(finish).collect();
+    let text = all_fail(&outputs);
+    assert!(text.contains("/nowhere/a.csv") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
+fn environments_that_make_no_sense_are_refused() {
+    for (variables, needle) in [
+        (&[("RANK", "1")][..], "RANK is set, but WORLD_SIZE is not"),
+        (&[("WORLD_SIZE", "2")], "WORLD_SIZE is set, but RANK is not"),
+        (&[("RANK", "0"), ("WORLD_SIZE", "2")], "MASTER_ADDR"),
+        (&[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")], "ranks 0 to 1"),
+        (&[("RANK", "one"), ("WORLD_SIZE", "2")], "RANK=one"),
+    ] {
+        let output = finish(command(&TINY).envs(variables.iter().copied()).spawn().unwrap());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && stderr.contains(needle), "{variables:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    // A world of one is a process as any other.
+    let alone = finish(command(&TINY).env("RANK", "0").env("WORLD_SIZE", "1").spawn().unwrap());
+    assert_eq!(parse_json(&alone, &TINY)["tokens"], json(&TINY)["tokens"]);
+}
+
+#[test]
+fn starts_that_cannot_succeed_are_named() {
+    let quick = [&TINY[..], &["--start-limit", "1"]].concat();
+    // A rank that does not come.
+    let port = free_port();
+    let outputs = [0, 2].map(|r| rank(r, 3, port, &quick)).map(finish);
+    let text = all_fail(&outputs);
+    assert!(text.contains("rank 0 waited 1s for ranks [1]") && text.lines().count() == 1, "{text}");
+    // Rank 0 does not come.
+    let text = all_fail(&[finish(rank(1, 2, free_port(), &quick))]);
+    assert!(text.contains("rank 1 could not reach rank 0 at 127.0.0.1:"), "{text}");
+    // Its port is another's.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = all_fail(&[finish(rank(0, 2, taken.local_addr().unwrap().port(), &quick))]);
+    assert!(text.contains("rank 0 cannot listen on 127.0.0.1:") && text.contains("MASTER_PORT"), "{text}");
+    // Two are the same rank; two expect different worlds.
+    let port = free_port();
+    let outputs = [0, 1, 1].map(|r| rank(r, 3, port, &TINY)).map(finish);
+    let text = all_fail(&outputs);
+    assert!(
+        text.contains("two processes say that they are rank 1 of 3") && text.lines().count() == 1,
+        "{text}"
+    );
+    let port = free_port();
+    let outputs = [(0, 2), (1, 3)].map(|(r, world)| rank(r, world, port, &TINY)).map(finish);
+    let text = all_fail(&outputs);
+    assert!(text.contains("rank 1 expects 3 ranks, but rank 0 expects 2"), "{text}");
+}
+
+#[test]
+fn another_release_is_named() {
+    let port = free_port();
+    let host = rank(0, 2, port, &TINY);
+    let mut stream = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    // What every release says first: magic, protocol, rank, world, release.
+    let mut hello = b"fewsync\0".to_vec();
+    hello.extend(9u32.to_le_bytes());
+    hello.extend([1u64, 2, 5].into_iter().flat_map(u64::to_le_bytes));
+    hello.extend(b"9.0.1");
+    stream.write_all(&hello).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let text = all_fail(&[finish(host)]);
+    assert!(text.contains("rank 1 is fewsync 9.0.1 (protocol 9), but rank 0 is fewsync"), "{text}");
+    assert!(String::from_utf8_lossy(&answer).contains("start the same release everywhere"));
+}
+
+#[test]
+fn the_doctor_says_what_it_sees() {
+    let doctor = |variables: &[(&str, &str)]| {
+        let output = finish(command(&["doctor"]).envs(variables.iter().copied()).spawn().unwrap());
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "n7"), ("MASTER_PORT", "8")];
+    assert!(doctor(&torchrun).contains("rank 0 of 2, with rank 0 at n7:8"));
+    assert!(doctor(&torchrun[..1]).contains("RANK is set, but WORLD_SIZE is not"));
+    assert!(doctor(&[]).contains("none: ranks are threads of this process"));
+}
