@@ -72,6 +72,8 @@ fn kernels_that_put_leave_two_functions_open() {
                 "{name}"
             );
             assert!(text.contains("ld.relaxed.sys.global.v4.b32"), "{name} does not poll words");
+            // One for workers and one for couriers: a copy would stand behind a branch that parts a warp.
+            assert_eq!(text.matches("bar.sync 2").count(), 2, "{} {name}", ptx.arch);
         }
     }
 }

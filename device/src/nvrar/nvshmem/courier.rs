@@ -93,13 +93,19 @@ unsafe fn staged(call: &Call, pass: &Pass, slot: u32) -> Global {
 }
 
 /// A worker's part of a message: stages its units of `units`, and lets the couriers have them.
+///
+/// The loop is the block's, not the lane's: behind a loop that lanes leave one by one the compiler may give each way
+/// out a barrier of its own, and a warp that comes to it in parts hangs. `tests/ptx.rs` counts them.
 #[inline(always)]
 pub unsafe fn stage(call: &Call, pass: &Pass, slot: u32, units: u32, load: impl Fn(u32) -> [u32; 4]) {
     let place = staged(call, pass, slot);
-    let Share { first: mut i, end, step } = InRuns::share(units);
-    while i < end && !call.watch.over {
-        Words::send(place + Words::offset(i), load(i), pass.flag());
-        i += step;
+    let (mut begin, end) = InRuns::run(units);
+    while begin < end {
+        let i = begin + tid_x();
+        if i < end && !call.watch.over {
+            Words::send(place + Words::offset(i), load(i), pass.flag());
+        }
+        begin += workers();
     }
     hand_over();
 }
