@@ -51,9 +51,8 @@ impl NvshmemRank {
     fn copy_from_filling(&mut self, task: &Task) -> Result<(), Error> {
         let to = DevicePtr(self.source.address());
         // SAFETY: both hold so many bytes, and only this rank's stream uses them between two collectives.
-        Ok(unsafe {
-            self.device.gpu().copy_d2d(self.stream.id(), to, self.filling.ptr(), task.bytes())?;
-        })
+        unsafe { self.device.gpu().copy_d2d(self.stream.id(), to, self.filling.ptr(), task.bytes())? };
+        Ok(())
     }
 }
 

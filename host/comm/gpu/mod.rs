@@ -1,7 +1,8 @@
-//! Ranks that are GPUs of one process: NVRAR in one launch per collective.
+//! Ranks that are GPUs: NVRAR in one launch per collective.
 //!
-//! A rank is a thread and a GPU. Peers write into each other's *regions* by direct stores, or through pinned host
-//! memory ([`PeerMemory`]); neither MPI nor NVSHMEM is needed. The protocol is that of `docs/sync.md`, the kernels
+//! A rank is a thread and a GPU ([`GpuComm::group`]): peers write into each other's *regions* by direct stores, or
+//! through pinned host memory ([`PeerMemory`]), and neither MPI nor NVSHMEM is needed. Or it is a process and a GPU
+//! ([`GpuComm::in_processes`]), with regions in a [`SymmetricHeap`]. The protocol is that of `docs/sync.md`, the kernels
 //! are those of `device/src/nvrar/`. What is refused: two ranks on one GPU in different launches (they would wait
 //! for each other's multiprocessors; [`Loopback`] shares one launch), more than [`MAX_RANKS`] ranks, epilogues and
 //! addends of other types than bf16.
@@ -39,7 +40,6 @@ use self::layout::Layout;
 pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
 use self::processes::Processes;
-use super::bootstrap::Bootstrap;
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
 use crate::kernels::Addr;
@@ -157,39 +157,6 @@ impl GpuComm {
         let ranks = kernels.iter().zip(alarms).enumerate();
         let new = |(rank, (kernels, (alarms, _)))| Self::new(&group, rank, kernels, alarms, max_blocks);
         Ok(ranks.map(new).collect())
-    }
-
-    /// Collective: this process's rank of a world of processes, each with a GPU, on kernels that are loaded already.
-    /// Peers' messages arrive in `heap`; `options.memory` says whether ranks of other nodes are stored to.
-    ///
-    /// # Errors
-    /// Another number of processes than the shape has ranks, what the meetings report, neighbours without a path to
-    /// each other's heap, missing kernels where messages have to be put, and what the driver refuses.
-    pub fn in_processes(
-        kernels: &Arc<KernelLibrary>,
-        shape: Shape,
-        options: GroupOptions,
-        bootstrap: Arc<dyn Bootstrap>,
-        heap: Arc<dyn SymmetricHeap>,
-    ) -> Result<Self, CommError> {
-        processes::check_world(&*bootstrap, shape)?;
-        if shape.world() > MAX_RANKS {
-            return Err(CommError::Unsupported { what: "more than 32 ranks in one group" });
-        }
-        check_in_flight(std::slice::from_ref(kernels), &options)?;
-        let stream = kernels.device().stream()?;
-        let alarms = Arc::new(Alarms::new(kernels.device(), 1, &stream)?);
-        stream.synchronize()?;
-        let direct = processes::is_direct(&options);
-        let rank = bootstrap.rank();
-        let multiprocessors = kernels.device().properties().multiprocessors;
-        let others = Processes::new(bootstrap, heap, shape, direct, multiprocessors)?;
-        let world = World::of_processes(options, Arc::clone(&alarms), others);
-        let group = Group::new(&world, shape, (0..shape.world()).collect());
-        let others = group.world.processes.as_ref();
-        let smallest = others.map_or(1, Processes::multiprocessors);
-        let max_blocks = (smallest / group.world.options.in_flight.max(1)).max(1);
-        Ok(Self::new(&group, rank, kernels, alarms, max_blocks))
     }
 
     fn new(

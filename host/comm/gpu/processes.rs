@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use super::crew::{Crew, Region, Regions};
-use super::group::{Group, Wish};
+use super::failure::Alarms;
+use super::group::{Group, Wish, World};
 use super::heap::{Arena, SymmetricHeap, common_gap, pack, unpack};
 use super::layout::Layout;
-use super::options::GroupOptions;
+use super::{GpuComm, GroupOptions, MAX_RANKS, PeerMemory, check_in_flight};
 use crate::comm::bootstrap::Bootstrap;
 use crate::comm::{CommError, Shape};
 use crate::driver::KernelLibrary;
@@ -55,11 +56,6 @@ impl Processes {
 
     pub(super) fn rank(&self) -> usize {
         self.bootstrap.rank()
-    }
-
-    /// Multiprocessors of the smallest GPU.
-    pub(super) fn multiprocessors(&self) -> u32 {
-        self.multiprocessors
     }
 
     pub(super) fn puts(&self) -> Option<&Arc<KernelLibrary>> {
@@ -144,14 +140,46 @@ impl Processes {
     }
 }
 
+impl GpuComm {
+    /// Collective: this process's rank of a world of processes, each with a GPU, on kernels that are loaded already.
+    /// Peers' messages arrive in `heap`; `options.memory` says whether ranks of other nodes are stored to.
+    ///
+    /// # Errors
+    /// Another number of processes than the shape has ranks, what the meetings report, neighbours without a path to
+    /// each other's heap, missing kernels where messages have to be put, and what the driver refuses.
+    pub fn in_processes(
+        kernels: &Arc<KernelLibrary>,
+        shape: Shape,
+        options: GroupOptions,
+        bootstrap: Arc<dyn Bootstrap>,
+        heap: Arc<dyn SymmetricHeap>,
+    ) -> Result<Self, CommError> {
+        check_world(&*bootstrap, shape)?;
+        if shape.world() > MAX_RANKS {
+            return Err(CommError::Unsupported { what: "more than 32 ranks in one group" });
+        }
+        check_in_flight(std::slice::from_ref(kernels), &options)?;
+        let stream = kernels.device().stream()?;
+        let alarms = Arc::new(Alarms::new(kernels.device(), 1, &stream)?);
+        stream.synchronize()?;
+        let direct = is_direct(&options);
+        let rank = bootstrap.rank();
+        let multiprocessors = kernels.device().properties().multiprocessors;
+        let others = Processes::new(bootstrap, heap, shape, direct, multiprocessors)?;
+        let max_blocks = (others.multiprocessors / options.in_flight.max(1)).max(1);
+        let world = World::of_processes(options, Arc::clone(&alarms), others);
+        let group = Group::new(&world, shape, (0..shape.world()).collect());
+        Ok(Self::new(&group, rank, kernels, alarms, max_blocks))
+    }
+}
+
 /// Refuses a world of another size than the shape's.
-pub(super) fn check_world(bootstrap: &dyn Bootstrap, shape: Shape) -> Result<(), CommError> {
+fn check_world(bootstrap: &dyn Bootstrap, shape: Shape) -> Result<(), CommError> {
     let processes = bootstrap.world();
     if processes == shape.world() { Ok(()) } else { Err(CommError::WrongWorld { shape, processes }) }
 }
 
 /// What of the options concerns the way between processes.
-pub(super) fn is_direct(options: &GroupOptions) -> bool {
-    use super::options::PeerMemory;
+fn is_direct(options: &GroupOptions) -> bool {
     !matches!(options.memory, PeerMemory::Nvshmem { direct: false })
 }
