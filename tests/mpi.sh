@@ -26,11 +26,12 @@ target=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# One after the other: both builds have the same name.
-features=(--no-default-features --features cli)
-cargo build --locked --release "${features[@]}" --bin fewsync
+# One after the other: both builds have the same name. With the default features they share their dependencies with
+# the tests.
+cargo check --locked --release --no-default-features --features mpi
+cargo build --locked --release --bin fewsync
 cp "$target/release/fewsync" "$scratch/plain"
-cargo build --locked --release "${features[@]},mpi" --bin fewsync
+cargo build --locked --release --features mpi --bin fewsync
 cp "$target/release/fewsync" "$scratch/mpi"
 
 # As root, and with more ranks than cores.

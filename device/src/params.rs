@@ -253,8 +253,6 @@ pub const ROW_SEQUENCE: u64 = 0;
 pub const ROW_ARRIVED: u64 = 8;
 /// `row`: address of the rank's [`FailureRecord`] in memory that the host sees.
 pub const ROW_RECORD: u64 = 16;
-/// `row`: address of `[blocks]` letters: what blocks that share a row tell each other.
-pub const ROW_MAIL: u64 = 24;
 /// `row`, `_put`: address of the rank's staging area, laid out like a region, in the same symmetric memory.
 pub const ROW_STAGING: u64 = 32;
 /// `row`: calls of the buffer so far, u64.
@@ -263,8 +261,8 @@ pub const ROW_CALLS: u64 = 40;
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
 pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;
-/// Bytes of a letter from one block to another.
-pub const LETTER_BYTES: u64 = 16;
+/// Most blocks that share a row to be normalised: the largest cluster that every GPU with clusters takes.
+pub const MAX_ROW_BLOCKS: u32 = 8;
 /// Bytes of a greeting: the header of a call from one rank, two cells of {data, flag}: elements, then [`Collective::meta`].
 pub const GREETING_BYTES: u64 = 16;
 /// A region begins with the greetings, `[2 parities, MAX_RANKS]`.

@@ -7,7 +7,13 @@ use super::stats::Percentiles;
 use crate::runner::profile::{KernelClass, STEPS_AHEAD, StepProfile};
 use crate::runner::{RunError, Runner};
 
-/// The parts of a step: the classes alone, the gaps and the host add up to the step.
+/// The parts of a step: the classes, the gaps and the host add up to the step.
+///
+/// Kernels overlap: with programmatic dependent launch one begins while the one before it still runs, and its time
+/// from begin to end contains waiting. So a class is measured by whole graphs, from end to end, in two ways: what it
+/// takes *alone*, and what is *saved* without it. The first counts what other classes would hide, the second nothing
+/// of what is hidden twice; their mean gives each of two overlapping classes half of what they share (it is the
+/// Shapley value as long as classes overlap in pairs), so the classes add up to the graph but for the gaps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Breakdown {
     /// The step as it was decoded: the median.
@@ -16,8 +22,7 @@ pub struct Breakdown {
     pub graph_us: Percentiles,
     /// In the order of [`KernelClass::ALL`].
     pub classes: Vec<ClassTime>,
-    /// The graph less all classes alone: waiting between kernels. Negative where kernels overlap more than they
-    /// wait.
+    /// The graph less all classes: waiting between kernels, and what more than two classes share.
     pub gaps_us: f64,
     /// The step less the graph: the host, which reads the tokens and launches the next graph.
     pub host_us: f64,
@@ -30,6 +35,8 @@ pub struct ClassTime {
     pub class: KernelClass,
     /// Kernels and copies of a step.
     pub kernels: usize,
+    /// Its part of the step: the mean of what it takes alone and what is saved without it.
+    pub us: f64,
     /// The step's graph with these alone.
     pub alone_us: Percentiles,
     /// What the graph takes less without these: all that speeding them up could bring.
@@ -40,17 +47,17 @@ impl Breakdown {
     /// From a profile with at least one series, and the median step.
     pub fn of(profile: &StepProfile, step_us: f64) -> Self {
         let graph_us = Percentiles::of(&profile.whole_us);
-        let classes = profile.classes.iter().map(|class| ClassTime {
-            class: class.class,
-            kernels: class.kernels,
-            alone_us: Percentiles::of(&class.alone_us),
-            saved_us: match class.kernels {
+        let classes = profile.classes.iter().map(|class| {
+            let alone_us = Percentiles::of(&class.alone_us);
+            let saved_us = match class.kernels {
                 0 => 0.0,
                 _ => graph_us.median - Percentiles::of(&class.without_us).median,
-            },
+            };
+            let us = f64::midpoint(alone_us.median, saved_us);
+            ClassTime { class: class.class, kernels: class.kernels, us, alone_us, saved_us }
         });
         let classes: Vec<ClassTime> = classes.collect();
-        let all_us: f64 = classes.iter().map(|class| class.alone_us.median).sum();
+        let all_us: f64 = classes.iter().map(|class| class.us).sum();
         Self {
             step_us,
             graph_us,
@@ -62,7 +69,7 @@ impl Breakdown {
 
     /// Names and times of all parts, which add up to the step.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let classes = self.classes.iter().map(|class| (class.class.name(), class.alone_us.median));
+        let classes = self.classes.iter().map(|class| (class.class.name(), class.us));
         classes.chain([("gaps", self.gaps_us), ("host", self.host_us)])
     }
 }
@@ -105,15 +112,17 @@ mod tests {
         let breakdown = Breakdown::of(&profile(1000.0, classes), 1030.0);
         let parts: Vec<_> = breakdown.parts().collect();
         assert_eq!(parts.iter().map(|(_, us)| us).sum::<f64>(), 1030.0);
-        assert_eq!(parts[5..], [("gaps", 50.0), ("host", 30.0)]);
+        assert_eq!(parts[5..], [("gaps", 40.5), ("host", 30.0)]);
         let saved: Vec<_> = breakdown.classes.iter().map(|class| class.saved_us).collect();
         assert_eq!(saved, [720.0, 120.0, 70.0, 0.0, 59.0], "a class without kernels saves nothing");
     }
 
     #[test]
-    fn overlap_is_a_negative_gap() {
-        let classes =
-            [(1, 800.0, 300.0), (1, 150.0, 900.0), (1, 90.0, 960.0), (0, 0.0, 0.0), (1, 60.0, 950.0)];
-        assert_eq!(Breakdown::of(&profile(1000.0, classes), 1000.0).gaps_us, -100.0);
+    fn classes_that_overlap_share_what_they_share() {
+        // Of 800 and 300 µs alone, 100 run at the same time.
+        let classes = [(1, 800.0, 300.0), (1, 300.0, 800.0), (0, 0.0, 0.0), (0, 0.0, 0.0), (0, 0.0, 0.0)];
+        let breakdown = Breakdown::of(&profile(1000.0, classes), 1000.0);
+        let us: Vec<_> = breakdown.classes.iter().map(|class| class.us).collect();
+        assert_eq!((&us[..2], breakdown.gaps_us), (&[750.0, 250.0][..], 0.0));
     }
 }

@@ -15,10 +15,10 @@ use crate::bench::allreduce::contest::{Sweep, run_nccl, run_ours};
 use crate::bench::allreduce::figure::figure;
 use crate::bench::allreduce::record::{OURS, compare};
 use crate::bench::allreduce::sizes::readable;
-use crate::bench::allreduce::{Measurement, join, race};
+use crate::bench::allreduce::{Call, Measurement, join, race};
 use crate::bench::machine::Machine;
 use crate::bench::report::Report;
-use crate::comm::gpu::GroupOptions;
+use crate::comm::gpu::{GroupOptions, PeerMemory};
 use crate::driver::Device;
 
 pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> 
     if !json {
         output::write(&format!("{}\n{HEADING}", machine.line()))?;
     }
-    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync.group() };
+    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync.group(&devices, shape)? };
     let mut lost_reader = None;
     let mut so_far = Vec::new();
     let done = |line: &Measurement| {
@@ -64,6 +64,7 @@ pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> 
     if !json {
         output::write(&lines.iter().filter(|line| line.contender != OURS).map(line_of).collect::<String>())?;
     }
+    notes.extend(bandwidth(&lines, options.memory));
     let report = Report::new("allreduce", machine, notes, lines);
     args.files.write(&report, || figure(&report))?;
     if json {
@@ -101,8 +102,8 @@ fn measure_nccl(args: &Args, sweep: &Sweep, peers: &mut Vec<Measurement>, notes:
 fn method() -> String {
     format!(
         "us of one call: {} samples of {} calls, of each the slowest rank; ratios are over medians of the same tensor",
-        race::SAMPLES,
-        race::CALLS
+        race::Effort::FULL.samples,
+        race::Effort::FULL.calls
     )
 }
 
@@ -112,6 +113,17 @@ fn variants(choice: NcclChoice) -> Vec<Variant> {
         NcclChoice::Auto => vec![Variant::AUTOMATIC],
         NcclChoice::Off => Vec::new(),
     }
+}
+
+/// What the way between the ranks carried with our largest plain sum.
+fn bandwidth(lines: &[Measurement], memory: PeerMemory) -> Option<String> {
+    let sums = lines.iter().filter(|line| line.contender == OURS && line.call == Call::Plain);
+    let largest = sums.max_by_key(|line| line.bytes)?;
+    let (size, speed) = (readable(largest.bytes), largest.gb_per_s);
+    Some(format!(
+        "peer memory {}: {speed:.2} GB/s (the tensor's bytes over the time of a sum of {size})",
+        memory.name()
+    ))
 }
 
 /// A variant of NCCL, measured by another process, and what it says of itself.

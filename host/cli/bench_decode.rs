@@ -93,8 +93,8 @@ pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> 
     if json { output::json(&report) } else { Ok(()) }
 }
 
-const NOTE: &str = "breakdown: the step's graph replayed with one class of kernels alone; gaps: the whole graph less \
-                    these; host: the step less the graph; saved: the whole graph less the graph without the class";
+const NOTE: &str = "breakdown: of each class the mean of its time alone and of what is saved without it, by replays of the \
+                    step's graph; gaps: the whole graph less these; host: the step less the graph";
 
 fn measure(session: &mut Session, args: &Args, batch: usize) -> anyhow::Result<Measurement> {
     let workload = Workload { batch, prompt: args.prompt, decode: args.decode, runs: args.runs };
@@ -154,16 +154,19 @@ fn text(session: &Session, measurement: &Measurement) -> String {
 
 fn breakdown_text(breakdown: &Breakdown) -> String {
     let mut text = format!(
-        "a step of {:.1} µs     kernels  alone, µs  share, %  saved without, µs\n",
+        "a step of {:.1} µs     kernels         µs  share, %  alone, µs  saved without, µs\n",
         breakdown.step_us
     );
     for (i, (name, us)) in breakdown.parts().enumerate() {
         let share = 100.0 * us / breakdown.step_us;
-        let (kernels, saved) = match breakdown.classes.get(i) {
-            Some(class) => (class.kernels.to_string(), format!("{:.1}", class.saved_us)),
+        let (kernels, alone, saved) = match breakdown.classes.get(i) {
+            Some(class) => {
+                let us = [class.alone_us.median, class.saved_us].map(|us| format!("{us:.1}"));
+                (class.kernels.to_string(), us[0].clone(), us[1].clone())
+            }
             None => Default::default(),
         };
-        let _ = writeln!(text, "  {name:<20} {kernels:>6} {us:>10.1} {share:>9.1} {saved:>18}");
+        let _ = writeln!(text, "  {name:<20} {kernels:>6} {us:>10.1} {share:>9.1} {alone:>10} {saved:>18}");
     }
     text
 }
@@ -181,8 +184,8 @@ mod tests {
         let text = breakdown_text(&Breakdown::of(&profile, 1000.0));
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines.len(), 1 + 7);
-        assert_eq!(lines[1], ["gemm", "3", "100.0", "10.0", "80.0"]);
-        assert_eq!(lines[6], ["gaps", "400.0", "40.0"]);
+        assert_eq!(lines[1], ["gemm", "3", "90.0", "9.0", "100.0", "80.0"]);
+        assert_eq!(lines[6], ["gaps", "450.0", "45.0"]);
         assert_eq!(lines[7], ["host", "100.0", "10.0"]);
     }
 }

@@ -192,7 +192,11 @@ pub(super) fn stream(
         }
     })?;
     followed?;
-    written?;
+    match written {
+        // The reader left, and all processes have ended the text together.
+        Err(error) if lead.is_some() && output::is_broken_pipe(&error) => output::be_silent(),
+        other => other?,
+    }
     if echo {
         output::write(&text.finish().unwrap_or_default())?;
     }

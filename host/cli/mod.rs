@@ -16,6 +16,7 @@ mod results;
 mod selftest;
 mod session;
 mod spd;
+mod tune;
 mod world;
 
 use std::process::ExitCode;
@@ -62,6 +63,9 @@ enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Measure what is fastest here, for later commands
+    #[command(subcommand)]
+    Tune(tune::Command),
     /// Check every GPU kernel against f64 arithmetic on the CPU, on a GPU or an emulated one
     Selftest(selftest::Args),
     /// Complete the kernels for NVSHMEM with its device code, once for each release
@@ -91,6 +95,7 @@ impl Command {
             Self::Eval(args) => eval::run(args, json, world),
             Self::Spd(command) => spd::run(command, json),
             Self::Bench(command) => bench::run(command, json, world),
+            Self::Tune(command) => tune::run(command, json),
             Self::Selftest(args) => selftest::run(args, json),
             #[cfg(feature = "nvshmem")]
             Self::BuildKernels(args) => build_kernels::run(args, json),
@@ -118,12 +123,7 @@ pub fn main() -> ExitCode {
         Ok(world) => world,
         Err(error) => return world::refuse(rank, &error),
     };
-    let result = match cli.command.run(cli.json, &world) {
-        // The reader of our output left (`fewsync … | head`): nothing is wrong, and nobody listens.
-        Err(e) if output::is_broken_pipe(&e) => Ok(()),
-        result => result,
-    };
-    match world.conclude(result) {
+    match world.conclude(cli.command.run(cli.json, &world)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(told) => {
             told.iter().for_each(|sentence| output::complain(sentence));

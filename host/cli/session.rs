@@ -1,5 +1,6 @@
 //! From `--model --tp --topology --spd --device` to a loaded runner.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,8 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::world::World;
 use super::{memory, output};
+use crate::bench::allreduce::tuning_file::TuningFile;
 use crate::comm::bootstrap::{Bootstrap, Mesh, shape_of_hosts};
-use crate::comm::gpu::{GroupOptions, PeerMemory};
+use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
 use crate::comm::process::Lead;
 use crate::comm::{CommError, Shape};
 use crate::driver::Device;
@@ -83,12 +85,21 @@ pub(super) struct SyncArgs {
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
+    /// How GPUs sum what, from fewsync tune allreduce [default: the file that FEWSYNC_TUNING names; else built in]
+    #[arg(long, value_name = "FILE")]
+    pub(super) tuning: Option<PathBuf>,
     /// Longest wait for all processes to start, in seconds, where ranks are processes [default: 120]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) start_limit: Option<Duration>,
+    /// What to use instead of the measured choices.
+    #[arg(skip)]
+    pub(super) forced: Option<Tuning>,
 }
 
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+/// Names a tuning file where no option does.
+const TUNING_VARIABLE: &str = "FEWSYNC_TUNING";
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerMemoryChoice {
     /// Stores into the other GPU's memory, over NVLink or PCIe
     Direct,
@@ -99,15 +110,28 @@ pub(super) enum PeerMemoryChoice {
 }
 
 impl SyncArgs {
-    /// As the GPUs' communicator takes it.
-    pub(super) fn group(&self) -> GroupOptions {
+    /// As the communicator of these GPUs takes it. A tuning file that was measured with others is an error.
+    pub(super) fn group(&self, devices: &[Device], shape: Shape) -> anyhow::Result<GroupOptions> {
+        let options = self.untuned();
+        let variable =
+            || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let Some(path) = self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1) else {
+            return Ok(options);
+        };
+        let table = TuningFile::read(&path)?.table(&path, devices, shape, &options)?;
+        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+    }
+
+    /// Without a tuning file.
+    pub(super) fn untuned(&self) -> GroupOptions {
         let defaults = GroupOptions::default();
         let memory = match self.peer_memory {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
             Some(PeerMemoryChoice::Nvshmem) => PeerMemory::Nvshmem { direct: !self.no_direct },
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
-        GroupOptions { memory, time_limit: self.sync_limit.unwrap_or(defaults.time_limit), ..defaults }
+        let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
+        GroupOptions { memory, time_limit, tuning: self.forced, ..defaults }
     }
 }
 
@@ -119,7 +143,8 @@ impl SyncArgs {
             "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
              process for all GPUs"
         );
-        Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.group() })
+        ensure!(self.tuning.is_none(), "--tuning is for GPUs of one process: leave it out, or start one");
+        Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.untuned() })
     }
 }
 
@@ -261,33 +286,28 @@ fn load(
     }
     match layout.device {
         DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout, world)?)),
-        DeviceChoice::Cuda => {
-            Ok(Box::new(load_engine(model, plan, &engine_options(shape, layout), cuda_devices)?))
-        }
+        DeviceChoice::Cuda => Ok(Box::new(load_engine(model, plan, shape, layout, cuda_devices)?)),
         DeviceChoice::Emulate => {
             memory::check(model, 1.0)?;
-            let devices = |tp| {
-                let mut devices = Device::emulate(tp as u32)?;
-                devices.truncate(tp);
-                Ok(devices)
-            };
-            Ok(Box::new(load_engine(model, plan, &engine_options(shape, layout), devices)?))
+            Ok(Box::new(load_engine(model, plan, shape, layout, emulated_devices)?))
         }
         // Without a GPU nobody expects one to be used; `fewsync doctor` says why there is none.
         DeviceChoice::Auto if Device::cuda_count().is_err() => {
             Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
         }
-        DeviceChoice::Auto => match load_engine(model, plan, &engine_options(shape, layout), cuda_devices) {
+        DeviceChoice::Auto => match load_engine(model, plan, shape, layout, cuda_devices) {
             Ok(engine) => {
                 output::note(&format!("device: {}", engine.device()));
                 Ok(Box::new(engine))
             }
-            // What is wrong with the model itself is wrong on every device.
-            Err(reason @ (RunError::Engine(_) | RunError::Comm(_))) => {
-                output::note(&format!("device: cpu, since {reason}"));
-                Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
-            }
-            Err(other) => Err(other.into()),
+            // What is wrong with the model itself, or a file that was named, is wrong on every device.
+            Err(reason) => match reason.downcast_ref::<RunError>() {
+                Some(RunError::Engine(_) | RunError::Comm(_)) => {
+                    output::note(&format!("device: cpu, since {reason}"));
+                    Ok(Box::new(load_reference(model, plan, shape, layout, world)?))
+                }
+                _ => Err(reason),
+            },
         },
     }
 }
@@ -313,13 +333,18 @@ fn load_process(
     if !on_gpus {
         return Ok(Box::new(load_reference(model, plan, shape, layout, world)?));
     }
-    let device = |_| Ok(vec![local_gpu(&**mesh)?]);
+    let devices = [local_gpu(&**mesh).map_err(RunError::from)?];
     let options = EngineOptions {
+        page_size: layout.page_size,
+        kv_tokens: layout.kv_tokens,
+        shape: Some(shape),
         processes: Some(Arc::<Mesh>::clone(mesh)),
         comm: layout.sync.group_of_processes()?,
-        ..engine_options(shape, layout)
+        ..EngineOptions::default()
     };
-    let engine = load_engine(model, plan, &options, device)?;
+    let weight_bytes = Engine::weight_bytes(&model.config, plan)? / shape.world() as u64;
+    let load = |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
+    let engine = with_progress(weight_bytes, load)?;
     if layout.device == DeviceChoice::Auto {
         output::note(&format!("device: {}", engine.device()));
     }
@@ -354,28 +379,31 @@ pub(super) fn load_reference(
     })?)
 }
 
-fn engine_options(shape: Shape, layout: &LayoutArgs) -> EngineOptions {
-    EngineOptions {
-        page_size: layout.page_size,
-        kv_tokens: layout.kv_tokens,
-        shape: Some(shape),
-        comm: layout.sync.group(),
-        ..EngineOptions::default()
-    }
-}
-
 fn load_engine(
     model: &Model,
     plan: &Plan,
-    options: &EngineOptions,
+    shape: Shape,
+    layout: &LayoutArgs,
     devices: impl FnOnce(usize) -> Result<Vec<Device>, EngineError>,
-) -> Result<Engine, RunError> {
-    let processes = if options.processes.is_some() { plan.tp() } else { 1 };
-    let weight_bytes = Engine::weight_bytes(&model.config, plan)? / processes as u64;
-    let devices = devices(plan.tp())?;
-    with_progress(weight_bytes, |loaded| {
-        Engine::load(&model.config, &model.source, plan, &devices, options, loaded)
-    })
+) -> anyhow::Result<Engine> {
+    let devices = devices(plan.tp()).map_err(RunError::from)?;
+    let options = EngineOptions {
+        page_size: layout.page_size,
+        kv_tokens: layout.kv_tokens,
+        shape: Some(shape),
+        comm: layout.sync.group(&devices, shape)?,
+        ..EngineOptions::default()
+    };
+    let weight_bytes = Engine::weight_bytes(&model.config, plan)?;
+    let load = |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
+    Ok(with_progress(weight_bytes, load)?)
+}
+
+/// `n` devices of an emulated machine.
+pub(super) fn emulated_devices(n: usize) -> Result<Vec<Device>, EngineError> {
+    let mut devices = Device::emulate(n as u32)?;
+    devices.truncate(n);
+    Ok(devices)
 }
 
 /// The first `n` GPUs.

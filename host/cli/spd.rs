@@ -6,11 +6,14 @@ mod cost;
 #[cfg(feature = "distill")]
 mod distill;
 mod evaluate;
+mod figure;
 mod group;
 mod plan;
+mod recorded;
 mod report;
 mod sensitivity;
 mod text;
+mod timing;
 
 use std::path::Path;
 

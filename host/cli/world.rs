@@ -100,8 +100,10 @@ impl World {
     /// Ends the run: all processes succeed, or none does. Returns what people are to be told, if it is this process's
     /// to tell.
     pub(super) fn conclude(&self, result: anyhow::Result<()>) -> Result<(), Option<String>> {
+        // The reader of our output left (`fewsync … | head`): nothing is wrong, and nobody listens.
+        let unheard = result.as_ref().is_err_and(output::is_broken_pipe);
         let Self::Processes(mesh) = self else {
-            return result.map_err(|error| Some(super::sentence(&error)));
+            return if unheard { Ok(()) } else { result.map_err(|error| Some(super::sentence(&error))) };
         };
         let ended = |()| mesh.all_gather("the end", &[]).map(drop).map_err(anyhow::Error::from);
         let Err(error) = result.and_then(ended) else { return Ok(()) };
@@ -109,7 +111,7 @@ impl World {
         mesh.fail(&sentence, blames(&error));
         mesh.settle(SETTLE);
         let reports = mesh.reports();
-        Err((reports.speaker(rank) == Some(rank)).then(|| match reports.root(rank) {
+        Err((reports.speaker(rank) == Some(rank) && !unheard).then(|| match reports.root(rank) {
             Some((root, report)) if !report.spoken => format!("rank {root} failed: {}", report.cause),
             _ => sentence,
         }))

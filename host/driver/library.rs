@@ -98,6 +98,7 @@ impl KernelLibrary {
         let [x, y, z] = launch.grid;
         let mut config = LaunchConfig::new((x, y, z), launch.threads).shared(launch.shared_bytes);
         config.programmatic = self.programmatic;
+        config.cluster = (launch.cluster > 1).then(|| launch.cluster.into());
         // SAFETY: the parameters have the entry point's layout; the rest is the caller's promise.
         unsafe { kernel.launch(stream, &config, launch.params()) }
     }

@@ -23,7 +23,8 @@ mod weights;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use budget::{LANES, MAX_ROWS, RankShape};
+pub(crate) use budget::MAX_ROWS;
+use budget::{LANES, RankShape};
 pub use error::EngineError;
 use rank::{Blueprint, Rank, Seed};
 use ranks::Ranks;

@@ -11,7 +11,8 @@ const MAX_PARAM_BYTES: usize = 320;
 ///
 /// With the raw driver API, `cuLaunchKernel(f, grid[0], grid[1], grid[2], threads, 1, 1, shared_bytes, stream,
 /// [params().as_ptr()], null)`: every kernel takes exactly one parameter, a struct by value. Above 48 KiB of
-/// `shared_bytes` the function needs `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` once before.
+/// `shared_bytes` the function needs `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` once before, and with a `cluster`
+/// above 1 the launch is `cuLaunchKernelEx` with `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION` (only the fused all-reduce).
 ///
 /// # Safety of a launch
 /// Building one is safe, launching it is not: the kernel reads and writes the addresses it was given. The
@@ -22,6 +23,8 @@ pub struct Launch {
     pub entry: &'static str,
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
+    /// Blocks of a cluster, in x; 1 for none.
+    pub cluster: u32,
     /// Threads of a block, in x.
     pub threads: u32,
     /// Dynamic shared memory of a block.
@@ -48,7 +51,13 @@ impl Launch {
         const { assert!(size_of::<P>() <= MAX_PARAM_BYTES && align_of::<P>() <= align_of::<Params>()) };
         let mut bytes = [0; MAX_PARAM_BYTES];
         bytes[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(params));
-        Self { entry, grid, threads, shared_bytes, params: Params { bytes, len: size_of::<P>() } }
+        let params = Params { bytes, len: size_of::<P>() };
+        Self { entry, grid, cluster: 1, threads, shared_bytes, params }
+    }
+
+    /// In clusters of so many blocks, in x.
+    pub(super) fn in_clusters(self, cluster: u32) -> Self {
+        Self { cluster, ..self }
     }
 
     /// The parameter struct's bytes, 8-byte aligned.
@@ -59,7 +68,8 @@ impl Launch {
 
 impl fmt::Debug for Launch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entry, grid: [x, y, z], threads, shared_bytes, .. } = self;
-        write!(f, "{entry}<<<{x}×{y}×{z}, {threads}, {shared_bytes} B>>>")
+        let Self { entry, grid: [x, y, z], cluster, threads, shared_bytes, .. } = self;
+        let clusters = if *cluster > 1 { format!(" in clusters of {cluster}") } else { String::new() };
+        write!(f, "{entry}<<<{x}×{y}×{z}{clusters}, {threads}, {shared_bytes} B>>>")
     }
 }

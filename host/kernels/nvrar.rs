@@ -67,7 +67,31 @@ pub enum Format {
     Words,
 }
 
+impl Algorithm {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::OneShot, Self::TwoShot];
+
+    /// As in results: `one-shot`, `two-shot`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OneShot => "one-shot",
+            Self::TwoShot => "two-shot",
+        }
+    }
+}
+
 impl Format {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Cells, Self::Words];
+
+    /// As in results: `cells`, `words`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cells => "cells",
+            Self::Words => "words",
+        }
+    }
+
     /// Bytes on the wire of a unit of 16 bytes.
     pub const fn unit_bytes(self) -> usize {
         match self {
@@ -119,7 +143,7 @@ pub struct Execution {
     pub blocks: u32,
     /// Threads of a block that move data, whole warps.
     pub workers: u32,
-    /// Blocks that share a row to be normalised; more than 1 only where no block has two rows.
+    /// Blocks that share a row to be normalised, a cluster; each has units of it.
     pub row_blocks: u32,
     /// How messages get to other nodes.
     pub far: Far,
@@ -194,10 +218,13 @@ impl AllReduce {
             (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
             (None, Algorithm::TwoShot) => TWO_SHOT[self.element as usize][format as usize],
         };
-        // Rows are dealt in z, so that a row and its parts are told apart without a division.
-        let parts = if self.norm.is_some() { self.execution.row_blocks } else { blocks };
+        // Rows are dealt in z, so that a row and its parts are told apart without a division; the parts meet.
+        let (parts, cluster) = match self.norm {
+            Some(_) => (self.execution.row_blocks, self.execution.row_blocks),
+            None => (blocks, 1),
+        };
         let grid = [parts, self.ranks.count, blocks / parts];
-        Launch::new(entry, grid, workers + CLERKS, 0, &self.params())
+        Launch::new(entry, grid, workers + CLERKS, 0, &self.params()).in_clusters(cluster)
     }
 
     fn params(&self) -> params::Collective {

@@ -52,6 +52,11 @@ impl Ptx {
         matches!(self.arch.as_bytes(), b"sm_90a")
     }
 
+    /// Whether blocks of a cluster share work; elsewhere launches have none ([`Launch::cluster`](super::Launch)).
+    pub const fn has_clusters(&self) -> bool {
+        matches!(self.arch.as_bytes(), b"sm_90a")
+    }
+
     /// What the file declares about a kernel.
     pub fn entry(&self, name: &str) -> Option<&'static Entry> {
         self.entries.iter().find(|entry| entry.name == name)
@@ -155,6 +160,7 @@ mod tests {
         for ptx in &PTX {
             assert!(ptx.text.contains(&format!("\n.target {}\n", ptx.arch)), "{}", ptx.arch);
             assert_eq!(ptx.text.contains("griddepcontrol.wait"), ptx.is_programmatic(), "{}", ptx.arch);
+            assert_eq!(ptx.text.contains("barrier.cluster.arrive"), ptx.has_clusters(), "{}", ptx.arch);
             assert_eq!(
                 ptx.entry("argmax_f32").map(|entry| entry.param_bytes),
                 Some(size_of::<params::Argmax>())

@@ -133,6 +133,11 @@ impl SafetensorsFile {
         self.header.tensors().into_keys().collect()
     }
 
+    /// What the header says under a name of its own, beside the tensors.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
     /// As [`Self::find`], of a tensor that the file has under another name.
     pub(crate) fn find_as(
         &self,

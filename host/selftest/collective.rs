@@ -6,7 +6,7 @@ use std::time::Duration;
 use half::{bf16, f16};
 
 use super::pointwise::norm_rows;
-use super::reference::{sum_of_ranks, widen};
+use super::reference::{fp32_sum_of_ranks, sum_of_ranks, widen};
 use super::rig::Rig;
 use super::tally::Tally;
 use crate::comm::gpu::{Algorithm, Format, GroupOptions, Loopback, LoopbackBuffer, LoopbackSlices, Tuning};
@@ -227,8 +227,12 @@ fn norms(rig: &Rig<'_>, tally: &mut Tally, format: Format) -> Result<(), CommErr
             let sum = sum_of_ranks(shape, &brought);
             let found = setup.read::<bf16>(numel, tally)?;
             equal_bits(tally, "the sum", &sum, &found);
-            let after: Vec<bf16> =
-                residual.chunks(numel).flat_map(|own| own.iter().zip(&sum).map(|(a, b)| add(a, b))).collect();
+            // The residual gets the sum before it is rounded.
+            let wide = fp32_sum_of_ranks(&brought);
+            let after: Vec<bf16> = residual
+                .chunks(numel)
+                .flat_map(|own| own.iter().zip(&wide).map(|(a, b)| bf16::from_f32(a.to_f32() + b)))
+                .collect();
             let found = tally.read(rig, "residual", &d_residual)?;
             equal_bits(tally, "the residual", &after, &[found]);
             tally.close_bf16(rig, "out", &norm_rows(&widen(&after), &gain, hidden), &out, hidden)?;

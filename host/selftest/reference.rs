@@ -41,10 +41,7 @@ pub fn sum_of_ranks<T: Element>(shape: Shape, of_rank: &[Vec<T>]) -> Vec<T> {
     let power = 1 << shape.nodes.ilog2();
     let add = |a: T, b: T| T::from_f32(a.to_f32() + b.to_f32());
     let element = |i: usize| {
-        let sum = |node: &[Vec<T>]| {
-            let rest = node[1..].iter().map(|of_rank| of_rank[i].to_f32());
-            T::from_f32(rest.fold(node[0][i].to_f32(), |sum, x| sum + x))
-        };
+        let sum = |node: &[Vec<T>]| T::from_f32(fp32_sum(node, i));
         let mut nodes: Vec<T> = of_rank.chunks(shape.gpus_per_node).map(sum).collect();
         for folded in power..nodes.len() {
             nodes[folded - power] = add(nodes[folded - power], nodes[folded]);
@@ -58,6 +55,15 @@ pub fn sum_of_ranks<T: Element>(shape: Shape, of_rank: &[Vec<T>]) -> Vec<T> {
     };
     let numel = of_rank.first().map_or(0, Vec::len);
     (0..numel).into_par_iter().map(element).collect()
+}
+
+/// What a sum over one node is before it is rounded: fp32, in rank order.
+pub fn fp32_sum_of_ranks<T: Element>(of_rank: &[Vec<T>]) -> Vec<f32> {
+    (0..of_rank[0].len()).into_par_iter().map(|i| fp32_sum(of_rank, i)).collect()
+}
+
+fn fp32_sum<T: Element>(of_rank: &[Vec<T>], i: usize) -> f32 {
+    of_rank[1..].iter().fold(of_rank[0][i].to_f32(), |sum, rank| sum + rank[i].to_f32())
 }
 
 /// x / (1 + e^−x).

@@ -1,5 +1,7 @@
 //! What an all-reduce costs: from a table of measurements, or a latency and a bandwidth.
 
+use serde::Serialize;
+
 /// Time of an all-reduce by its size.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AllReduceTime {
@@ -46,9 +48,40 @@ impl AllReduceTime {
     }
 }
 
-/// Bytes of the message that a block's first all-reduce carries in a decode step: bf16.
-pub fn message_bytes(batch: usize, hidden: usize) -> u64 {
-    (batch * hidden * 2) as u64
+/// What the first sync point of a block takes, measured, for as many tokens as a pass has; µs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SyncCost {
+    /// Rows of the message.
+    pub tokens: usize,
+    /// The sum over ranks alone.
+    pub sum_us: f64,
+    /// The sum with residual and RMSNorm in one call, as a block has it.
+    pub fused_us: f64,
+    /// Residual and RMSNorm alone, as a block has them that drops the sum.
+    pub norm_us: f64,
+}
+
+impl SyncCost {
+    /// What dropping the sum saves.
+    pub fn saved_us(&self) -> f64 {
+        self.fused_us - self.norm_us
+    }
+
+    /// Bytes of the message over the time of the sum, in 10⁹ bytes a second.
+    pub fn sum_gb_per_s(&self, hidden: usize) -> f64 {
+        message_bytes(self.tokens, hidden) as f64 / self.sum_us / 1e3
+    }
+}
+
+/// The tokens of each pass over `tokens` in all, of which a pass takes at most `most`.
+pub fn passes(tokens: usize, most: usize) -> Vec<usize> {
+    let rest = tokens % most;
+    std::iter::repeat_n(most, tokens / most).chain((rest > 0).then_some(rest)).collect()
+}
+
+/// Bytes of the message that a block's first all-reduce carries for so many tokens: bf16.
+pub fn message_bytes(tokens: usize, hidden: usize) -> u64 {
+    (tokens * hidden * 2) as u64
 }
 
 #[cfg(test)]
@@ -61,6 +94,15 @@ mod tests {
         assert_eq!(time.us(0), 4.0);
         // 10 GB/s are 10 kB/µs.
         assert_eq!(time.us(20_000), 6.0);
+    }
+
+    #[test]
+    fn what_a_dropped_sum_saves_leaves_the_norm() {
+        let cost = SyncCost { tokens: 1000, sum_us: 800.0, fused_us: 820.0, norm_us: 10.0 };
+        // 8 MB in 0.8 ms.
+        assert_eq!((cost.saved_us(), cost.sum_gb_per_s(4000)), (810.0, 10.0));
+        assert_eq!(passes(2500, 1024), [1024, 1024, 452]);
+        assert_eq!((passes(1024, 1024), passes(8, 1024)), (vec![1024], vec![8]));
     }
 
     #[test]

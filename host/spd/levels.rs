@@ -1,13 +1,11 @@
-//! Plans side by side: what each loses in quality and gains in time.
+//! Plans side by side: what each loses in quality.
 
 use serde::Serialize;
 
 use super::meter::{Meter, Score};
 use super::{BlockPlan, Plan};
-use crate::bench::decode::{Workload, decode};
-use crate::bench::stats::Percentiles;
 use crate::eval::{Tally, interval};
-use crate::runner::{RunError, Runner};
+use crate::runner::RunError;
 
 /// The plan in which the first `count` blocks of `order` drop, each with the heads and weights that `from` has for it
 /// if it drops there too; without `from` with the model's own.
@@ -94,57 +92,6 @@ pub fn qualities(
         qualities.push(quality);
     }
     Ok(qualities)
-}
-
-/// Times of one plan at one batch size.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Times {
-    /// Sequences together.
-    pub batch: usize,
-    /// Prefill of all prompts and the first token, over rounds.
-    pub first_token_ms: Percentiles,
-    /// Median decode step of the whole batch, over rounds.
-    pub step_ms: Percentiles,
-}
-
-/// Times every plan at every workload. Rounds go through all plans, so that a machine that slows down slows all of them.
-/// One list a plan, in the workloads' order. `progress` is called after every run.
-///
-/// # Errors
-/// What the runner reports.
-pub fn times(
-    runner: &mut dyn Runner,
-    plans: &[Plan],
-    workloads: &[Workload],
-    rounds: usize,
-    mut progress: impl FnMut(),
-) -> Result<Vec<Vec<Times>>, RunError> {
-    let mut samples = vec![vec![(Vec::new(), Vec::new()); workloads.len()]; plans.len()];
-    for (&workload, column) in workloads.iter().zip(0..) {
-        // Page faults and the thread pool's start belong to no measurement.
-        decode(runner, Workload { decode: workload.decode.min(4), ..workload }, || {})?;
-        for _ in 0..rounds {
-            for (plan, samples) in plans.iter().zip(&mut samples) {
-                runner.set_plan(plan)?;
-                // Nor does the capture of a graph, which a new plan needs.
-                decode(runner, Workload { prompt: 1, decode: 2, ..workload }, || {})?;
-                let measured = decode(runner, workload, || {})?;
-                let (first, step): &mut (Vec<f64>, Vec<f64>) = &mut samples[column];
-                first.push(measured.time_to_first_token_ms.median);
-                step.push(measured.step_ms.median);
-                progress();
-            }
-        }
-    }
-    let summary = |samples: &Vec<(Vec<f64>, Vec<f64>)>| {
-        let of = |(workload, (first, step)): (&Workload, &(Vec<f64>, Vec<f64>))| Times {
-            batch: workload.batch,
-            first_token_ms: Percentiles::of(first),
-            step_ms: Percentiles::of(step),
-        };
-        workloads.iter().zip(samples).map(of).collect()
-    };
-    Ok(samples.iter().map(summary).collect())
 }
 
 #[cfg(test)]

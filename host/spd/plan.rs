@@ -178,7 +178,7 @@ impl Plan {
                 vacant.insert(Arc::new(file));
             }
         }
-        plan.check_replacements().map_err(unfit)?;
+        plan.check_replacements().and_then(|()| plan.check_made_for(&fingerprint)).map_err(unfit)?;
         Ok(plan)
     }
 
@@ -215,6 +215,17 @@ impl Plan {
             if !file.covers(layer) {
                 return Err(format!("block {layer}: {} replaces nothing in it", name.display()));
             }
+        }
+        Ok(())
+    }
+
+    /// Tensors fitted for one model, number of ranks and order of heads are wrong under any other.
+    fn check_made_for(&self, model: &str) -> Result<(), String> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let made_for = self.replacement(layer).and_then(|file| file.made_for.as_ref());
+            let (Some(made_for), Some(name)) = (made_for, &block.replacement) else { continue };
+            let wrong = |what| format!("block {layer}: {} {what}", name.display());
+            made_for.check(model, self.tp, block.heads.as_deref()).map_err(wrong)?;
         }
         Ok(())
     }

@@ -9,17 +9,63 @@ use std::ops::Range;
 use std::path::Path;
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 use crate::model::safetensors::SafetensorsFile;
 use crate::model::stored::StoredTensor;
 use crate::model::tensor::BLOCK_TENSORS;
 use crate::model::{Config, ModelError, Storage, Tensor, TensorSource};
 
+/// What a block's tensors were fitted for. It stands in their file's header as JSON, under [`MadeFor::KEY`]; files of
+/// other programs need not have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MadeFor {
+    /// Fingerprint of the model.
+    pub(crate) model: String,
+    /// Number of ranks.
+    pub(crate) tp: usize,
+    /// The order in which heads are dealt; none is as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) heads: Option<Vec<usize>>,
+}
+
+impl MadeFor {
+    /// Its name in the header.
+    pub(crate) const KEY: &str = "fewsync-spd";
+
+    /// Why the tensors do not belong into a block whose heads are dealt in the order `heads`, as a sentence's end.
+    pub(crate) fn check(&self, model: &str, tp: usize, heads: Option<&[usize]>) -> Result<(), String> {
+        if self.model != model {
+            return Err(format!("was distilled from another model ({}): distil this one", self.model));
+        }
+        if self.tp != tp {
+            return Err(format!("was distilled for {} ranks, not {tp}: distil for {tp}", self.tp));
+        }
+        let as_they_are = |heads: &[usize]| heads.iter().copied().eq(0..heads.len());
+        let moved =
+            |heads: Option<&[usize]>| heads.filter(|heads| !as_they_are(heads)).map(<[usize]>::to_vec);
+        let (own, here) = (moved(self.heads.as_deref()), moved(heads));
+        let name = |heads: &Option<Vec<usize>>| {
+            heads.as_ref().map_or_else(|| "as they are".into(), |heads| format!("as {heads:?}"))
+        };
+        match own == here {
+            true => Ok(()),
+            false => Err(format!(
+                "was distilled with heads dealt {}, but the plan deals them {}: give the block that order or distil it anew",
+                name(&own),
+                name(&here)
+            )),
+        }
+    }
+}
+
 /// A file of replacement tensors, every one of them known and of the model's shape.
 #[derive(Debug)]
 pub(crate) struct ReplacementFile {
     for_all: HashMap<Tensor, StoredTensor>,
     for_rank: HashMap<(usize, Tensor), StoredTensor>,
+    /// What it was fitted for, if the file says.
+    pub(crate) made_for: Option<MadeFor>,
 }
 
 impl ReplacementFile {
@@ -51,7 +97,11 @@ impl ReplacementFile {
                 None => drop(for_all.insert(tensor, stored)),
             }
         }
-        Ok(Self { for_all, for_rank })
+        let made_for = file.note(MadeFor::KEY).map(serde_json::from_str).transpose();
+        let made_for = made_for.map_err(|e| {
+            ModelError::corrupt(path, format!("its header's '{}' is damaged ({e})", MadeFor::KEY))
+        })?;
+        Ok(Self { for_all, for_rank, made_for })
     }
 
     /// Whether the file replaces anything in a block.

@@ -42,6 +42,7 @@ fn machine(module: &Arc<Module>, kernel: &str, rounds: u32, memory: MemoryOption
         kernel: machine.kernel(loaded, kernel).expect("a kernel of the file"),
         grid: [1, 1, 1],
         block: [THREADS, 1, 1],
+        cluster: [1; 3],
         dynamic_shared_bytes: 0,
         params,
         programmatic: false,

@@ -8,7 +8,7 @@ pub mod text;
 
 pub use exec::Cause;
 pub use machine::{
-    Counters, Deadlock, DeviceOptions, EventId, KernelId, Launch, LaunchError, Machine, MachineOptions,
-    ModuleId, Outcome, Place, Policy, Report, RunError, StreamId, Waiter,
+    Counters, Deadlock, DeviceOptions, EventId, KernelId, Launch, LaunchError, MAX_DEVICES, Machine,
+    MachineOptions, ModuleId, Outcome, Place, Policy, Report, RunError, StreamId, Waiter,
 };
 pub use program::{Kernel, LoadError, Module, Refusal};

@@ -272,7 +272,7 @@ fn unsupported_instructions_are_refused_by_name() {
     for (body, message) in [
         ("wgmma.fence.sync.aligned;", "the instruction is not supported: `wgmma.fence.sync.aligned`"),
         ("setmaxnreg.inc.sync.aligned.u32 240;", "the instruction is not supported"),
-        ("barrier.cluster.arrive;", "clusters"),
+        ("mapa.u64 %rd1, %rd2, %r1;", "clusters"),
         ("add.rn.s32 %r1, %r1, %r2;", "modifier `.rn`"),
         ("add.s32 %r1, %r1, %rd1;", "`%rd1` is not an operand as wide as the type"),
         ("mov.u32 %r1, %clusterid.x;", "special register `%clusterid.x`"),
@@ -298,6 +298,7 @@ fn a_run_in_slices_is_the_run() {
             kernel,
             grid: [5, 1, 1],
             block: [96, 1, 1],
+            cluster: [1; 3],
             dynamic_shared_bytes: 0,
             params,
             programmatic: false,
@@ -346,7 +347,15 @@ fn a_copy_behind_the_wait_for_the_grid_before_comes_after_that_grid() {
         for (name, params) in [("write", params(&[x], &[])), ("use", params(&[weights, x], &[]))] {
             let kernel = rig.machine.kernel(rig.module, name).unwrap();
             let (grid, block) = ([1; 3], [1; 3]);
-            let launch = Launch { kernel, grid, block, dynamic_shared_bytes: 0, params, programmatic: true };
+            let launch = Launch {
+                kernel,
+                grid,
+                block,
+                cluster: [1; 3],
+                dynamic_shared_bytes: 0,
+                params,
+                programmatic: true,
+            };
             rig.machine.launch(rig.stream, &launch).unwrap();
         }
         rig.machine.run().unwrap_or_else(|error| panic!("{error}"));

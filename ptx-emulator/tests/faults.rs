@@ -245,6 +245,7 @@ fn only_the_wait_of_a_dependent_launch_orders_it() {
                 kernel,
                 grid: [1, 1, 1],
                 block: [1, 1, 1],
+                cluster: [1; 3],
                 dynamic_shared_bytes: 0,
                 params: params(&[at], &[]),
                 programmatic,

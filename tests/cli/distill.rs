@@ -87,3 +87,32 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     fs::write(stage.at("calibration.txt"), "short").unwrap();
     refused("new.json", &["--tp", "3"], &["5 tokens", "less than two chunks of 64"]);
 }
+
+/// Tensors belong to a model, a number of ranks and an order of heads: a plan that was edited otherwise is refused.
+#[test]
+fn tensors_of_another_order_of_heads_are_refused() {
+    let stage = Stage::new();
+    text(&strs(&stage.distill(MODEL, "new.json", &["--tp", "3", "--train", "none"])));
+    let change = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut plan: serde_json::Value =
+            serde_json::from_slice(&fs::read(stage.at("new.json")).unwrap()).unwrap();
+        change(&mut plan);
+        fs::write(stage.at("changed.json"), plan.to_string()).unwrap();
+    };
+    let (plan, other) = (stage.at("changed.json"), stage.at("other.txt"));
+    let eval = |tp: &'static str| {
+        let args =
+            ["eval", "--model", MODEL, "--device", "cpu", "--tp", tp, "--spd", &plan, "--text", &other];
+        args.map(str::to_owned).to_vec()
+    };
+    // The order that it has anyway.
+    change(&|plan| plan["blocks"][1]["heads"] = serde_json::json!([0, 1, 2, 3]));
+    json(&[&strs(&eval("3"))[..], &["--context", "64", "--json"]].concat());
+    change(&|plan| plan["blocks"][1]["heads"] = serde_json::json!([1, 0, 2, 3]));
+    fails_with(
+        &strs(&eval("3")),
+        &["block 1: new.blocks/block1.safetensors", "dealt as they are", "[1, 0, 2, 3]"],
+    );
+    change(&|plan| plan["tp"] = 2.into());
+    fails_with(&strs(&eval("2")), &["block 0:", "distilled for 3 ranks, not 2"]);
+}

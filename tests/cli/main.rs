@@ -15,3 +15,4 @@ mod misuse;
 mod plans;
 mod selftest;
 mod spd;
+mod tuning;

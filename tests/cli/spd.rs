@@ -2,8 +2,12 @@
 
 use std::fs;
 
+use fewsync::model::Config;
+use fewsync::model::encoding::Encoding;
+use fewsync::model::testing::SmallLlama;
 use serde_json::{Value, json as value};
 
+use crate::common::small::{small, write_folder};
 use crate::common::{fails_with, json, misuse, text};
 
 /// A random model of four blocks on two ranks; texts are drawn from it.
@@ -182,11 +186,22 @@ fn grouping_writes_an_order_and_evaluation_compares() {
         let perplexity = &line["quality"]["perplexity"];
         let [low, high] = [0, 1].map(|i| perplexity["interval"][i].as_f64().unwrap());
         assert!((low..=high).contains(&perplexity["value"].as_f64().unwrap()), "{line}");
-        assert!(line["times"]["step_ms"]["median"].as_f64().unwrap() > 0.0);
+        assert!(line["timed"]["times"]["step"]["ms"]["median"].as_f64().unwrap() > 0.0);
     }
     let csv = fs::read_to_string(&csv).unwrap();
     assert!(csv.starts_with("bench,model,tp,series,dropped,") && csv.lines().count() == 4 + 12, "{csv}");
     assert!(fs::read_to_string(&plot).unwrap().contains("time per token, batch 2"));
+
+    // The times of another run, of the same number of blocks.
+    let times = ["--times", &stage.at("e.csv"), "--plan", &plain];
+    let again = stage.json("evaluate", &[&times[..], &SMALL].concat());
+    let again = again["measurements"].as_array().unwrap();
+    assert_eq!(again.len(), 4);
+    let of = |dropped: u64| lines.iter().find(|line| line["dropped"] == dropped).unwrap();
+    for (again, dropped) in [(&again[0], 0), (&again[2], 2)] {
+        let ms = |line: &Value| line["timed"]["times"]["step"]["ms"]["median"].as_f64().unwrap();
+        assert!((ms(again) - ms(of(dropped))).abs() < 1e-4 && again["dropped"] == dropped, "{again}");
+    }
 
     // Without levels every plan is a line, beside the synchronised model.
     let plans = ["--plan", &plain, "--plan", &grouped, "--only", "quality"];
@@ -194,6 +209,36 @@ fn grouping_writes_an_order_and_evaluation_compares() {
     let series: Vec<&Value> =
         report["measurements"].as_array().unwrap().iter().map(|line| &line["series"]).collect();
     assert_eq!(series, ["synchronised", "plain", "grouped"]);
+}
+
+/// Every kind of memory, on emulated GPUs, whose code is the GPUs' own; no plan and no sensitivity is needed.
+#[test]
+fn times_over_every_kind_of_memory() {
+    // A width of heads that there are kernels for.
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { head_dim: 64, ..small(3).config };
+    write_folder(&SmallLlama::with_config(config, 3), dir.path(), Encoding::Bf16, 1);
+    let model = dir.path().to_str().unwrap();
+    let args = ["spd", "evaluate", "--model", model, "--tp", "2", "--device", "emulate"];
+    let quick = ["--only", "latency", "--prompt", "2", "--decode", "1", "--rounds", "1", "--batch", "1"];
+    let more = ["--levels", "0,50,100", "--over", "direct,host-staged,host-staged:1", "--json"];
+    let report = json(&[&args[..], &quick, &more].concat());
+    let lines = report["measurements"].as_array().unwrap();
+    let of = |line: &Value| {
+        let (dropped, link) = (line["dropped"].as_u64().unwrap(), line["timed"]["link"].as_str().unwrap());
+        (dropped, link.to_owned())
+    };
+    let links = ["direct", "host-staged", "host-staged:1"];
+    let expected: Vec<_> = (0..3).flat_map(|dropped| links.map(|link| (dropped, link.to_owned()))).collect();
+    assert_eq!(lines.iter().map(of).collect::<Vec<_>>(), expected);
+    for line in lines {
+        let times = &line["timed"]["times"];
+        let none = line["dropped"] == 0;
+        for phase in ["first_token", "step"] {
+            assert!(times[phase]["ms"]["median"].as_f64().unwrap() > 0.0, "{line}");
+            assert_eq!(times[phase]["saved_ms"]["median"] == 0.0, none, "{line}");
+        }
+    }
 }
 
 #[test]
@@ -215,6 +260,8 @@ fn what_cannot_be_grouped_or_evaluated() {
     evaluate("3", &["--plan", &plan], &["for 2 ranks, not 3"]);
     evaluate("1", &["--plan", &plan], &["nothing to drop"]);
     evaluate("2", &["--plan", &plan, "--only", "latency", "--prompt", "5000"], &["model's context"]);
+    evaluate("2", &["--only", "quality"], &["give --sensitivity or --plan"]);
     misuse(&stage.args("evaluate", "2", &[]), &["--plan"]);
+    misuse(&stage.args("evaluate", "2", &["--plan", &plan, "--over", "nvlink"]), &["'nvlink' is not a way"]);
     misuse(&stage.args("evaluate", "2", &["--plan", &plan, "--levels", "101"]), &["--levels"]);
 }

@@ -20,7 +20,7 @@ use fewsync::comm::{
 };
 use fewsync::driver::{Device, DevicePtr, KernelLibrary, Stream};
 use fewsync::kernels::{Add, Addr};
-use fewsync::selftest::reference::sum_of_ranks;
+use fewsync::selftest::reference::{fp32_sum_of_ranks, sum_of_ranks};
 use gpu::gpu;
 use half::bf16;
 
@@ -268,7 +268,12 @@ fn graphs_replay_chains() -> Result {
                 let brought: Vec<Vec<bf16>> =
                     added.iter().map(|x| tensor.iter().zip(x).map(|(a, b)| plus(*a, *b)).collect()).collect();
                 tensor = sum_of_ranks(ONE_NODE, &brought);
-                expected_residual.iter_mut().zip(&tensor).for_each(|(r, x)| *r = plus(*r, *x));
+                // The residual gets the sum before it is rounded.
+                let sums = fp32_sum_of_ranks(&brought);
+                expected_residual
+                    .iter_mut()
+                    .zip(&sums)
+                    .for_each(|(r, x)| *r = bf16::from_f32(r.to_f32() + x));
             }
             assert_bits(&found, &tensor, "the sum");
             assert_bits(&residual.download(&stream)?, &expected_residual, "the residual");

@@ -148,6 +148,91 @@ fn the_host_races_with_no_stream_that_it_has_waited_for() -> Result<()> {
 }
 
 #[test]
+fn the_host_races_with_a_stream_that_it_has_not_waited_for() -> Result<()> {
+    let device = machine("race");
+    let streams = [device.stream()?, device.stream()?];
+    let module = device.load_module(PTX)?;
+    let from = device.upload(&[1_u32; 32], &streams[0])?;
+    let (to, other) = (device.allocate::<u32>(32)?, device.allocate::<u32>(32)?);
+    device.synchronize()?;
+    // Both have ended when the second has been waited for, but only the second's end is known.
+    copy(&module, &streams[0], 32, to.ptr(), from.ptr())?;
+    copy(&module, &streams[1], 32, other.ptr(), from.ptr())?;
+    streams[1].synchronize()?;
+    copy(&module, &streams[1], 32, other.ptr(), to.ptr())?;
+    contains(&device.synchronize().unwrap_err(), &["data race", "ld.global.u32", "against", "st.global.u32"]);
+    Ok(())
+}
+
+/// Pinned words that another thread of the host writes while kernels work on their neighbours.
+struct Words(*mut u32);
+
+// SAFETY: the test keeps the allocation alive, and no two threads of the host write the same word.
+unsafe impl Send for Words {}
+
+#[test]
+fn the_host_may_write_beside_a_kernel_and_wake_it() -> Result<()> {
+    let device = machine("race");
+    let stream = device.stream()?;
+    let module = device.load_module(PTX)?;
+    let from = device.upload(&[1_u32; 32], &stream)?;
+    let mut words = device.allocate_pinned::<u32>(4)?;
+    stream.synchronize()?;
+    let (at, host) = (words.ptr(), Words(words.as_mut_ptr()));
+    // The kernel writes the first word plainly and waits for the third, the host writes the second and the third.
+    copy(&module, &stream, 1, at, from.ptr())?;
+    // SAFETY: it reads one word of `words`.
+    unsafe { module.kernel("await")?.launch(&stream, &LaunchConfig::new(1, 1), &(at.0 + 8).to_ne_bytes())? };
+    let began = std::time::Instant::now();
+    let (is_ready, ready) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let other = device.clone();
+        scope.spawn(move || {
+            let host = host;
+            // This thread may have something for the machine, which then waits for it.
+            let _stream = other.stream();
+            is_ready.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            // SAFETY: in bounds of 4 words.
+            unsafe {
+                host.0.add(1).write_volatile(5);
+                host.0.add(2).write_volatile(1);
+            }
+            std::thread::sleep(Duration::from_secs(2));
+        });
+        ready.recv().unwrap();
+        stream.synchronize()
+    })?;
+    assert!(began.elapsed() < Duration::from_secs(30), "the flag was not looked at");
+    assert_eq!(words[0], 1);
+    Ok(())
+}
+
+#[test]
+fn a_deadlock_does_not_wait_for_threads_that_have_ended() -> Result<()> {
+    let device = machine("");
+    let stream = device.stream()?;
+    let flag = device.allocate_zeroed::<u32>(1, &stream)?;
+    std::thread::scope(|scope| scope.spawn(|| device.stream().map(drop)).join().unwrap())?;
+    let kernel = device.load_module(PTX)?.kernel("await")?;
+    // SAFETY: it reads one word of `flag`.
+    unsafe { kernel.launch(&stream, &LaunchConfig::new(1, 1), &flag.ptr().0.to_ne_bytes())? };
+    let began = std::time::Instant::now();
+    contains(&stream.synchronize().unwrap_err(), &["deadlock"]);
+    assert!(began.elapsed() < Duration::from_secs(30));
+    Ok(())
+}
+
+#[test]
+fn launch_bounds_may_be_absurd() -> Result<()> {
+    let device = machine("");
+    let bounds = ".entry copy(.param .u64 to, .param .u64 from)\n.minnctapersm 134217728";
+    let module = device.load_module(&PTX.replace(".entry copy(.param .u64 to, .param .u64 from)", bounds))?;
+    assert!(module.kernel("copy")?.attributes().registers > 0);
+    Ok(())
+}
+
+#[test]
 fn nobody_waits_for_ever() -> Result<()> {
     let device = machine("seed=3");
     let stream = device.stream()?;
@@ -237,9 +322,11 @@ fn what_cannot_be_launched_is_refused_at_once() -> Result<()> {
     // SAFETY: refused.
     let short = unsafe { kernel.launch(&stream, &LaunchConfig::new(1, 1), &[0; 4]) }.unwrap_err();
     contains(&short, &["await", "4 bytes of parameters were given, the kernel has 8"]);
+    let small = machine("sms=1");
+    let (small, on_small) = (small.load_module(PTX)?.kernel("await")?, small.stream()?);
     // SAFETY: refused.
-    let cluster = unsafe { kernel.launch(&stream, &LaunchConfig::new(2, 1).cluster(2), &[0; 8]) };
-    contains(&cluster.unwrap_err(), &["no clusters"]);
+    let cluster = unsafe { small.launch(&on_small, &LaunchConfig::new(8, 1).cluster(8), &[0; 8]) };
+    contains(&cluster.unwrap_err(), &["cluster of 8×1×1 blocks", "4 resident blocks"]);
     let unknown = PTX.replace("mov.u32 %thread", "wgmma.u32 %thread");
     contains(&device.load_module(&unknown).unwrap_err(), &["rejected the PTX", ":13:", "wgmma"]);
     assert!(machine("sms=2").properties().multiprocessors == 2);

@@ -148,6 +148,7 @@ impl<'a> Call<'a> {
             data: p.data + u64::from(y) * p.data_stride,
             addend: if p.addend == 0 { 0 } else { p.addend + slice },
             halves,
+            idle: row + ROW_REGIONS,
         };
         Self { p, rank, world, row, home, successor, next_door, sequence, own, watch }
     }

@@ -18,6 +18,7 @@ pub mod call;
 pub mod element;
 pub mod fused;
 pub mod gather;
+pub mod letters;
 pub mod norm;
 #[cfg(feature = "nvshmem")]
 pub mod nvshmem;

@@ -59,7 +59,8 @@ unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
             let sums = sum::<E, W, K>(&mut call, &pass, indices);
             for k in 0..K {
                 if indices[k] != NONE && !call.watch.over {
-                    tensor::store(call.own.data, pass.first + indices[k], call.own.halves, sums[k]);
+                    let sum = E::narrow(sums[k]);
+                    tensor::store(call.own.data, pass.first + indices[k], call.own.halves, sum);
                 }
             }
             received += stride;
@@ -69,7 +70,7 @@ unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
 
 /// `K` indices from `first` on, `step` apart; [`NONE`] from `end` on.
 #[inline(always)]
-pub(super) fn group<const K: usize>(first: u32, step: u32, end: u32) -> [u32; K] {
+fn group<const K: usize>(first: u32, step: u32, end: u32) -> [u32; K] {
     core::array::from_fn(|k| {
         let index = first + k as u32 * step;
         if index < end { index } else { NONE }
@@ -100,15 +101,15 @@ pub(super) unsafe fn send<W: Wire, const K: usize>(
     }
 }
 
-/// Receives units from all peers and sums them with the own ones, in rank order, in fp32, rounded once.
+/// Receives units from all peers and sums them with the own ones, in rank order, in fp32.
 #[inline(always)]
 pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
     call: &mut Call,
     pass: &Pass,
     indices: [u32; K],
-) -> [[u32; 4]; K] {
+) -> [E::Wide; K] {
     let own = call.own.add(pass.first, indices, call.own.load(pass.first, indices));
-    let mut sums = [[0; 4]; K];
+    let mut sums = own.map(E::widen);
     if call.world == 2 {
         let from = Source { peer: 1 - call.rank, phase: PHASE_REDUCE, step: 0 };
         let slot = call.own_slot(pass, from.peer);
@@ -116,7 +117,7 @@ pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
         let theirs = call.receive::<W, K>(pass, indices.map(place), |_| from);
         for k in 0..K {
             // Of two, either order gives the same bits.
-            sums[k] = E::narrow(E::add(E::widen(own[k]), E::widen(theirs[k])));
+            sums[k] = E::add(sums[k], E::widen(theirs[k]));
         }
         return sums;
     }
@@ -135,7 +136,7 @@ unsafe fn sum_of_many<E: Element, W: Wire, const K: usize>(
     pass: &Pass,
     index: u32,
     own: [u32; 4],
-) -> [u32; 4] {
+) -> E::Wide {
     let mut sum = E::widen(own);
     let mut first = 0;
     while first < call.world {
@@ -157,7 +158,7 @@ unsafe fn sum_of_many<E: Element, W: Wire, const K: usize>(
         }
         first += K as u32;
     }
-    E::narrow(sum)
+    sum
 }
 
 macro_rules! one_shot {

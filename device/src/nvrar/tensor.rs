@@ -39,24 +39,25 @@ pub unsafe fn store(tensor: Global, index: u32, halves: u32, unit: [u32; 4]) {
 /// What a rank brings to a sum: its tensor, and the addend where there is one, rounded.
 #[derive(Clone, Copy)]
 pub struct Contribution {
-    /// The tensor, readable up to the next multiple of 16 bytes; at least one unit.
+    /// The tensor, readable up to the next multiple of 16 bytes.
     pub data: Global,
     /// bf16, or 0.
     pub addend: Global,
     /// Values of 2 bytes.
     pub halves: u32,
+    /// A unit that nobody writes: what threads without one of the tensor load.
+    pub idle: Global,
 }
 
 impl Contribution {
-    /// Reads units of the tensor at `indices`, or others for those that are [`NONE`]. The loads are issued here;
+    /// Reads units of the tensor at `indices`, and another one for those that are [`NONE`]. The loads are issued here;
     /// values beyond the tensor's end are whatever lies there, and are stored nowhere.
     #[inline(always)]
     pub unsafe fn load<const K: usize>(&self, first: u32, indices: [u32; K]) -> [[u32; 4]; K] {
-        let last = units(self.halves).max(1) - 1;
         let mut loaded = [[0; 4]; K];
         for k in 0..K {
-            let index = if indices[k] == NONE { 0 } else { first + indices[k] };
-            loaded[k] = ld_v4_here(self.data + u64::from(index.min(last)) * UNIT_BYTES);
+            let place = self.data + u64::from(first.wrapping_add(indices[k])) * UNIT_BYTES;
+            loaded[k] = ld_v4_here(if indices[k] == NONE { self.idle } else { place });
         }
         loaded
     }

@@ -9,6 +9,8 @@ pub mod shared;
 pub mod async_copy;
 pub mod atomic;
 pub mod barrier;
+#[cfg(cuda_arch_min = "90")]
+pub mod cluster;
 pub mod global;
 pub mod math;
 pub mod mma;

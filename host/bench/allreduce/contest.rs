@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::AllReduceBenchError as Error;
 #[cfg(feature = "nvshmem")]
 use super::nvshmem;
-use super::race::{Contestant, Task, time, verify};
+use super::race::{Contestant, Effort, Task, time, verify};
 use super::record::{Call, Launching, Measurement};
 use super::{nccl, ours};
 use crate::comm::bootstrap::Bootstrap;
@@ -49,12 +49,12 @@ impl Sweep {
             for call in self.calls.iter().copied().filter(|call| *call != Call::Plain) {
                 match call {
                     // Epilogues are in bf16, as activations are.
-                    Call::Fused if dtype == DType::Bf16 => {
+                    Call::Fused | Call::Norm if dtype == DType::Bf16 => {
                         for (numel, hidden) in self.rows() {
                             tasks.push((Task { call, numel, dtype, hidden }, launching));
                         }
                     }
-                    Call::Plain | Call::Fused => {}
+                    Call::Plain | Call::Fused | Call::Norm => {}
                     // Between nodes there is nothing to put where there is one, in nodes of one nothing to reduce.
                     Call::Put if self.shape.nodes == 1 => {}
                     Call::Reduce | Call::Broadcast if self.shape.gpus_per_node == 1 => {}
@@ -104,7 +104,8 @@ pub fn run_ours(
     done: impl FnMut(&Measurement),
 ) -> Result<Vec<Measurement>, Error> {
     let tasks = sweep.tasks();
-    let mut ranks = ours::ranks(devices, sweep.shape, options, sweep.dtype, room(&tasks))?;
+    let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
+    let mut ranks = ours::ranks_for(devices, sweep, options, &all)?;
     run(&mut ranks, variant, sweep, &tasks, None, done)
 }
 
@@ -147,7 +148,9 @@ impl Process {
         let tasks = sweep.tasks();
         let (heap, others) = (Arc::clone(&self.heap), Arc::clone(&self.bootstrap));
         let comm = GpuComm::in_processes(&self.kernels, sweep.shape, options.clone(), others, heap)?;
-        let rank = ours::rank(comm, self.kernels.device(), sweep.dtype, room(&tasks))?;
+        let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
+        let kernels = Arc::clone(&self.kernels);
+        let rank = ours::rank(comm, kernels, sweep.dtype, ours::room_for(&all))?;
         run(&mut [rank], variant, sweep, &tasks, Some(&*self.bootstrap), done)
     }
 
@@ -178,14 +181,6 @@ pub fn run_nccl(
     Ok((run(&mut ranks, variant, sweep, &tasks, None, |_| {})?, version))
 }
 
-/// Bytes of the largest tensor, elements of the largest fused one and of the longest row.
-fn room(tasks: &[(Task, Launching)]) -> (usize, usize, usize) {
-    let fused = || tasks.iter().map(|(task, _)| task).filter(|task| task.call == Call::Fused);
-    let max_fused = fused().map(|task| task.numel).max().unwrap_or(0);
-    let max_hidden = fused().map(|task| task.hidden).max().unwrap_or(0);
-    (largest(tasks), max_fused, max_hidden)
-}
-
 fn largest(tasks: &[(Task, Launching)]) -> usize {
     tasks.iter().map(|(task, _)| task.bytes()).max().unwrap_or(0)
 }
@@ -201,7 +196,7 @@ fn run<C: Contestant>(
     let mut lines = Vec::with_capacity(tasks.len());
     for (task, launching) in tasks {
         verify(ranks, task)?;
-        let us = time(ranks, task, *launching, others)?;
+        let us = time(ranks, task, *launching, Effort::FULL, others)?;
         let (tp, topology) = (sweep.shape.world(), sweep.shape.to_string());
         let line = Measurement::new(
             (C::NAME, variant),
@@ -245,6 +240,7 @@ mod tests {
         let plain: Vec<_> = sweep("1x2").plain_tasks().iter().map(|(task, _)| task.bytes()).collect();
         assert_eq!(plain, [1024, 8192, 3 * 8192, 1024, 8192, 3 * 8192]);
         assert_eq!(count(&sweep("1x2"), Call::Fused, Launching::Graph), 2);
+        assert_eq!(count(&sweep("1x2"), Call::Norm, Launching::Graph), 2);
         let f32 = Sweep { dtype: DType::F32, ..sweep("1x2") };
         assert_eq!(count(&f32, Call::Fused, Launching::Graph), 0);
         assert_eq!(f32.plain_tasks().len(), 4);

@@ -20,8 +20,11 @@ pub fn figure(report: &Report<Measurement>) -> Figure {
     let sums = shown().filter(|m| m.call == Call::Plain && !forced(m));
     let sums = series(sums, |m| format!("{} {}", m.contender, m.variant), us);
     push(&mut panels, "sum", "time per call, µs", Scale::Log10, sums);
-    let fused = |m: &Measurement| format!("{} {}, rows of {}", m.contender, m.variant, m.hidden);
-    let fused = series(shown().filter(|m| m.call == Call::Fused), fused, us);
+    let fused = |m: &Measurement| match m.call {
+        Call::Norm => format!("residual and norm alone, rows of {}", m.hidden),
+        _ => format!("{} {}, rows of {}", m.contender, m.variant, m.hidden),
+    };
+    let fused = series(shown().filter(|m| matches!(m.call, Call::Fused | Call::Norm)), fused, us);
     push(&mut panels, "sum, residual and norm", "time per call, µs", Scale::Log10, fused);
     let ours = || shown().filter(|m| m.call == Call::Plain && m.contender == OURS);
     let compared = |name: &str, color: usize, of: fn(&Measurement) -> Option<f64>| {
@@ -35,7 +38,7 @@ pub fn figure(report: &Report<Measurement>) -> Figure {
     ];
     let ratios = ratios.into_iter().flatten().collect();
     push(&mut panels, "ours over others", "ratio of times", Scale::Linear, ratios);
-    let phases = shown().filter(|m| !matches!(m.call, Call::Plain | Call::Fused));
+    let phases = shown().filter(|m| !matches!(m.call, Call::Plain | Call::Fused | Call::Norm));
     let phases = series(phases, |m| format!("{} alone", m.call), us);
     push(&mut panels, "phases", "time per call, µs", Scale::Log10, phases);
     let first = shown().next();

@@ -18,6 +18,8 @@ mod ours;
 pub mod race;
 pub mod record;
 pub mod sizes;
+pub mod tune;
+pub mod tuning_file;
 
 pub use record::{Call, Launching, Measurement};
 

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::AllReduceBenchError as Error;
+use super::contest::Sweep;
 use super::numbers;
 use super::race::{Contestant, Task, each};
 use super::record::{Call, OURS};
-use crate::comm::gpu::{DeviceSlice, GpuBuffer, GpuComm, GroupOptions};
+use crate::comm::gpu::{DeviceSlice, GpuBuffer, GpuComm, GroupOptions, Tuning};
 use crate::comm::{AllReduce, Communicator, DType, Epilogue, Phase, Shape, Stage};
-use crate::driver::{Device, DeviceBuffer, DevicePtr, Stream};
+use crate::driver::{Device, DeviceBuffer, DevicePtr, KernelLibrary, Stream};
 use crate::engine::EngineError;
+use crate::kernels::AddRmsNorm;
 
 /// Added to the mean square; Llama 3's.
 const EPS: f32 = 1e-5;
@@ -21,6 +23,7 @@ const NORM_TOLERANCE: f32 = 0.01;
 /// One rank with its tensor.
 pub(super) struct OurRank {
     comm: GpuComm,
+    kernels: Arc<KernelLibrary>,
     device: Device,
     stream: Arc<Stream>,
     buf: GpuBuffer,
@@ -33,27 +36,49 @@ pub(super) struct OurRank {
     out: DeviceBuffer<bf16>,
 }
 
+/// One rank per device, with room for these tasks.
+pub(super) fn ranks_for(
+    devices: &[Device],
+    sweep: &Sweep,
+    options: &GroupOptions,
+    tasks: &[Task],
+) -> Result<Vec<OurRank>, Error> {
+    ranks(devices, sweep.shape, options, sweep.dtype, room_for(tasks))
+}
+
+/// Bytes of the largest tensor, elements of the largest fused one and of the longest row.
+pub(super) fn room_for(tasks: &[Task]) -> (usize, usize, usize) {
+    let rows = || tasks.iter().filter(|task| task.hidden > 0);
+    let max_bytes = tasks.iter().map(Task::bytes).max().unwrap_or(0);
+    let max_fused = rows().map(|task| task.numel).max().unwrap_or(0);
+    let max_hidden = rows().map(|task| task.hidden).max().unwrap_or(0);
+    (max_bytes, max_fused, max_hidden)
+}
+
 /// One rank per device, for tensors of up to `max_bytes`, with the epilogue up to `max_fused` elements in rows of up
 /// to `max_hidden`.
-pub(super) fn ranks(
+fn ranks(
     devices: &[Device],
     shape: Shape,
     options: &GroupOptions,
     dtype: DType,
     room: (usize, usize, usize),
 ) -> Result<Vec<OurRank>, Error> {
-    let comms = GpuComm::group(devices, shape, options.clone());
+    let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch)));
+    let kernels = devices.iter().map(load).collect::<Result<Vec<_>, Error>>()?;
+    let comms = GpuComm::group_with(&kernels, shape, options.clone());
     let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), Error::from))?;
-    each(comms.into_iter().zip(devices), |(comm, device)| rank(comm, device, dtype, room))
+    each(comms.into_iter().zip(kernels), |(comm, kernels)| rank(comm, kernels, dtype, room))
 }
 
 /// The rank of a communicator.
 pub(super) fn rank(
     comm: GpuComm,
-    device: &Device,
+    kernels: Arc<KernelLibrary>,
     dtype: DType,
     (max_bytes, max_fused, max_hidden): (usize, usize, usize),
 ) -> Result<OurRank, Error> {
+    let device = kernels.device();
     let (rank, tp) = (comm.topology().rank, comm.topology().world());
     let stream = Arc::new(device.stream()?);
     let buf = comm.register(max_bytes)?;
@@ -72,6 +97,7 @@ pub(super) fn rank(
         out: device.allocate_zeroed(max_fused, &stream)?,
         device: device.clone(),
         comm,
+        kernels: Arc::clone(&kernels),
         stream,
         buf,
     })
@@ -82,6 +108,17 @@ fn gain(index: usize) -> f32 {
 }
 
 impl OurRank {
+    /// From now on sums like this; equal on all ranks.
+    pub(super) fn set_tuning(&self, tuning: Option<Tuning>) {
+        self.comm.set_tuning(tuning);
+    }
+
+    /// What a task is executed with.
+    pub(super) fn tuning_of(&self, task: &Task) -> Result<Tuning, Error> {
+        let hidden = (task.call == Call::Fused).then_some(task.hidden);
+        Ok(self.comm.tuning_of(&self.buf, (task.numel, task.dtype), hidden)?)
+    }
+
     fn wrong(&self, task: &Task, (index, found, expected): (usize, f32, f32)) -> Error {
         Error::Wrong {
             contender: OURS.to_owned(),
@@ -95,9 +132,13 @@ impl OurRank {
         }
     }
 
-    /// Residual and norm behind a fused call.
+    /// Residual and norm behind a fused call, or without the sum.
     fn verify_epilogue(&self, task: &Task) -> Result<(), Error> {
-        let tp = self.comm.topology().world();
+        let (rank, tp) = (self.comm.topology().rank, self.comm.topology().world());
+        let added = |index| match task.call {
+            Call::Norm => numbers::contribution(rank, index, tp),
+            _ => numbers::sum(index, tp),
+        };
         let (mut residual, mut out) = (vec![bf16::ZERO; task.numel], vec![bf16::ZERO; task.numel]);
         self.residual.download_at(0, &mut residual, &self.stream)?;
         self.out.download_at(0, &mut out, &self.stream)?;
@@ -108,7 +149,7 @@ impl OurRank {
             let scale = 1.0 / (squares / task.hidden as f64 + f64::from(EPS)).sqrt();
             for (column, (x, y)) in residual.iter().zip(out).enumerate() {
                 let index = row * task.hidden + column;
-                let expected = numbers::sum(index, tp) + numbers::contribution(tp, index, tp);
+                let expected = added(index) + numbers::contribution(tp, index, tp);
                 if x.to_f32() != expected {
                     return Err(self.wrong(task, (index, x.to_f32(), expected)));
                 }
@@ -142,7 +183,7 @@ impl Contestant for OurRank {
         unsafe {
             self.device.gpu().copy_d2d(self.stream.id(), to, self.source.ptr(), task.bytes())?;
         }
-        if task.call == Call::Fused {
+        if matches!(task.call, Call::Fused | Call::Norm) {
             self.residual.copy_at(0, &self.residual_source, 0, task.numel, &self.stream)?;
         }
         Ok(())
@@ -166,6 +207,20 @@ impl Contestant for OurRank {
                 let op = AllReduce { buf, numel, dtype, addend: None, epilogue };
                 return Ok(self.comm.enqueue(&self.stream, op)?);
             }
+            Call::Norm => {
+                let norm = AddRmsNorm {
+                    x: buf.addr(),
+                    residual: self.residual.addr(),
+                    sum: self.residual.addr(),
+                    weight: self.gain.addr(),
+                    out: self.out.addr(),
+                    n_tokens: (numel / hidden) as u32,
+                    hidden: hidden as u32,
+                    eps: EPS,
+                };
+                // SAFETY: the rank's own memory of at least so many elements, alive as long as its graphs.
+                return Ok(unsafe { self.kernels.launch(&self.stream, &norm.launch()) }?);
+            }
             Call::Reduce => Phase::Reduce,
             Call::Put => Phase::Put,
             Call::Broadcast => Phase::Broadcast,
@@ -178,8 +233,10 @@ impl Contestant for OurRank {
     }
 
     fn verify(&mut self, task: &Task) -> Result<(), Error> {
-        if !matches!(task.call, Call::Plain | Call::Fused) {
-            return Ok(());
+        match task.call {
+            Call::Plain | Call::Fused => {}
+            Call::Norm => return self.verify_epilogue(task),
+            Call::Reduce | Call::Put | Call::Broadcast => return Ok(()),
         }
         let mut bytes = vec![0; task.bytes()];
         self.buf.memory().download_at(0, &mut bytes, &self.stream)?;

@@ -9,12 +9,25 @@ use crate::comm::bootstrap::Bootstrap;
 use crate::comm::{CommError, DType};
 use crate::driver::{Device, Event, Graph, Stream};
 
-/// Calls between the two events of a sample.
-pub const CALLS: usize = 20;
-/// Samples of a measurement.
-pub const SAMPLES: usize = 50;
-/// Samples before the first that counts.
-const WARM_UPS: usize = 5;
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// Calls between the two events of a sample.
+    pub calls: usize,
+    /// Samples of a measurement.
+    pub samples: usize,
+    /// Samples before the first that counts.
+    pub warm_ups: usize,
+}
+
+impl Effort {
+    /// What results are made with.
+    pub const FULL: Self = Self { calls: 20, samples: 50, warm_ups: 5 };
+    /// What tells candidates apart.
+    pub const BRIEF: Self = Self { calls: 20, samples: 15, warm_ups: 2 };
+    /// What an emulated device does in short time.
+    pub const LEAST: Self = Self { calls: 1, samples: 1, warm_ups: 0 };
+}
 
 /// One call and its tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,10 +96,11 @@ pub fn time<C: Contestant>(
     ranks: &mut [C],
     task: &Task,
     launching: Launching,
+    effort: Effort,
     others: Option<&dyn Bootstrap>,
 ) -> Result<Percentiles, Error> {
     // No rank's calls begin while another one's graph is made: making one may wait for the device.
-    let prepared = each(ranks.iter_mut(), |rank| Prepared::new(rank, task, launching))?;
+    let prepared = each(ranks.iter_mut(), |rank| Prepared::new(rank, task, launching, effort))?;
     let by_rank = each(ranks.iter_mut().zip(prepared), |(rank, prepared)| prepared.run(rank, task))?;
     let here = slowest(&by_rank);
     let Some(others) = others else { return Ok(Percentiles::of(&here)) };
@@ -106,38 +120,45 @@ fn slowest(by_rank: &[Vec<f64>]) -> Vec<f64> {
 struct Prepared {
     graph: Option<Graph>,
     events: Vec<(Event, Event)>,
+    effort: Effort,
 }
 
 impl Prepared {
-    fn new<C: Contestant>(rank: &mut C, task: &Task, launching: Launching) -> Result<Self, Error> {
+    fn new<C: Contestant>(
+        rank: &mut C,
+        task: &Task,
+        launching: Launching,
+        effort: Effort,
+    ) -> Result<Self, Error> {
         let event = || rank.device().timing_event();
-        let events = (0..SAMPLES).map(|_| Ok((event()?, event()?))).collect::<Result<_, Error>>()?;
+        let events = (0..effort.samples).map(|_| Ok((event()?, event()?))).collect::<Result<_, Error>>()?;
         let stream = Arc::clone(rank.stream());
-        let calls = || (0..CALLS).try_for_each(|_| rank.enqueue(task));
+        let calls = || (0..effort.calls).try_for_each(|_| rank.enqueue(task));
         let graph = match launching {
             Launching::Eager => None,
             Launching::Graph => Some(stream.capture(calls)?),
         };
-        Ok(Self { graph, events })
+        Ok(Self { graph, events, effort })
     }
 
     fn run<C: Contestant>(self, rank: &mut C, task: &Task) -> Result<Vec<f64>, Error> {
-        for sample in 0..WARM_UPS + SAMPLES {
+        let Effort { calls, samples, warm_ups } = self.effort;
+        for sample in 0..warm_ups + samples {
             rank.refill(task)?;
             // Aligns the ranks: none leaves it before all have entered.
             rank.enqueue(task)?;
-            let counted = sample.checked_sub(WARM_UPS).map(|i| &self.events[i]);
+            let counted = sample.checked_sub(warm_ups).map(|i| &self.events[i]);
             counted.map_or(Ok(()), |(start, _)| start.record(rank.stream()))?;
             match &self.graph {
                 // SAFETY: buffers and kernels are the rank's, which outlives this call; only its stream uses them.
                 Some(graph) => unsafe { graph.launch(rank.stream())? },
-                None => (0..CALLS).try_for_each(|_| rank.enqueue(task))?,
+                None => (0..calls).try_for_each(|_| rank.enqueue(task))?,
             }
             counted.map_or(Ok(()), |(_, end)| end.record(rank.stream()))?;
         }
         rank.stream().synchronize()?;
         rank.check()?;
-        let us = |(start, end): &(Event, Event)| Ok(end.elapsed_us(start)? / CALLS as f64);
+        let us = |(start, end): &(Event, Event)| Ok(end.elapsed_us(start)? / calls as f64);
         self.events.iter().map(us).collect()
     }
 }

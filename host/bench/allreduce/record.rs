@@ -15,6 +15,8 @@ pub enum Call {
     Plain,
     /// The sum, the residual added and the RMSNorm, in one call.
     Fused,
+    /// The residual added and the RMSNorm, without the sum: what stays of a fused call where the sum is left out.
+    Norm,
     /// The first phase alone: reduce-scatter in the node.
     Reduce,
     /// The second phase alone: recursive doubling between nodes.
@@ -35,13 +37,15 @@ pub enum Launching {
 
 impl Call {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Plain, Self::Fused, Self::Reduce, Self::Put, Self::Broadcast];
+    pub const ALL: [Self; 6] =
+        [Self::Plain, Self::Fused, Self::Norm, Self::Reduce, Self::Put, Self::Broadcast];
 
     /// As in results.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Fused => "fused",
+            Self::Norm => "norm",
             Self::Reduce => "reduce",
             Self::Put => "put",
             Self::Broadcast => "broadcast",

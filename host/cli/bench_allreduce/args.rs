@@ -37,7 +37,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_enum, default_value_t = DTypeChoice::Bf16)]
     dtype: DTypeChoice,
     /// What to time
-    #[arg(long, value_enum, value_name = "CALLS", value_delimiter = ',', default_values_t = CallChoice::ALL)]
+    #[arg(long, value_enum, value_name = "CALLS", value_delimiter = ',', default_values_t = CallChoice::USUAL)]
     calls: Vec<CallChoice>,
     /// How to launch it
     #[arg(long, value_enum, value_name = "HOW", value_delimiter = ',', default_values_t = [LaunchChoice::Graph, LaunchChoice::Eager])]
@@ -99,12 +99,14 @@ enum CallChoice {
     Plain,
     /// The sum, the residual added and the RMSNorm in one call
     Fused,
+    /// The residual added and the RMSNorm, without the sum
+    Norm,
     /// Each phase alone
     Phases,
 }
 
 impl CallChoice {
-    const ALL: [Self; 3] = [Self::Plain, Self::Fused, Self::Phases];
+    const USUAL: [Self; 3] = [Self::Plain, Self::Fused, Self::Phases];
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +154,7 @@ impl ForcedArgs {
             FormatChoice::Cells => Format::Cells,
             FormatChoice::Words => Format::Words,
         });
-        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks };
+        let tuning = Tuning { algorithm, format, blocks, workers, row_blocks, pass_units: None };
         (tuning != Tuning::default()).then_some(tuning)
     }
 }
@@ -199,6 +201,7 @@ impl Args {
         let calls = self.calls.iter().flat_map(|call| match call {
             CallChoice::Plain => vec![Call::Plain],
             CallChoice::Fused => vec![Call::Fused],
+            CallChoice::Norm => vec![Call::Norm],
             CallChoice::Phases => vec![Call::Reduce, Call::Put, Call::Broadcast],
         });
         let launching = self.launch.iter().map(|launch| match launch {
@@ -218,19 +221,8 @@ impl Args {
 
     /// What our results are called: what was chosen or forced, and which memory.
     pub(super) fn variant(&self, options: &GroupOptions) -> String {
-        let mut parts = Vec::new();
-        if let Some(Tuning { algorithm, format, blocks, workers, row_blocks }) = options.tuning {
-            parts.extend(
-                algorithm.map(|a| if a == Algorithm::OneShot { "one-shot" } else { "two-shot" }.into()),
-            );
-            parts.extend(format.map(|f| if f == Format::Cells { "cells" } else { "words" }.into()));
-            parts.extend(blocks.map(|n| format!("{n} blocks")));
-            parts.extend(workers.map(|n| format!("{n} workers")));
-            parts.extend(row_blocks.map(|n| format!("{n} row blocks")));
-        }
-        if parts.is_empty() {
-            parts.push(AUTOMATIC.to_owned());
-        }
+        let tuned = if options.table.is_some() { "tuned" } else { AUTOMATIC };
+        let mut parts = vec![options.tuning.map_or_else(|| tuned.to_owned(), |tuning| tuning.to_string())];
         if options.memory == PeerMemory::HostStaged {
             parts.push("host-staged".into());
         }
@@ -285,7 +277,7 @@ mod tests {
     fn what_is_forced_is_in_the_variants_name() {
         let name = |more: &[&str]| {
             let args = args(more);
-            args.variant(&GroupOptions { tuning: args.forced.tuning(), ..args.sync.group() })
+            args.variant(&GroupOptions { tuning: args.forced.tuning(), ..args.sync.untuned() })
         };
         assert_eq!(name(&[]), "auto");
         assert_eq!(name(&["--peer-memory", "host-staged"]), "auto host-staged");

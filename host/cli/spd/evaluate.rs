@@ -2,38 +2,43 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 
 use super::budget::{MetricArg, RankingArg};
-use super::report::{Line, figure, table};
+use super::figure::figure;
+use super::report::{Line, table};
 use super::text::TextArgs;
-use crate::bench::decode::Workload;
+use super::timing::TimingArgs;
 use crate::bench::machine::Machine;
 use crate::bench::report::Report;
 use crate::cli::output;
 use crate::cli::results::ResultFiles;
-use crate::cli::session::{ModelArgs, Session, at_least, load_reference, progress_bar};
+use crate::cli::session::{ModelArgs, Session, load_reference, progress_bar};
 use crate::cli::world::World;
 use crate::runner::Runner;
-use crate::spd::{Meter, Plan, Quality, Sensitivity, SpdSpec, Times, ascending, at_level, qualities, times};
+use crate::spd::{Meter, Plan, Quality, Sensitivity, SpdSpec, ascending, at_level, qualities};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 With --sensitivity, levels are percentages of the blocks, dropped in ascending order of what they cost: zero-shot, \
 and once more for each --plan with the heads and weights that it has for the blocks it drops. Without, every --plan is \
 one line. rise is the perplexity against the synchronised model's on the same chunks; intervals are 95 %, by the \
-bootstrap over chunks. Times are medians over rounds, a level's next to the others' of its round; a level's time does \
-not depend on its weights, so it is measured zero-shot.
+bootstrap over chunks. Times are medians over rounds, and so is what is saved against the synchronised model in the same \
+round; it does not depend on the weights, so it is measured zero-shot. On GPUs it stands beside what the dropped sync \
+points take by themselves, as `fewsync bench allreduce` times them. With --only latency neither a plan nor a sensitivity \
+is needed: levels then drop the last blocks.
 
 Examples:
   fewsync spd evaluate --tp 3 --text some.txt --sensitivity sensitivity.json --plot levels.svg
-  fewsync spd evaluate --tp 3 --text some.txt --plan plain.json --plan distilled.json --only quality")]
+  fewsync spd evaluate --tp 3 --text some.txt --plan plain.json --plan distilled.json --only quality
+  fewsync spd evaluate --tp 2 --model random:llama3-8b --only latency --levels 0,50,70,100 --prompt 128,1024 \
+--over direct,host-staged")]
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// A plan to evaluate; may be given several times
-    #[arg(long, value_name = "PLAN.json", required_unless_present = "sensitivity")]
+    #[arg(long, value_name = "PLAN.json", required_unless_present_any = ["sensitivity", "only"])]
     plan: Vec<PathBuf>,
     /// What `fewsync spd sensitivity` wrote: the order in which levels drop blocks
     #[arg(long, value_name = "FILE.json")]
@@ -56,21 +61,14 @@ pub(in crate::cli) struct Args {
     /// Seed of the bootstrap
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Sequences decoded together when timing
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,8", value_parser = at_least::<1>)]
-    batch: Vec<usize>,
-    /// Prompt tokens of each sequence when timing
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least::<1>)]
-    prompt: usize,
-    /// Tokens decoded when timing
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least::<1>)]
-    decode: usize,
-    /// Times that every timing is repeated
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least::<1>)]
-    rounds: usize,
+    #[command(flatten)]
+    timing: TimingArgs,
     #[command(flatten)]
     files: ResultFiles,
 }
+
+/// The name of its results.
+const BENCH: &str = "spd-evaluate";
 
 #[derive(ValueEnum, Clone, Copy, PartialEq)]
 enum Only {
@@ -87,43 +85,51 @@ struct Variant {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
-    let tp = session.shape.world();
-    ensure!(tp > 1, "with one rank there is nothing to drop: give --tp");
+    let n_ranks = args.model.layout.shape()?.world();
+    ensure!(n_ranks > 1, "with one rank there is nothing to drop: give --tp");
+    ensure!(
+        args.sensitivity.is_some() || !args.plan.is_empty() || args.only == Some(Only::Latency),
+        "there is nothing to judge: give --sensitivity or --plan"
+    );
+    args.files.check::<Line>(BENCH)?;
+    let mut session = Session::open(&args.timing.first(&args.model), &SpdSpec::None, &World::Threads)?;
+    args.timing.check(session.model.config.context)?;
     let variants = variants(args, &session)?;
     ensure!(!variants.is_empty(), "no level is left to evaluate: give --levels");
     let plans: Vec<Plan> = variants.iter().map(|variant| variant.plan.clone()).collect();
-    let (mut quality, mut timed) = (None, None);
-    if args.only != Some(Only::Latency) {
-        quality = Some(measure_quality(args, &mut session, &plans)?);
-    }
-    if args.only != Some(Only::Quality) {
-        timed = Some(measure_times(args, &mut session, &plans)?);
-    }
-    let n_layers = session.model.config.n_layers;
+    let quality = match args.only {
+        Some(Only::Latency) => None,
+        _ => Some(measure_quality(args, &mut session, &plans)?),
+    };
+    let (name, n_layers) = (session.model.name.clone(), session.model.config.n_layers);
+    let mut notes = vec![format!("on {}", session.runner.device())];
+    let machine = Machine::of(&session.runner.gpus());
+    let timed = match args.only {
+        Some(Only::Quality) => None,
+        _ => Some(args.timing.measure(&args.model, session, &plans, &mut notes)?),
+    };
     let line = |(i, variant): (usize, &Variant)| {
         let line = Line {
-            model: session.model.name.clone(),
-            tp,
+            model: name.clone(),
+            tp: n_ranks,
             series: variant.series.clone(),
             dropped: variant.plan.n_dropped(),
             level_percent: 100.0 * variant.plan.n_dropped() as f64 / n_layers as f64,
             quality: quality.as_ref().map(|all| all[i]),
-            times: None,
+            timed: None,
         };
         match timed.as_ref().map(|all| &all[i]) {
-            Some(times) => times.iter().map(|&times| Line { times: Some(times), ..line.clone() }).collect(),
+            Some(all) => all.iter().map(|t| Line { timed: Some(t.clone()), ..line.clone() }).collect(),
             None => vec![line],
         }
     };
     let lines: Vec<Line> = variants.iter().enumerate().flat_map(line).collect();
-    let notes = vec![format!("on {}", session.runner.device())];
-    let report = Report::new("spd-evaluate", Machine::of(&[]), notes, lines);
+    let report = Report::new(BENCH, machine, notes, lines);
     args.files.write(&report, || figure(&report))?;
     if json {
         return output::json(&report);
     }
-    output::write(&table(&report.measurements))
+    output::write(&format!("{}{}\n", table(&report.measurements), report.notes.join("\n")))
 }
 
 /// What is to be measured, series by series.
@@ -135,13 +141,19 @@ fn variants(args: &Args, session: &Session) -> anyhow::Result<Vec<Variant>> {
         let name = path.file_stem().context("a plan's name ends in .json")?.to_string_lossy().into_owned();
         series.push((name, Plan::read(path, config, source, tp)?));
     }
-    let Some(path) = &args.sensitivity else {
+    let order = match &args.sensitivity {
+        Some(path) => {
+            let sensitivity = Sensitivity::read(path, &source.fingerprint()?, tp, n_layers)?;
+            Some(ascending(&sensitivity.rises(args.ranking.into(), args.by.into())?))
+        }
+        // Which blocks drop makes no difference to the time.
+        None => series.is_empty().then(|| (0..n_layers).rev().collect()),
+    };
+    let Some(order) = order else {
         let synchronised = ("synchronised".to_owned(), Plan::synchronised(tp, n_layers));
         let all = std::iter::once(synchronised).chain(series);
         return Ok(all.map(|(series, plan)| Variant { series, plan }).collect());
     };
-    let sensitivity = Sensitivity::read(path, &source.fingerprint()?, tp, n_layers)?;
-    let order = ascending(&sensitivity.rises(args.ranking.into(), args.by.into())?);
     let mut counts: Vec<usize> =
         args.levels.iter().map(|&percent| (usize::from(percent) * n_layers + 50) / 100).collect();
     counts.sort_unstable();
@@ -183,35 +195,4 @@ fn measure_quality(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow
     })?;
     bar.finish_and_clear();
     Ok(measured)
-}
-
-/// One list a plan; plans that drop the same blocks share a measurement.
-fn measure_times(args: &Args, session: &mut Session, plans: &[Plan]) -> anyhow::Result<Vec<Vec<Times>>> {
-    let context = session.model.config.context;
-    let needed = args.prompt.saturating_add(args.decode);
-    if needed > context {
-        bail!("--prompt and --decode add up to {needed} tokens, but the model's context is {context}");
-    }
-    let pattern = |plan: &Plan| plan.blocks().iter().map(|block| block.sync_attention).collect::<Vec<_>>();
-    let mut distinct: Vec<Vec<bool>> = plans.iter().map(pattern).collect();
-    distinct.sort();
-    distinct.dedup();
-    let zero_shot: Vec<Plan> = distinct
-        .iter()
-        .map(|syncs| {
-            let dropped: Vec<usize> = (0..syncs.len()).filter(|&layer| !syncs[layer]).collect();
-            crate::spd::dropping(session.shape.world(), syncs.len(), &dropped)
-        })
-        .collect();
-    let workload = |&batch| Workload { batch, prompt: args.prompt, decode: args.decode, runs: 1 };
-    let workloads: Vec<Workload> = args.batch.iter().map(workload).collect();
-    let runs = zero_shot.len() * workloads.len() * args.rounds;
-    let bar = progress_bar(runs as u64, "timing", "{pos}/{len} runs,");
-    let timed = times(&mut *session.runner, &zero_shot, &workloads, args.rounds, || bar.inc(1))?;
-    bar.finish_and_clear();
-    let of = |plan: &Plan| {
-        let pattern = pattern(plan);
-        distinct.iter().position(|syncs| *syncs == pattern).map(|i| timed[i].clone()).unwrap_or_default()
-    };
-    Ok(plans.iter().map(of).collect())
 }

@@ -1,15 +1,14 @@
-//! The results of `fewsync spd evaluate`: table, CSV columns, figure.
+//! The results of `fewsync spd evaluate`: table and CSV columns.
 
 use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
-use crate::bench::report::{Record, Report, cell};
-use crate::bench::stats::Percentiles;
-use crate::spd::{Estimate, Quality, Times};
+use super::timing::{BlockSync, TimedOver};
+use crate::bench::report::{Record, cell};
+use crate::spd::{Estimate, Quality, Times, Timing};
 
-/// One plan's results at one batch size.
+/// One plan's results under one workload over one link.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Line {
     pub(super) model: String,
@@ -18,9 +17,51 @@ pub(super) struct Line {
     pub(super) series: String,
     pub(super) dropped: usize,
     pub(super) level_percent: f64,
-    /// The same at every batch size.
+    /// The same under every workload.
     pub(super) quality: Option<Quality>,
-    pub(super) times: Option<Times>,
+    pub(super) timed: Option<TimedOver>,
+}
+
+/// The two times of a workload.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Phase {
+    /// Prompts to the first token.
+    Prefill,
+    /// One token of each sequence.
+    Step,
+}
+
+impl Phase {
+    pub(super) const ALL: [Self; 2] = [Self::Prefill, Self::Step];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "time to first token",
+            Self::Step => "time per token",
+        }
+    }
+
+    pub(super) fn of(self, times: &Times) -> Timing {
+        match self {
+            Self::Prefill => times.first_token,
+            Self::Step => times.step,
+        }
+    }
+}
+
+impl Line {
+    pub(super) fn timing(&self, phase: Phase) -> Option<Timing> {
+        self.timed.as_ref().map(|timed| phase.of(&timed.times))
+    }
+
+    fn sync(&self, phase: Phase) -> Option<BlockSync> {
+        self.timed.as_ref()?.sync.map(|sync| sync[phase as usize])
+    }
+
+    /// What the dropped sync points take by themselves.
+    pub(super) fn predicted_ms(&self, phase: Phase) -> Option<f64> {
+        Some(self.sync(phase)?.saved_ms(self.dropped))
+    }
 }
 
 impl Record for Line {
@@ -30,7 +71,12 @@ impl Record for Line {
         "perplexity", "perplexity_low", "perplexity_high", "rise_percent", "rise_low", "rise_high",
         "kl", "kl_low", "kl_high", "top1_agreement", "top1_low", "top1_high",
         "accuracy", "accuracy_low", "accuracy_high",
-        "batch", "first_token_ms", "first_token_p10", "first_token_p90", "step_ms", "step_p10", "step_p90",
+        "link", "batch", "prompt",
+        "first_token_ms", "first_token_p10", "first_token_p90",
+        "first_token_saved_ms", "first_token_saved_p10", "first_token_saved_p90", "first_token_predicted_ms",
+        "first_token_sum_us", "first_token_fused_us", "first_token_norm_us",
+        "step_ms", "step_p10", "step_p90", "step_saved_ms", "step_saved_p10", "step_saved_p90", "step_predicted_ms",
+        "step_sum_us", "step_fused_us", "step_norm_us",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -52,27 +98,38 @@ impl Record for Line {
         cells.extend(estimate(|q| q.kl, 1.0, 6));
         cells.extend(estimate(|q| q.top1_agreement, 1.0, 4));
         cells.extend(estimate(|q| q.accuracy, 1.0, 4));
-        cells.push(self.times.map_or_else(String::new, |times| times.batch.to_string()));
-        for of in TIMES {
-            let ms = self.times.as_ref().map(of);
-            cells.extend([ms.map(|p| p.median), ms.map(|p| p.p10), ms.map(|p| p.p90)].map(|v| cell(v, 3)));
+        let timed = |of: fn(&TimedOver) -> String| self.timed.as_ref().map_or_else(String::new, of);
+        cells.extend([
+            timed(|t| t.link.clone()),
+            timed(|t| t.times.batch.to_string()),
+            timed(|t| t.times.prompt.to_string()),
+        ]);
+        for phase in Phase::ALL {
+            let (timing, sync) = (self.timing(phase), self.sync(phase));
+            for ms in [timing.map(|t| t.ms), timing.map(|t| t.saved_ms)] {
+                cells
+                    .extend([ms.map(|p| p.median), ms.map(|p| p.p10), ms.map(|p| p.p90)].map(|v| cell(v, 4)));
+            }
+            cells.push(cell(self.predicted_ms(phase), 4));
+            let us = [sync.map(|s| s.sum_us), sync.map(|s| s.fused_us), sync.map(|s| s.norm_us)];
+            cells.extend(us.map(|us| cell(us, 2)));
         }
         cells
     }
 }
 
-/// What is timed: the first token, a decode step.
-const TIMES: [fn(&Times) -> Percentiles; 2] = [|times| times.first_token_ms, |times| times.step_ms];
-
-/// One line a plan and batch size, for people.
+/// One line a plan, workload and link, for people.
 pub(super) fn table(lines: &[Line]) -> String {
     let width = lines.iter().map(|line| line.series.len()).max().unwrap_or(0).max("series".len());
     let mut text = format!("{:width$}  drop  level", "series");
     if lines.iter().any(|line| line.quality.is_some()) {
         text += "  perplexity      rise  95 % interval          kl   top-1  accuracy";
     }
-    if lines.iter().any(|line| line.times.is_some()) {
-        text += "  batch         first token                step";
+    if lines.iter().any(|line| line.timed.is_some()) {
+        text += "  over            batch  prompt";
+        for what in ["first token", "step"] {
+            let _ = write!(text, "  {what:>14}           saved (predicted)");
+        }
     }
     text.push('\n');
     for line in lines {
@@ -91,11 +148,10 @@ pub(super) fn table(lines: &[Line]) -> String {
                 q.accuracy.value
             );
         }
-        if let Some(times) = &line.times {
-            let _ = write!(text, "  {:5}", times.batch);
-            for of in TIMES {
-                let saved = saved_percent(lines, line, of).unwrap_or(0.0);
-                let _ = write!(text, "  {:8.2} ms {:+6.1}%", of(times).median, -saved);
+        if let Some(TimedOver { link, times, .. }) = &line.timed {
+            let _ = write!(text, "  {link:14}  {:5}  {:6}", times.batch, times.prompt);
+            for phase in Phase::ALL {
+                text += &timing_text(phase.of(times), line.predicted_ms(phase));
             }
         }
         text.push('\n');
@@ -103,79 +159,8 @@ pub(super) fn table(lines: &[Line]) -> String {
     text
 }
 
-/// Time saved against the line without any drop at the same batch size, in percent.
-fn saved_percent(lines: &[Line], line: &Line, of: fn(&Times) -> Percentiles) -> Option<f64> {
-    let times = line.times.as_ref()?;
-    let same = |other: &&Line| other.dropped == 0 && other.times.is_some_and(|t| t.batch == times.batch);
-    let base = lines.iter().find(same)?.times.as_ref().map(of)?;
-    Some((1.0 - of(times).median / base.median) * 100.0)
-}
-
-/// Trade-off curves as in Figure 7 of the SPD paper: perplexity over the time saved, for the first token and for a
-/// decode step, at each batch size. Without times: over the level. Without quality: time saved over the level.
-pub(super) fn figure(report: &Report<Line>) -> Figure {
-    let lines = report.measurements.as_slice();
-    let quality = lines.iter().any(|line| line.quality.is_some());
-    let mut batches: Vec<usize> = lines.iter().filter_map(|line| Some(line.times?.batch)).collect();
-    batches.sort_unstable();
-    batches.dedup();
-    let level = |line: &Line| Some(line.level_percent);
-    let mut panels = Vec::new();
-    for batch in batches {
-        let lines: Vec<Line> =
-            lines.iter().filter(|line| line.times.is_some_and(|t| t.batch == batch)).cloned().collect();
-        for (what, of) in ["time to first token", "time per token"].into_iter().zip(TIMES) {
-            let saved = |line: &Line| saved_percent(&lines, line, of);
-            let title = format!("{what}, batch {batch}");
-            panels.push(if quality {
-                let labels = [title, "time saved, %".into(), "perplexity".into()];
-                curves(&lines, labels, saved, perplexity, Scale::Log10)
-            } else {
-                let point = |line: &Line| Some(Point { x: 0.0, y: saved(line)?, range: None });
-                let labels = [title, "blocks that drop, %".into(), "time saved, %".into()];
-                curves(&lines, labels, level, point, Scale::Linear)
-            });
-        }
-    }
-    if panels.is_empty() {
-        let labels = [String::new(), "blocks that drop, %".into(), "perplexity".into()];
-        panels.push(curves(lines, labels, level, perplexity, Scale::Log10));
-    }
-    let (model, tp) = lines.first().map_or(("", 0), |line| (line.model.as_str(), line.tp));
-    Figure {
-        title: format!("What Sync-Point Drop costs and saves: {model}, {tp} ranks"),
-        caption: report.machine.line(),
-        panels,
-    }
-}
-
-/// Perplexity with the interval of its rise, from which the text's own scatter is gone.
-fn perplexity(line: &Line) -> Option<Point> {
-    let Quality { perplexity, rise, .. } = line.quality?;
-    let own = perplexity.value / (1.0 + rise.value);
-    let range = rise.interval.map(|(low, high)| (own * (1.0 + low), own * (1.0 + high)));
-    Some(Point { x: 0.0, y: perplexity.value, range })
-}
-
-/// One series a plan. `labels` are the title's and those of both axes.
-fn curves(
-    lines: &[Line],
-    [title, x_label, y_label]: [String; 3],
-    x: impl Fn(&Line) -> Option<f64>,
-    y: impl Fn(&Line) -> Option<Point>,
-    scale: Scale,
-) -> Panel {
-    let mut series: Vec<Series> = Vec::new();
-    for line in lines {
-        let (Some(x), Some(y)) = (x(line), y(line)) else { continue };
-        let point = Point { x, ..y };
-        match series.iter_mut().find(|series| series.name == line.series) {
-            Some(series) => series.points.push(point),
-            None => {
-                let (name, color) = (line.series.clone(), series.len());
-                series.push(Series { name, color, dashed: false, points: vec![point] });
-            }
-        }
-    }
-    Panel { title, x_label, y_label, content: Content::Lines { x: Scale::Linear, y: scale, series } }
+fn timing_text(timing: Timing, predicted_ms: Option<f64>) -> String {
+    let (ms, saved) = (timing.ms.median, timing.saved_ms.median);
+    let predicted = predicted_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.3}"));
+    format!("  {ms:8.3} ms {:+6.1}%  {saved:8.3} ({predicted:>7}) ms", -timing.saved_percent())
 }

@@ -13,6 +13,7 @@ use crate::bench::machine::Machine;
 use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
 use crate::cli::generate::cancel_on_ctrl_c;
 use crate::cli::output;
+use crate::cli::results::check_file;
 use crate::cli::session::{ModelArgs, Session, progress_bar};
 use crate::cli::world::World;
 use crate::spd::{Meter, Metric, Ranking, Sensitivity, SpdSpec, state_bytes, sweep};
@@ -60,6 +61,9 @@ impl Which {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    for path in [&args.out, &args.plot].into_iter().flatten() {
+        check_file(path)?;
+    }
     let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
     let (tp, n_layers) = (session.shape.world(), session.model.config.n_layers);
     let model = session.model.source.fingerprint()?;

@@ -1,6 +1,6 @@
 //! Worlds of meshes in threads of one process.
 
-use std::{sync::Arc, thread, time::Instant};
+use std::{io::Write, net::TcpStream, sync::Arc, thread, time::Instant};
 
 use super::*;
 
@@ -174,4 +174,40 @@ fn an_absent_rank_0_and_a_taken_port_are_named() {
         absent.starts_with(&format!("rank 1 could not reach rank 0 at {address} within 200ms")),
         "{absent}"
     );
+}
+
+#[test]
+fn a_silent_process_is_given_up() {
+    let listener = Listener::bind("127.0.0.1:0").unwrap();
+    let address = format!("127.0.0.1:{}", listener.port().unwrap());
+    thread::scope(|scope| {
+        // Connected, and then as if it were stopped: it reads nothing and gives no sign of life.
+        let stopped = scope.spawn(|| rendezvous::join(&address, 1, 2, Duration::from_secs(30)).unwrap());
+        let options = MeshOptions { silence_limit: Duration::from_millis(400), ..options(60_000) };
+        let mesh = Mesh::host(listener, 2, options).unwrap();
+        let connections = stopped.join().unwrap();
+        let error = mesh.meet(&[0, 1], "a", &[], None).unwrap_err();
+        let CommError::PeerFailed { peer: 1, cause, .. } = error else { panic!("{error}") };
+        assert!(cause.starts_with("nothing was heard of it for 400ms"), "{cause}");
+        drop(connections);
+    });
+}
+
+#[test]
+fn strangers_at_the_door_do_no_harm() {
+    let listener = Listener::bind("127.0.0.1:0").unwrap();
+    let address = format!("127.0.0.1:{}", listener.port().unwrap());
+    // One says nothing, one something else, one leaves in the middle of a word.
+    let strangers = [&b""[..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"fews"];
+    let strangers = strangers.map(|words| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.write_all(words).unwrap();
+        (words.len() != 4).then_some(stream)
+    });
+    thread::scope(|scope| {
+        scope.spawn(|| Mesh::join(&address, 1, 2, options(60_000)).unwrap().all_gather("a", &[]).unwrap());
+        let mesh = Mesh::host(listener, 2, options(60_000)).unwrap();
+        assert_eq!(mesh.all_gather("a", &[]).unwrap().len(), 2);
+    });
+    drop(strangers);
 }

@@ -1,6 +1,8 @@
 //! How a call is executed: algorithm, format, passes, grid. Pure functions of size, topology and tuning, so that
 //! all ranks come to the same result by themselves.
 
+use std::fmt;
+
 use super::layout::Layout;
 use crate::comm::{Shape, schedule};
 use crate::kernels::nvrar::{Algorithm, Execution, Far, Format};
@@ -19,6 +21,25 @@ pub struct Tuning {
     pub workers: Option<u32>,
     /// Blocks that share a row to be normalised.
     pub row_blocks: Option<u32>,
+    /// Most units of 16 bytes that a pass has; longer tensors take more passes than the slots ask for.
+    pub pass_units: Option<u32>,
+}
+
+impl fmt::Display for Tuning {
+    /// What it names, in the order of its fields; `auto` if that is nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let &Self { algorithm, format, blocks, workers, row_blocks, pass_units } = self;
+        let mut parts: Vec<String> = algorithm.map(|it| it.name().to_owned()).into_iter().collect();
+        parts.extend(format.map(|it| it.name().to_owned()));
+        let counts = [
+            (blocks, "blocks"),
+            (workers, "workers"),
+            (row_blocks, "row blocks"),
+            (pass_units, "units a pass"),
+        ];
+        parts.extend(counts.into_iter().filter_map(|(n, what)| Some(format!("{} {what}", n?))));
+        f.write_str(&if parts.is_empty() { "auto".into() } else { parts.join(" ") })
+    }
 }
 
 /// What is to be done.
@@ -41,12 +62,14 @@ pub(super) struct Site {
     pub(super) max_blocks: u32,
     /// How messages get to other nodes.
     pub(super) far: Far,
+    /// Most blocks that can share a row to be normalised.
+    pub(super) max_row_blocks: u32,
 }
 
 const WARP: u32 = 32;
 /// Most workers of a block; its clerk comes to them.
 const MAX_WORKERS: u32 = 384;
-const MAX_WORKERS_NORM: u32 = 320;
+const MAX_WORKERS_NORM: u32 = 256;
 /// The same where messages are put: their couriers come to them.
 const MAX_WORKERS_PUT: u32 = 256;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
@@ -57,17 +80,13 @@ const MANY_WORKERS: u32 = 256;
 const LONG_UNITS: u32 = 128 << 10;
 /// Blocks at which blocks are made larger instead: a power of two deals the usual sizes evenly.
 const MANY_BLOCKS: u32 = 128;
-/// Units of the longest row that one block normalises; longer ones are dealt to several.
-const ROW_UNITS: u32 = 512;
-/// Blocks of such a row, and its workers and theirs.
-const ROW_BLOCKS: u32 = 8;
-const ROW_WORKERS: [u32; 2] = [256, 128];
+/// Fewest units of a row that a block takes: the more blocks share it, the faster it is sent.
+const ROW_SHARE_UNITS: u32 = 64;
 /// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
 /// call's number.
 const CELLS_UNITS: u32 = 512;
-/// The same where rows are normalised, 128 KiB; rows of one block change to words again up to 32 KiB.
-const CELLS_UNITS_NORM: u32 = 8192;
-const FEW_UNITS_NORM: u32 = 2048;
+/// The same between more than two ranks, 2 KiB: words of several ranks are awaited together.
+const CELLS_UNITS_OF_MANY: u32 = 128;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
 /// Cells lie in groups of so many units.
@@ -94,10 +113,8 @@ impl Site {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
-        let short = match row_units {
-            None => longest <= CELLS_UNITS,
-            Some(row) => longest <= CELLS_UNITS_NORM && (row > ROW_UNITS || longest > FEW_UNITS_NORM),
-        };
+        let most = if self.shape.world() > 2 { CELLS_UNITS_OF_MANY } else { CELLS_UNITS };
+        let short = row_units.is_none() && longest <= most;
         let far = if self.shape.nodes > 1 { self.far } else { Far::Stores };
         let format = match far {
             Far::Puts => Format::Words,
@@ -107,7 +124,7 @@ impl Site {
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
         let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
         let step = row_units.unwrap_or(GRANULE_UNITS);
-        let most = slot_units / step * step;
+        let most = slot_units.min(tuning.pass_units.unwrap_or(slot_units)) / step * step;
         if most == 0 {
             return None;
         }
@@ -116,12 +133,12 @@ impl Site {
         let pass_units = even.next_multiple_of(step).clamp(step, most);
         let passes = longest.div_ceil(pass_units).max(1);
         let (mut blocks, workers, row_blocks) = match row_units {
-            Some(row) => self.rows_grid(longest.min(pass_units), row, passes, tuning),
+            Some(row) => self.rows_grid(longest.min(pass_units), row, tuning),
             None => self.grid(longest.min(pass_units), far, tuning),
         };
         if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
-            blocks = blocks
-                .min(self.last_pass(task, algorithm, pass_units, passes) / row_units.unwrap_or(workers));
+            let last = self.last_pass(task, algorithm, pass_units, passes);
+            blocks = blocks.min(last / row_units.unwrap_or(workers) * row_blocks);
         }
         (blocks > 0).then_some(Execution {
             algorithm,
@@ -191,20 +208,20 @@ impl Site {
         (tuning.blocks.unwrap_or(blocks.min(many)).clamp(1, blocks.min(self.max_blocks)), workers, 1)
     }
 
-    /// Blocks, workers and blocks of a row for rows of `row` units.
-    fn rows_grid(&self, units: u32, row: u32, passes: u32, tuning: Tuning) -> (u32, u32, u32) {
+    /// Blocks, workers and blocks of a row for rows of `row` units: a unit for each worker, as long as there are
+    /// blocks.
+    fn rows_grid(&self, units: u32, row: u32, tuning: Tuning) -> (u32, u32, u32) {
         let rows = units.div_ceil(row).max(1);
-        let room = if passes == 1 { (self.max_blocks / rows).clamp(1, WARP) } else { 1 };
-        let measured = if row <= ROW_UNITS { 1 } else { ROW_BLOCKS };
+        let room = self.max_row_blocks.min(self.max_blocks);
+        let measured = row.div_ceil(ROW_SHARE_UNITS).clamp(1, (self.max_blocks / rows).max(1));
         let row_blocks = tuning.row_blocks.unwrap_or(measured).clamp(1, room);
         let share = row.div_ceil(row_blocks).next_multiple_of(WARP);
-        let measured = ROW_WORKERS[usize::from(row_blocks > 1)];
-        let workers =
-            tuning.workers.unwrap_or(measured).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
-        if row_blocks > 1 {
-            return (rows * row_blocks, workers, row_blocks);
-        }
-        (tuning.blocks.unwrap_or(rows).clamp(1, rows.min(self.max_blocks)), workers, 1)
+        let workers = tuning.workers.unwrap_or(share).min(share).clamp(WARP, MAX_WORKERS_NORM) / WARP * WARP;
+        // Each of them has a unit.
+        let row_blocks = row_blocks.min(row.div_ceil(workers));
+        let clusters = rows.min(self.max_blocks / row_blocks);
+        let wanted = tuning.blocks.map_or(clusters, |blocks| blocks / row_blocks);
+        (wanted.clamp(1, clusters) * row_blocks, workers, row_blocks)
     }
 }
 
@@ -215,7 +232,7 @@ mod tests {
     use super::*;
 
     fn site(nodes: usize, gpus_per_node: usize, max_blocks: u32) -> Site {
-        Site { shape: Shape { nodes, gpus_per_node }, max_blocks, far: Far::Stores }
+        Site { shape: Shape { nodes, gpus_per_node }, max_blocks, max_row_blocks: 8, far: Far::Stores }
     }
 
     #[test]
@@ -253,11 +270,25 @@ mod tests {
         assert_eq!(grid(16 << 10, None), (Words, 128, 384, 1, 1));
         assert_eq!(grid(64 << 10, None), (Words, 128, 384, 1, 4));
         // Rows of 4096 and 8192, one of them and many.
-        assert_eq!(grid(8, Some(512)), (Words, 1, 256, 1, 1));
-        assert_eq!(grid(128, Some(512)), (Cells, 16, 256, 1, 1));
-        assert_eq!(grid(16, Some(1024)), (Cells, 8, 128, 8, 1));
+        assert_eq!(grid(8, Some(512)), (Words, 8, 64, 8, 1));
+        assert_eq!(grid(128, Some(512)), (Words, 128, 64, 8, 1));
+        assert_eq!(grid(256, Some(512)), (Words, 128, 128, 4, 1));
+        assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
         assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
+    }
+
+    #[test]
+    fn a_registered_tensor_fits_one_pass() {
+        for (nodes, gpus) in [(1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (5, 3)] {
+            let site = site(nodes, gpus, 132);
+            for units in 1..600 {
+                let layout = Layout::new(site.shape, units as usize * 16);
+                let task = Task::Sum { units, row_units: None };
+                let execution = site.execution(task, &layout, Tuning::default()).expect("it fits");
+                assert_eq!(execution.passes, 1, "{units} units on {}", site.shape);
+            }
+        }
     }
 
     proptest! {
@@ -274,6 +305,11 @@ mod tests {
             max_blocks in 4u32..133,
             forced in prop_oneof![Just(None), Just(Some(Format::Cells)), Just(Some(Format::Words))],
             far in prop_oneof![Just(Far::Stores), Just(Far::Puts)],
+            (blocks, workers, row_blocks) in (
+                prop::option::of(0u32..200),
+                prop::option::of(0u32..2000),
+                prop::option::of(0u32..20),
+            ),
         ) {
             let site = Site { far, ..site(nodes, gpus, max_blocks) };
             let row = row.filter(|_| nodes == 1 && kind == 0);
@@ -285,7 +321,7 @@ mod tests {
                 _ => Task::Gather { units },
             };
             let algorithm = row.map(|_| Algorithm::OneShot);
-            let tuning = Tuning { format: forced, algorithm, ..Tuning::default() };
+            let tuning = Tuning { format: forced, algorithm, blocks, workers, row_blocks, pass_units: None };
             let found = site.execution(task, &layout, tuning);
             prop_assert!(found.is_some() || row.is_some());
             let Some(e) = found else { return Ok(()) };
@@ -308,8 +344,9 @@ mod tests {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
                 prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
             }
-            if e.row_blocks > 1 {
-                prop_assert!(e.passes == 1 && e.blocks / e.row_blocks * row.expect("rows") >= units);
+            if let Some(row) = row {
+                prop_assert!((1..=8).contains(&e.row_blocks), "a cluster");
+                prop_assert!((e.row_blocks - 1) * e.workers < row, "each of its blocks has units");
             }
         }
     }

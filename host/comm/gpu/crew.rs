@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::choose::{self, Site, Task};
+use super::choose::{self, Site, Task, Tuning};
 use super::failure::{Alarms, Meta};
 use super::heap::Place;
 use super::layout::Layout;
@@ -66,10 +66,9 @@ pub(super) struct Part {
     pub(super) data: DeviceBuffer<u8>,
     pub(super) stride: usize,
     rows: DeviceBuffer<u8>,
-    /// What blocks that share a row tell each other.
-    _mail: DeviceBuffer<u8>,
     layout: Layout,
-    _regions: Arc<[Arc<Region>]>,
+    /// All ranks' regions: none is freed while one rank's kernels may write into it.
+    regions: Arc<[Arc<Region>]>,
 }
 
 /// A sum to be enqueued; addresses are the first rank's.
@@ -79,6 +78,8 @@ pub(super) struct Sum {
     pub(super) dtype: DType,
     pub(super) addend: Addr<bf16>,
     pub(super) norm: Option<NormAfter>,
+    /// In place of what the group's options say.
+    pub(super) tuning: Option<Tuning>,
     /// Elements from one rank's slices to the next one's.
     pub(super) slice_stride: usize,
 }
@@ -87,6 +88,22 @@ impl Part {
     /// Ranks that it belongs to.
     pub(super) fn count(&self) -> usize {
         self.rows.len() / params::ROW_BYTES as usize
+    }
+
+    /// Words of 4 bytes that nobody has taken from the region of `rank`, of the group.
+    pub(super) fn untaken_words(&self, rank: usize, stream: &Stream) -> Result<usize, GpuError> {
+        let mut bytes = vec![0; self.layout.bytes];
+        match &*self.regions[rank] {
+            Region::Device(region) => region.download_at(0, &mut bytes, stream)?,
+            Region::Pinned(region) => bytes.copy_from_slice(region),
+            Region::Symmetric(_) => unreachable!("the ranks of a loopback are of one process"),
+        }
+        let words = self.layout.area(Format::Words);
+        let words = words.offset..words.offset + 2 * words.bytes;
+        let is_untaken = |(index, word): (usize, &[u8])| {
+            word.iter().any(|&byte| byte != if words.contains(&(4 * index)) { u8::MAX } else { 0 })
+        };
+        Ok(bytes.chunks_exact(4).enumerate().filter(|&(index, word)| is_untaken((index, word))).count())
     }
 }
 
@@ -172,15 +189,12 @@ impl Crew {
         let stream = self.device().stream()?;
         // Kernels read the first unit of a tensor whatever its length.
         let stride = bytes.next_multiple_of(DATA_ALIGN).max(DATA_ALIGN);
-        let letters = self.max_blocks as usize * params::LETTER_BYTES as usize;
-        let mail = self.device().allocate_zeroed::<u8>(self.count * letters, &stream)?;
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
         for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
             let mut put = |at: u64, value: u64| {
                 row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
             };
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
-            put(params::ROW_MAIL, mail.ptr_at(index * letters).0);
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
             put(params::ROW_STAGING, regions.staging);
             for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&regions.names) {
@@ -189,7 +203,7 @@ impl Crew {
         }
         let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
         let rows = self.device().upload(&rows, &stream)?;
-        Ok(Part { data, stride, rows, _mail: mail, layout, _regions: regions.kept })
+        Ok(Part { data, stride, rows, layout, regions: regions.kept })
     }
 
     fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
@@ -206,8 +220,9 @@ impl Crew {
     }
 
     fn site(&self) -> Site {
+        let max_row_blocks = if self.kernels.ptx().has_clusters() { params::MAX_ROW_BLOCKS } else { 1 };
         let far = if self.puts.is_some() { Far::Puts } else { Far::Stores };
-        Site { shape: self.shape, max_blocks: self.max_blocks, far }
+        Site { shape: self.shape, max_blocks: self.max_blocks, max_row_blocks, far }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
@@ -219,17 +234,11 @@ impl Crew {
         options: &GroupOptions,
         sum: Sum,
     ) -> Result<(), CommError> {
-        let units = units(sum.numel, sum.dtype)?;
-        let tuning = options.tuning.unwrap_or_default();
-        let execution =
-            |row_units| self.site().execution(Task::Sum { units, row_units }, &part.layout, tuning);
-        let rows = sum.norm.filter(|norm| norm.hidden.is_multiple_of(BF16_PER_UNIT));
-        let fused = rows.and_then(|norm| Some((norm, execution(Some(norm.hidden / BF16_PER_UNIT))?)));
-        if let Some((norm, execution)) = fused.filter(|(_, e)| e.algorithm == Algorithm::OneShot) {
-            let sum = Sum { norm: Some(norm), ..sum };
-            return self.sum(stream, part, options, &sum, execution, Collective::AllReduce);
+        let (execution, is_fused) = self.execution_of(part, options, &sum)?;
+        if is_fused {
+            let launch = self.sum_launch(part, options, &sum, execution, Collective::AllReduce, None);
+            return self.launch(stream, &launch);
         }
-        let execution = execution(None).ok_or(NO_PASS)?;
         let plain = Sum { norm: None, ..sum };
         self.sum(stream, part, options, &plain, execution, Collective::AllReduce)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
@@ -240,6 +249,28 @@ impl Crew {
             self.launch(stream, &add_norm(data, sum.numel, &norm).launch())?;
         }
         Ok(())
+    }
+
+    /// How a sum is executed, and whether residual and norm are part of its launch.
+    pub(super) fn execution_of(
+        &self,
+        part: &Part,
+        options: &GroupOptions,
+        sum: &Sum,
+    ) -> Result<(Execution, bool), CommError> {
+        let (units, bytes) = (units(sum.numel, sum.dtype)?, sum.numel * sum.dtype.size_bytes());
+        let tuning = |hidden| sum.tuning.or_else(|| options.tuning_of(sum.dtype, hidden, bytes));
+        let execution = |row_units, tuning: Option<Tuning>| {
+            let task = Task::Sum { units, row_units };
+            self.site().execution(task, &part.layout, tuning.unwrap_or_default())
+        };
+        let rows = sum.norm.map(|norm| norm.hidden).filter(|hidden| hidden.is_multiple_of(BF16_PER_UNIT));
+        let of_rows = rows.and_then(|hidden| tuning(Some(hidden as usize)));
+        let fused = rows.and_then(|hidden| execution(Some(hidden / BF16_PER_UNIT), of_rows));
+        match fused.filter(|execution| execution.algorithm == Algorithm::OneShot) {
+            Some(execution) => Ok((execution, true)),
+            None => Ok((execution(None, of_rows.or_else(|| tuning(None))).ok_or(NO_PASS)?, false)),
+        }
     }
 
     /// Enqueues one phase of a sum: a launch per pass, since not all ranks hear from each other in a phase.
@@ -254,7 +285,7 @@ impl Crew {
         let task = Task::Phase { units: units(numel, dtype)? };
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
-        let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, slice_stride: 0 };
+        let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, tuning: None, slice_stride: 0 };
         self.sum(stream, part, options, &sum, execution, Collective::Stage(phase))
     }
 
@@ -331,8 +362,11 @@ impl Crew {
         ];
         let execution = Execution { passes: only_pass.map_or(execution.passes, |_| 1), ..execution };
         if execution.passes > 1 {
-            let hidden = sum.norm.map_or(0, |norm| norm.hidden);
-            alike.extend([execution.blocks, execution.workers, hidden].map(u64::from));
+            alike.extend([execution.blocks, execution.workers].map(u64::from));
+        }
+        // The order in which a row's squares are added up.
+        if let Some(norm) = sum.norm {
+            alike.extend([norm.hidden, execution.row_blocks, execution.workers].map(u64::from));
         }
         let pass = only_pass.unwrap_or_default();
         alike.push(pass.into());

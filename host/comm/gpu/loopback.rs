@@ -41,7 +41,7 @@ pub struct LoopbackSlices {
     pub addend: Addr<bf16>,
     /// Residuals and outputs `[ranks, stride]`, one gain.
     pub norm: Option<NormAfter>,
-    /// Elements from one rank's slices to the next one's.
+    /// Elements from one rank's slices to the next one's, a multiple of 8.
     pub stride: usize,
 }
 
@@ -141,7 +141,7 @@ impl Loopback {
     ) -> Result<(), CommError> {
         self.check_tensor(buf, numel, dtype)?;
         let LoopbackSlices { addend, norm, stride: slice_stride } = slices;
-        let sum = Sum { numel, dtype, addend, norm, slice_stride };
+        let sum = Sum { numel, dtype, addend, norm, tuning: None, slice_stride };
         self.crews[gpu].all_reduce(stream, &buf.parts[gpu], self.options(), sum)
     }
 
@@ -203,6 +203,22 @@ impl Loopback {
 }
 
 impl LoopbackBuffer {
+    /// The first element of a rank's memory, for kernels and copies that write what is to be summed.
+    pub fn addr<T>(&self, rank: usize) -> Addr<T> {
+        let count = self.parts[0].count();
+        let part = &self.parts[rank / count];
+        Addr::new(part.data.ptr_at(rank % count * part.stride).0)
+    }
+
+    /// How many 4-byte words lie in a rank's slots and greetings that nobody has taken. Once all calls have ended
+    /// there are none: it is why nothing has to be cleared when the sequence number wraps.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn untaken_words(&self, rank: usize, stream: &Stream) -> Result<usize, CommError> {
+        Ok(self.parts[rank / self.parts[0].count()].untaken_words(rank, stream)?)
+    }
+
     /// Copies `bytes` to the begin of a rank's memory; returns when they are there.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ mod processes;
 #[cfg(test)]
 mod schedule_tests;
 mod solo;
+mod table;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use self::layout::Layout;
 pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
 use self::processes::Processes;
+pub use self::table::{Measured, TuningTable};
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
 use crate::kernels::Addr;
@@ -54,6 +56,7 @@ pub struct GpuComm {
     crew: Crew,
     group: Arc<Group>,
     counts: Cell<Counts>,
+    tuning: Cell<Option<Tuning>>,
 }
 
 /// Part of a buffer in device memory, whose owner keeps it alive.
@@ -179,7 +182,42 @@ impl GpuComm {
             puts: group.world.processes.as_ref().and_then(Processes::puts).cloned(),
         };
         let topology = Topology { nodes, gpus_per_node, rank };
-        Self { topology, crew, group: Arc::clone(group), counts: Cell::default() }
+        Self { topology, crew, group: Arc::clone(group), counts: Cell::default(), tuning: Cell::default() }
+    }
+
+    /// From now on uses this in place of what the group's options say; equal on all ranks.
+    pub fn set_tuning(&self, tuning: Option<Tuning>) {
+        self.tuning.set(tuning);
+    }
+
+    /// What a sum would be executed with, everything named. `hidden` is the length of a row where residual and norm
+    /// follow.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Communicator::enqueue).
+    pub fn tuning_of(
+        &self,
+        buf: &GpuBuffer,
+        (numel, dtype): (usize, DType),
+        hidden: Option<usize>,
+    ) -> Result<Tuning, CommError> {
+        self.check_tensor(buf, numel, dtype)?;
+        let at = Addr::NULL;
+        let norm = |hidden| NormAfter { residual: at, gain: at, out: at, hidden: hidden as u32, eps: 0.0 };
+        let sum = self.sum((numel, dtype), Addr::NULL, hidden.map(norm));
+        let (execution, is_fused) = self.crew.execution_of(&buf.part, self.options(), &sum)?;
+        Ok(Tuning {
+            algorithm: Some(execution.algorithm),
+            format: Some(execution.format),
+            blocks: Some(execution.blocks),
+            workers: Some(execution.workers),
+            row_blocks: is_fused.then_some(execution.row_blocks),
+            pass_units: None,
+        })
+    }
+
+    fn sum(&self, (numel, dtype): (usize, DType), addend: Addr<bf16>, norm: Option<NormAfter>) -> Sum {
+        Sum { numel, dtype, addend, norm, tuning: self.tuning.get(), slice_stride: 0 }
     }
 
     fn options(&self) -> &GroupOptions {
@@ -342,7 +380,7 @@ impl Communicator for GpuComm {
             }),
         };
         let addend = addend.map_or(Addr::NULL, |addend| addend.at);
-        let sum = Sum { numel, dtype, addend, norm, slice_stride: 0 };
+        let sum = self.sum((numel, dtype), addend, norm);
         if self.topology.world() == 1 {
             return solo::finish(&self.crew, stream, buf.addr(), &sum);
         }

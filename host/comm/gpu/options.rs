@@ -1,9 +1,11 @@
 //! How a group of GPU ranks behaves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::choose::Tuning;
-use crate::comm::sequence;
+use super::table::TuningTable;
+use crate::comm::{DType, sequence};
 
 /// Where the memory lies that peers write into.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,6 +23,18 @@ pub enum PeerMemory {
     },
 }
 
+impl PeerMemory {
+    /// As in results: `direct`, `host-staged`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::HostStaged => "host-staged",
+            Self::Nvshmem { direct: true } => "nvshmem",
+            Self::Nvshmem { direct: false } => "nvshmem, all put",
+        }
+    }
+}
+
 /// How a group behaves; equal on all ranks.
 #[derive(Debug, Clone)]
 pub struct GroupOptions {
@@ -32,8 +46,10 @@ pub struct GroupOptions {
     pub meeting_limit: Option<Duration>,
     /// Sequence number of a buffer's first call.
     pub first_sequence: u64,
-    /// What to use instead of the measured choices of algorithm, format and grid.
+    /// What to use instead of the chosen algorithm, format and grid, for all tensors.
     pub tuning: Option<Tuning>,
+    /// Choices measured on these GPUs; they go before the built-in ones, and `tuning` before them.
+    pub table: Option<Arc<TuningTable>>,
     /// Programmatic dependent launch, where the GPU has it and one collective is in flight at a time.
     pub dependent_launch: bool,
     /// Collectives that may run at the same time on a GPU: of several communicators, or of several buffers on several
@@ -43,7 +59,7 @@ pub struct GroupOptions {
 }
 
 impl Default for GroupOptions {
-    /// Direct, ten seconds in a kernel, two minutes on the host, measured choices, dependent launch, one collective at a
+    /// Direct, ten seconds in a kernel, two minutes on the host, built-in choices, dependent launch, one collective at a
     /// time.
     fn default() -> Self {
         Self {
@@ -52,8 +68,16 @@ impl Default for GroupOptions {
             meeting_limit: Some(Duration::from_secs(120)),
             first_sequence: sequence::FIRST,
             tuning: None,
+            table: None,
             dependent_launch: true,
             in_flight: 1,
         }
+    }
+}
+
+impl GroupOptions {
+    /// What overrides the built-in choice for a sum; `hidden` is the row's length where a norm follows.
+    pub(super) fn tuning_of(&self, dtype: DType, hidden: Option<usize>, bytes: usize) -> Option<Tuning> {
+        self.tuning.or_else(|| self.table.as_ref()?.lookup(dtype, hidden, bytes))
     }
 }

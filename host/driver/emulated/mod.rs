@@ -10,7 +10,7 @@
 //!   host wrote, after a while.
 //! - A kernel's fault, a race or a deadlock ends the machine: all of its devices report it, again and again, as a
 //!   CUDA context does.
-//! - Registers and occupancy stand in for a compiler's (see [`module`]); clusters are refused.
+//! - Registers and occupancy stand in for a compiler's (see [`module`]).
 
 mod capture;
 mod graphs;
@@ -102,7 +102,7 @@ impl World {
         self.wanting.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock_again();
         self.wanting.fetch_sub(1, Ordering::Relaxed);
-        state.users.entry(std::thread::current().id()).or_default();
+        state.note_user();
         state
     }
 
@@ -119,11 +119,13 @@ impl World {
     fn wait_until(&self, until: Until) {
         let thread = std::thread::current().id();
         let mut state = self.lock();
-        state.users.insert(thread, Some(until));
+        state.set_waiting(thread, Some(until));
+        // Somebody may be waiting for this thread to do more.
+        self.changed.notify_all();
         while state.failure.is_none() && !state.is_done(until) {
             state = if state.driven { self.sleep(state, PAUSE) } else { self.drive(state) };
         }
-        state.users.insert(thread, None);
+        state.set_waiting(thread, None);
         if state.failure.is_none() {
             state.note_done(until);
         }
@@ -143,7 +145,8 @@ impl World {
             Ok(Step::Stuck(report)) => {
                 let enqueued = state.enqueued;
                 let mut state = self.await_others(state, PATIENCE);
-                if state.enqueued == enqueued && state.failure.is_none() {
+                let is_stuck = state.enqueued == enqueued && !state.has_host_changes();
+                if is_stuck && state.failure.is_none() {
                     state.fail(report);
                 }
                 state
@@ -176,7 +179,8 @@ impl World {
         }
     }
 
-    /// Gives other threads time to enqueue something, unless all of them wait themselves.
+    /// Gives other threads time to enqueue something or to write pinned memory, which tells nobody, unless all of them
+    /// wait themselves.
     fn await_others<'a>(&self, mut state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
         let (enqueued, end) = (state.enqueued, Instant::now() + limit);
         loop {
@@ -185,10 +189,11 @@ impl World {
                 || left.is_zero()
                 || state.enqueued != enqueued
                 || state.failure.is_some()
+                || state.has_host_changes()
             {
                 return state;
             }
-            state = self.sleep(state, left);
+            state = self.sleep(state, left.min(PAUSE));
         }
     }
 }

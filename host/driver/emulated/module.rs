@@ -1,7 +1,7 @@
 //! PTX modules and kernels: what the text says of them, and what a compiler would.
 
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ptx_emulator::{Kernel, LoadError, Module};
 
@@ -41,7 +41,8 @@ impl LoadedKernel {
     fn new(id: ptx_emulator::KernelId, kernel: &Kernel, device: &Properties) -> Self {
         let required_threads = kernel.required_threads();
         let bounds = required_threads.or(kernel.max_threads());
-        let max_threads = bounds.map_or(device.max_threads_per_block, |bounds| bounds.iter().product());
+        let product = |bounds: [u32; 3]| bounds.into_iter().fold(1, u32::saturating_mul);
+        let max_threads = bounds.map_or(device.max_threads_per_block, product);
         Self {
             id,
             name: kernel.name().to_owned(),
@@ -59,10 +60,14 @@ impl LoadedKernel {
     }
 
     /// Why it cannot be launched like this, beyond what every device checks.
-    fn refusal(&self, config: &LaunchConfig, parameters: &[u8]) -> Option<String> {
+    fn refusal(&self, config: &LaunchConfig, parameters: &[u8], device: &Properties) -> Option<String> {
         let block = [config.block.x, config.block.y, config.block.z];
+        let resident = u64::from(device.multiprocessors) * u64::from(RESIDENT_BLOCKS);
         match self.required_threads {
-            _ if config.cluster.is_some() => Some("the emulator has no clusters".to_owned()),
+            _ if config.cluster.is_some_and(|cluster| cluster.count() > resident) => Some(format!(
+                "a cluster of {} blocks does not fit {resident} resident blocks",
+                config.cluster?
+            )),
             _ if parameters.len() < self.param_bytes() => {
                 let (found, declared) = (parameters.len(), self.param_bytes);
                 Some(format!("{found} bytes of parameters were given, the kernel has {declared}"))
@@ -86,9 +91,12 @@ impl LoadedKernel {
 
     /// Blocks on one multiprocessor, by threads, registers and shared memory.
     fn resident_blocks(&self, block_threads: u32, dynamic_shared_bytes: u32, device: &Properties) -> u32 {
-        let threads = block_threads.max(1).next_multiple_of(32);
-        let shared = self.static_shared_bytes + dynamic_shared_bytes + RESERVED_SHARED_BYTES;
-        let by_registers = device.registers_per_multiprocessor / (threads * self.registers);
+        let threads = block_threads.max(1).div_ceil(32).saturating_mul(32);
+        let shared = self
+            .static_shared_bytes
+            .saturating_add(dynamic_shared_bytes)
+            .saturating_add(RESERVED_SHARED_BYTES);
+        let by_registers = device.registers_per_multiprocessor / threads.saturating_mul(self.registers);
         let by_threads = device.max_threads_per_multiprocessor / threads;
         let by_shared = device.shared_bytes_per_multiprocessor / shared;
         by_registers.min(by_threads).min(by_shared).min(RESIDENT_BLOCKS)
@@ -98,16 +106,31 @@ impl LoadedKernel {
 /// PTX names virtual registers without end, and nothing here allocates real ones. In their place: what a compiler
 /// could use at most while `min_blocks` blocks of `max_threads` still fit a multiprocessor.
 fn registers(max_threads: u32, min_blocks: u32, device: &Properties) -> u32 {
-    let threads = max_threads.max(1).next_multiple_of(32) * min_blocks.max(1);
+    let threads = max_threads.max(1).div_ceil(32).saturating_mul(32).saturating_mul(min_blocks.max(1));
     let most = device.registers_per_multiprocessor / threads;
     (most / REGISTER_UNIT * REGISTER_UNIT).clamp(REGISTER_UNIT, MAX_REGISTERS)
 }
 
+/// The module of a text. Machines share it: reading a file takes longer than many kernels run.
+fn parse(text: &str) -> std::result::Result<Arc<Module>, LoadError> {
+    /// By text, as long as a machine has them loaded.
+    static PARSED: Mutex<Vec<(Box<str>, Weak<Module>)>> = Mutex::new(Vec::new());
+    let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    parsed.retain(|(_, module)| module.strong_count() > 0);
+    let found = parsed.iter().find(|(other, _)| **other == *text);
+    if let Some(module) = found.and_then(|(_, module)| module.upgrade()) {
+        return Ok(module);
+    }
+    let module = Arc::new(Module::new("module.ptx", text)?);
+    parsed.push((text.into(), Arc::downgrade(&module)));
+    Ok(module)
+}
+
 impl GpuModules for EmulatedGpu {
     fn load_module(&self, ptx: &CStr) -> Result<ModuleId> {
-        let module = Module::new("module.ptx", &ptx.to_string_lossy()).map_err(|e| self.rejected(&e))?;
+        let module = parse(&ptx.to_string_lossy()).map_err(|e| self.rejected(&e))?;
         self.with(|state| {
-            let loaded = state.load(self.properties.ordinal, Arc::new(module));
+            let loaded = state.load(self.properties.ordinal, module);
             loaded
                 .map(ModuleId)
                 .map_err(|reason| self.call_error("load_module", 2, "CUDA_ERROR_OUT_OF_MEMORY", reason))
@@ -167,7 +190,7 @@ impl GpuModules for EmulatedGpu {
     ) -> Result<()> {
         self.with(|state| {
             let kernel = state.kernel(kernel.0);
-            if let Some(reason) = kernel.refusal(config, parameters) {
+            if let Some(reason) = kernel.refusal(config, parameters, &self.properties) {
                 return Err(self.invalid_launch(&kernel.name, reason));
             }
             let launch = KernelLaunch { kernel, config: *config, parameters: parameters.into() };

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ptx_emulator::MAX_DEVICES;
+
 /// The variable that [`EmulatorOptions::from_env`] reads.
 pub const EMULATE_VARIABLE: &str = "FEWSYNC_EMULATE";
 
@@ -45,7 +47,7 @@ impl Schedule {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmulatorOptions {
-    /// `devices=N`: devices of the machine, all peers of each other.
+    /// `devices=N`: devices of the machine, all peers of each other; at most [`MAX_DEVICES`].
     pub devices: u32,
     /// `seed=N`: of the schedule and of weak memory; it reproduces a failure.
     pub seed: u64,
@@ -79,7 +81,7 @@ impl Default for EmulatorOptions {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "'{item}' is no option of the emulator: give seed=N, schedule=round-robin|random|adversarial, race, weak, \
-     devices=N, sms=N or memory=GIB, separated by commas"
+     devices=N (64 at most), sms=N or memory=GIB, separated by commas"
 )]
 pub struct InvalidEmulatorOption {
     item: String,
@@ -98,7 +100,9 @@ impl EmulatorOptions {
     fn set(&mut self, key: &str, value: Option<&str>) -> Option<()> {
         let at_least_one = |value: &str| value.parse().ok().filter(|&number: &u32| number > 0);
         match (key, value) {
-            ("devices", Some(value)) => self.devices = at_least_one(value)?,
+            ("devices", Some(value)) => {
+                self.devices = at_least_one(value).filter(|&number| number <= MAX_DEVICES)?;
+            }
             ("seed", Some(value)) => self.seed = value.parse().ok()?,
             ("schedule", Some(value)) => {
                 self.schedule = Schedule::ALL.into_iter().find(|schedule| schedule.name() == value)?;
@@ -160,7 +164,9 @@ mod tests {
 
     #[test]
     fn what_says_nothing_is_named() {
-        for item in ["seeds=1", "seed", "seed=x", "race=1", "devices=0", "schedule=fair", "sms=-1"] {
+        for item in
+            ["seeds=1", "seed", "seed=x", "race=1", "devices=0", "devices=65", "schedule=fair", "sms=-1"]
+        {
             let error = format!("weak, {item}").parse::<EmulatorOptions>().unwrap_err();
             assert!(error.to_string().starts_with(&format!("'{item}' is no option")), "{error}");
         }

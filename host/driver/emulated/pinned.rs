@@ -28,8 +28,9 @@ pub(super) struct Pinned {
 // SAFETY: it owns its memory; the pointer in it is not tied to a thread.
 unsafe impl Send for Pinned {}
 
-/// Words that the host has changed: their offset in bytes and what they are now.
-pub(super) type Changes = Vec<(usize, u64)>;
+/// Halves of words that the host has changed: their offset in bytes and what they are now. A neighbour in the same
+/// word is not the host's to write: a kernel may be working on it.
+pub(super) type Changes = Vec<(usize, u32)>;
 
 impl Pinned {
     /// `bytes` > 0 of zeros on the host, rounded up to words; the machine's allocation at `device` is zeroed, too.
@@ -62,14 +63,22 @@ impl Pinned {
         unsafe { self.host.add(index).read_volatile() }
     }
 
+    /// Whether the host has written something since both sides last met.
+    pub(super) fn has_host_changes(&self) -> bool {
+        (0..self.met.len()).any(|index| self.word(index) != self.met[index])
+    }
+
     /// What the host has written since both sides last met.
     pub(super) fn host_changes(&mut self) -> Changes {
         let mut changes = Changes::new();
         for index in 0..self.met.len() {
             let now = self.word(index);
-            if now != self.met[index] {
-                self.met[index] = now;
-                changes.push((index * WORD, now));
+            let old = std::mem::replace(&mut self.met[index], now);
+            for half in 0..2 {
+                let [old, now] = [old, now].map(|word| (word >> (32 * half)) as u32);
+                if old != now {
+                    changes.push((index * WORD + 4 * half, now));
+                }
             }
         }
         changes
@@ -115,7 +124,9 @@ mod tests {
         let host = pinned.host().as_ptr();
         // SAFETY: in bounds of 20 bytes.
         unsafe { host.add(9).write(7) };
+        assert!(pinned.has_host_changes());
         assert_eq!(pinned.host_changes(), [(8, 0x0700)]);
+        assert!(!pinned.has_host_changes());
         assert_eq!(pinned.host_changes(), []);
         let mut device = [0; 20];
         device[9] = 7;
@@ -128,6 +139,9 @@ mod tests {
         let seen = unsafe { std::slice::from_raw_parts(host, 20) };
         assert_eq!((&seen[8..11], seen[19]), (&[5, 7, 3][..], 9));
         assert_eq!(pinned.host_changes(), [(8, 0x03_07_05)]);
+        // SAFETY: as above.
+        unsafe { host.add(12).write(1) };
+        assert_eq!(pinned.host_changes(), [(12, 1)], "the other half is left alone");
         assert!(pinned.contains(host, 20) && !pinned.contains(host, 21));
     }
 }

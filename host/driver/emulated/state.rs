@@ -3,7 +3,7 @@
 mod memory;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 
 use ptx_emulator::memory::{DeviceId, MemoryOptions};
@@ -45,8 +45,21 @@ pub(super) struct State {
     pub(super) enqueued: u64,
     /// Whether a thread runs the machine at the moment.
     pub(super) driven: bool,
-    /// Threads of the host that have used the machine, and what those that wait for it wait for.
-    pub(super) users: HashMap<ThreadId, Option<Until>>,
+    /// Threads of the host that have used the machine.
+    users: HashMap<ThreadId, User>,
+}
+
+thread_local! {
+    /// Gone when the thread is.
+    static ALIVE: Arc<()> = Arc::new(());
+}
+
+/// A thread of the host.
+#[derive(Debug)]
+struct User {
+    alive: Weak<()>,
+    /// For what, if it does.
+    waits: Option<Until>,
 }
 
 /// What a thread of the host waits for.
@@ -181,8 +194,14 @@ impl State {
     }
 
     fn bury_streams(&mut self) {
-        let machine = &self.machine;
-        self.streams.retain(|_, s| !(s.is_dying && s.queue.is_empty() && machine.is_idle(s.machine)));
+        let machine = &mut self.machine;
+        self.streams.retain(|_, s| {
+            let is_over = s.is_dying && s.queue.is_empty() && machine.is_idle(s.machine);
+            if is_over {
+                machine.retire_stream(s.machine);
+            }
+            !is_over
+        });
     }
 
     fn stream(&mut self, stream: u64) -> &mut Stream {
@@ -216,10 +235,7 @@ impl State {
                     machine.synchronise(stream.machine);
                 }
             }
-            Until::Device(device) => {
-                let streams = self.streams.values().filter(|stream| stream.device == device);
-                streams.for_each(|stream| machine.synchronise(stream.machine));
-            }
+            Until::Device(device) => machine.synchronise_device(DeviceId(device)),
             Until::Point(point) => machine.synchronise_event(point),
         }
     }
@@ -286,9 +302,26 @@ impl State {
         })
     }
 
-    /// Whether a thread of the host may enqueue something: one that does not wait, or need not any more.
+    /// The present thread uses the machine.
+    pub(super) fn note_user(&mut self) {
+        let id = std::thread::current().id();
+        if !self.users.contains_key(&id) {
+            self.users.retain(|_, user| user.alive.strong_count() > 0);
+            self.users.insert(id, User { alive: ALIVE.with(Arc::downgrade), waits: None });
+        }
+    }
+
+    /// What a thread that uses the machine waits for from now on.
+    pub(super) fn set_waiting(&mut self, thread: ThreadId, until: Option<Until>) {
+        if let Some(user) = self.users.get_mut(&thread) {
+            user.waits = until;
+        }
+    }
+
+    /// Whether a thread of the host may enqueue something: one that lives, and does not wait or need not any more.
     pub(super) fn others_are_busy(&self) -> bool {
-        self.users.values().any(|waits| waits.is_none_or(|until| self.is_done(until)))
+        let is_busy = |user: &User| user.waits.is_none_or(|until| self.is_done(until));
+        self.users.values().any(|user| user.alive.strong_count() > 0 && is_busy(user))
     }
 
     /// Whether time is all that passes.
@@ -329,6 +362,7 @@ impl State {
                     kernel: kernel.id,
                     grid: [config.grid.x, config.grid.y, config.grid.z],
                     block: [config.block.x, config.block.y, config.block.z],
+                    cluster: config.cluster.map_or([1; 3], |cluster| [cluster.x, cluster.y, cluster.z]),
                     dynamic_shared_bytes: config.dynamic_shared_bytes,
                     params: parameters[..kernel.param_bytes()].to_vec(),
                     programmatic: config.programmatic,

@@ -1,6 +1,7 @@
 //! The folder of a run: what it was asked for, how far it is, and what each block came to. Every file is written
 //! whole or not at all, and the record last, so that it never speaks of what is not there.
 
+use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::weights::Changed;
 use super::{DistillError, Job, Options, block_file};
 use crate::model::Storage;
+use crate::spd::replacement::MadeFor;
 use crate::spd::{BlockPlan, file};
 
 /// What one block came to. Errors are mean squared errors on held-out chunks relative to the mean square of the
@@ -118,7 +120,11 @@ impl Run {
             let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes);
             views.push((&tensor.name, view.expect("bytes were made for this shape")));
         }
-        let bytes = safetensors::serialize(views, None).expect("a list of sound views serialises");
+        let Asked { model, tp, plan, .. } = &self.record.asked;
+        let made_for = MadeFor { model: model.clone(), tp: *tp, heads: plan[layer].heads.clone() };
+        let made_for = serde_json::to_string(&made_for).expect("names and numbers serialise");
+        let header = HashMap::from([(MadeFor::KEY.to_owned(), made_for)]);
+        let bytes = safetensors::serialize(views, Some(header)).expect("a list of sound views serialises");
         self.write(&path, &bytes)
     }
 

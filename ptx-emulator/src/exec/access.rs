@@ -1,6 +1,6 @@
 //! `ld`, `st` and fences (PTX ISA, "Data Movement and Conversion Instructions", "Parallel Synchronization").
 
-use super::address::{Region, generic, region_of};
+use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
 use super::rows::{LANES, Row, each};
 use crate::memory::{Order, Scope, Width};
@@ -110,8 +110,12 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         if load { line.any_destination_in(part) } else { line.any_source_in(part, ty) }
     };
     let elements = (0..parts.len()).map(|index| typed(line, index)).collect::<Decoded<Vec<_>>>()?;
-    let narrow = |typed: &Typed| width == Width::B8 && typed.class != super::rows::Class::Double;
-    if elements.iter().any(|typed| typed.slot != super::rows::Slot::NONE && narrow(typed)) {
+    let fits = |typed: &Typed| match typed.class {
+        super::rows::Class::Double => true,
+        super::rows::Class::Word => width != Width::B8,
+        super::rows::Class::Pred => false,
+    };
+    if elements.iter().any(|typed| typed.slot != super::rows::Slot::NONE && !fits(typed)) {
         return line.refuse();
     }
     let elements = elements.into();
@@ -196,8 +200,15 @@ fn route(context: &mut Context<'_>, space: Space, address: &Address, bytes: u64)
     if space != Space::Generic && space != Space::Global {
         row = each(&row, |at| generic(space, at));
     }
+    if matches!(space, Space::Global | Space::Const) {
+        let misplaced = each(&row, |at| is_misplaced(space, at));
+        if let Some(lane) = context.active().find(|&lane| misplaced[lane]) {
+            *context.culprit = Some(lane);
+            return Err(Cause::WrongSpace { address: row[lane] });
+        }
+    }
     let private = match space {
-        Space::Global | Space::Shared | Space::Const => false,
+        Space::Global | Space::Shared | Space::SharedCluster | Space::Const => false,
         Space::Local | Space::Param => true,
         Space::Generic => {
             let outside = each(&row, |at| region_of(at).0 != Region::Memory);
@@ -251,7 +262,6 @@ pub(crate) fn store(context: &mut Context<'_>, op: &Store) -> Done {
     let step = op.width.bytes();
     let access = context.warp_access(context.rows.mask, op.order, op.scope);
     let route = route(context, op.space, &op.address, step * op.elements.len() as u64)?;
-    *context.progress += 1;
     for (index, element) in op.elements.iter().enumerate() {
         let skip = index as u64 * step;
         let values = context.rows.wide(element.slot, element.class);

@@ -1,7 +1,8 @@
 //! State spaces in generic addresses: `cvta`, `isspacep`, and the windows.
 
 use super::context::Context;
-use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
+use super::rows::Class;
+use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW, cluster_offset};
 use crate::program::{Decoded, Line, Op, Typed};
 use crate::text::{ScalarType as T, Space};
 
@@ -35,17 +36,24 @@ pub(crate) fn region_of(address: u64) -> (Region, u64) {
 #[inline]
 pub(crate) fn generic(space: Space, address: u64) -> u64 {
     match space {
-        // An offset beyond the window must not alias another one.
-        Space::Shared => SHARED_WINDOW + address.min(WINDOW_BYTES - 1),
+        // An offset beyond the window must not alias another one, nor one of a cluster's the own block.
+        Space::Shared if cluster_offset(address).0.is_some() => SHARED_WINDOW + WINDOW_BYTES - 1,
+        Space::Shared | Space::SharedCluster => SHARED_WINDOW + address.min(WINDOW_BYTES - 1),
         Space::Local => LOCAL_WINDOW + address.min(WINDOW_BYTES / 2 - 1),
         Space::Param => PARAM_WINDOW + address.min(WINDOW_BYTES / 2 - 1),
         Space::Global | Space::Const | Space::Generic => address,
     }
 }
 
+/// Whether an instruction of a space is given an address of shared memory, though it names another.
+#[inline]
+pub(crate) fn is_misplaced(space: Space, address: u64) -> bool {
+    matches!(space, Space::Global | Space::Const) && address.wrapping_sub(SHARED_WINDOW) < WINDOW_BYTES
+}
+
 fn specific(space: Space, address: u64) -> u64 {
     match space {
-        Space::Shared => address.wrapping_sub(SHARED_WINDOW),
+        Space::Shared | Space::SharedCluster => address.wrapping_sub(SHARED_WINDOW),
         Space::Local => address.wrapping_sub(LOCAL_WINDOW),
         Space::Param => address.wrapping_sub(PARAM_WINDOW),
         Space::Global | Space::Const | Space::Generic => address,
@@ -82,7 +90,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     line.exactly(2)?;
     if kind == Kind::Test {
-        let d = line.any_destination(0)?;
+        let d = Typed { slot: line.destination(0, T::Pred)?, class: Class::Pred };
         let a = line.any_source(1, T::U64)?;
         return Ok(Op::ConvertAddress(ConvertAddress { d, a, space, kind }));
     }

@@ -1,15 +1,17 @@
 //! Asynchronous copies: `cp.async` and its groups, `cp.async.bulk` with mbarriers and bulk groups.
 //!
 //! Sources are read when a copy is issued; destinations are written as late as PTX allows: when its group is
-//! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses. So whoever reads
-//! a destination too early sees what was there before. Tensor maps and clusters are refused.
+//! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses; a bulk copy that is only
+//! waited for with `.read`, at the end of its block. So whoever reads a destination too early sees what was there
+//! before. Tensor maps and clusters are refused.
 
-use std::collections::{BTreeMap, VecDeque};
-
-use super::address::{Region, generic, region_of};
+use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
-use super::mbarrier::{self, PhaseClocks};
-use crate::memory::{Access, Clock, Memory, Moment, Order, Scope, Site, Thread, Width};
+use super::mbarrier;
+pub(crate) use super::pending::{AsyncState, Late};
+use super::pending::{Groups, Pending};
+use super::rows::Class;
+use crate::memory::{Access, Memory, Thread, Width};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
 use crate::text::{ScalarType as T, Space};
 
@@ -31,6 +33,10 @@ pub(crate) enum Async {
     Wait {
         bulk: bool,
         left: Option<u32>,
+    },
+    /// `.read`: until the sources of all but so many bulk groups have been read.
+    WaitForReads {
+        left: u32,
     },
     /// `cp.async.mbarrier.arrive`
     Arrive {
@@ -76,19 +82,16 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     let policy = line.flag("L2::cache_hint");
     line.prefixed("L2::");
-    let bytes = line.literal(2)? as u32;
-    if !matches!(bytes, 4 | 8 | 16) || (global_only && bytes != 16) {
-        return line.refuse();
-    }
+    let bytes = match line.literal(2)? {
+        bytes @ (4 | 8 | 16) if bytes == 16 || !global_only => bytes as u32,
+        _ => return line.refuse(),
+    };
     line.between(3, 4 + usize::from(policy))?;
     if policy {
         line.source(line.count() - 1, T::B64)?;
     }
     let sized = line.count() - usize::from(policy) == 4;
-    let read = if sized { Some(line.any_source(3, T::U32)?) } else { None };
-    if read.is_some_and(|typed| typed.class == super::rows::Class::Pred) {
-        return line.refuse();
-    }
+    let read = if sized { Some(Typed { slot: line.source(3, T::U32)?, class: Class::Word }) } else { None };
     Ok(boxed(Async::Copy { to: line.address(0)?, from: line.address(1)?, bytes, read }))
 }
 
@@ -107,9 +110,14 @@ fn groups(line: &mut Line<'_, '_>, bulk: bool) -> Decoded<Option<Async>> {
         return Ok(Some(Async::Wait { bulk, left: None }));
     }
     if line.flag("wait_group") {
-        line.flag("read");
+        let reads = bulk && line.flag("read");
         line.exactly(1)?;
-        return Ok(Some(Async::Wait { bulk, left: Some(line.literal(0)? as u32) }));
+        let Ok(left) = u32::try_from(line.literal(0)?) else { return line.refuse() };
+        return Ok(Some(if reads {
+            Async::WaitForReads { left }
+        } else {
+            Async::Wait { bulk, left: Some(left) }
+        }));
     }
     Ok(None)
 }
@@ -150,75 +158,8 @@ fn bulk(line: &mut Line<'_, '_>) -> Decoded<Op> {
         line.source(line.count() - 1, T::B64)?;
     }
     let (to, from) = (line.address(0)?, line.address(1)?);
-    Ok(boxed(Async::Bulk { to, to_space, from, from_space, bytes: line.any_source(2, T::U32)?, barrier }))
-}
-
-/// A copy whose destination is not yet written.
-#[derive(Debug)]
-struct Pending {
-    agent: Thread,
-    site: Site,
-    to: u64,
-    bytes: Vec<u8>,
-    /// The mbarrier that counts its bytes.
-    barrier: Option<u64>,
-}
-
-impl Pending {
-    fn write(&self, memory: &mut Memory) -> Done {
-        if self.bytes.len() > 16 {
-            return Ok(memory.write(self.agent, self.to, &self.bytes)?);
-        }
-        let access = Access::weak(self.agent, self.site);
-        let mut at = 0;
-        while at < self.bytes.len() {
-            let step = if self.bytes.len() - at >= 8 { Width::B8 } else { Width::B4 };
-            let mut value = [0; 8];
-            let size = step.bytes() as usize;
-            value[..size].copy_from_slice(&self.bytes[at..at + size]);
-            memory.store(&access, self.to + at as u64, step, u64::from_le_bytes(value))?;
-            at += size;
-        }
-        Ok(())
-    }
-}
-
-/// Copies of one thread: the open group, then closed ones, oldest first.
-#[derive(Debug, Default)]
-struct Groups {
-    open: Vec<Pending>,
-    /// The agent of the copies that the thread has started since a moment.
-    agent: Option<(Thread, Moment)>,
-    closed: VecDeque<Vec<Pending>>,
-}
-
-/// Copies of a block that have not arrived.
-#[derive(Debug, Default)]
-pub(crate) struct AsyncState {
-    /// By thread, and whether they are bulk copies.
-    groups: BTreeMap<(u32, bool), Groups>,
-    signalling: VecDeque<Pending>,
-    pub(crate) phases: PhaseClocks,
-}
-
-impl AsyncState {
-    /// Whether a copy that signals an mbarrier is under way.
-    pub(crate) fn is_pending(&self) -> bool {
-        !self.signalling.is_empty()
-    }
-
-    /// Lets a copy that signals arrive: the `pick`-th of those under way.
-    pub(crate) fn arrive(&mut self, memory: &mut Memory, pick: usize) -> Done {
-        let index = pick % self.signalling.len().max(1);
-        let Some(copy) = self.signalling.remove(index) else { return Ok(()) };
-        copy.write(memory)?;
-        if let Some(barrier) = copy.barrier {
-            let access =
-                Access { thread: copy.agent, site: copy.site, order: Order::Relaxed, scope: Scope::Cta };
-            mbarrier::complete_bytes(memory, &mut self.phases, &access, barrier, copy.bytes.len() as u64)?;
-        }
-        Ok(())
-    }
+    let bytes = Typed { slot: line.source(2, T::U32)?, class: Class::Word };
+    Ok(boxed(Async::Bulk { to, to_space, from, from_space, bytes, barrier }))
 }
 
 pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
@@ -236,7 +177,16 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
         Async::Wait { bulk, left } => {
             for lane in context.active() {
                 *context.culprit = Some(lane);
-                wait(context, lane, *bulk, *left)?;
+                let thread = context.thread(lane);
+                let waited = context.asynchronous.wait(context.memory, thread, *bulk, *left);
+                waited.map_err(|late| late.cause)?;
+            }
+            Ok(())
+        }
+        Async::WaitForReads { left } => {
+            for lane in context.active() {
+                let thread = context.thread(lane);
+                context.asynchronous.wait_for_reads(context.memory, thread, *left);
             }
             Ok(())
         }
@@ -244,9 +194,14 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
             let addresses = context.addresses(address).map(|at| generic(*space, at));
             for lane in context.active() {
                 *context.culprit = Some(lane);
-                wait(context, lane, false, None)?;
-                mbarrier::arrive(context, lane, addresses[lane], *increments)?;
+                if *increments {
+                    mbarrier::expect_arrival(context, lane, addresses[lane])?;
+                }
+                let thread = context.thread(lane);
+                let agent = context.memory.begin_async(thread);
+                context.asynchronous.signal_copies(addresses[lane], thread.index, agent, context.site);
             }
+            *context.progress += 1;
             Ok(())
         }
         Async::Bulk { .. } => start_bulk(context, op),
@@ -255,7 +210,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
 
 fn groups_of<'c>(context: &'c mut Context<'_>, lane: usize, bulk: bool) -> &'c mut Groups {
     let thread = context.first.index + lane as u32;
-    context.asynchronous.groups.entry((thread, bulk)).or_default()
+    context.asynchronous.groups_of(thread, bulk)
 }
 
 fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, read: Option<Typed>) -> Done {
@@ -270,6 +225,9 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
         if let Some(address) = misaligned {
             return Err(Cause::Misaligned { address, bytes });
         }
+        if is_misplaced(Space::Global, from) {
+            return Err(Cause::WrongSpace { address: from });
+        }
         if read > u64::from(bytes) {
             return Err(Cause::AsyncCopy { bytes: read, from, to, why: "it reads more than it writes" });
         }
@@ -280,8 +238,9 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
             let access = Access::weak(agent, context.site);
             read_lane(context.memory, &access, from, &mut data[..read as usize])?;
         }
-        let site = context.site;
-        groups_of(context, lane, false).open.push(Pending { agent, site, to, bytes: data, barrier: None });
+        let (site, number) = (context.site, context.asynchronous.next_number());
+        let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data };
+        groups_of(context, lane, false).open.copies.push(copy);
     }
     Ok(())
 }
@@ -319,39 +278,6 @@ fn read_lane(memory: &mut Memory, access: &Access, from: u64, out: &mut [u8]) ->
     Ok(())
 }
 
-fn wait(context: &mut Context<'_>, lane: usize, bulk: bool, left: Option<u32>) -> Done {
-    let thread = context.thread(lane);
-    let Some(groups) = context.asynchronous.groups.get_mut(&(thread.index, bulk)) else { return Ok(()) };
-    let keep = left.unwrap_or(0) as usize;
-    let mut arriving: Vec<Pending> = Vec::new();
-    while groups.closed.len() > keep {
-        arriving.extend(groups.closed.pop_front().into_iter().flatten());
-    }
-    if left.is_none() {
-        arriving.append(&mut groups.open);
-        groups.agent = None;
-    }
-    let mut last = None;
-    for copy in arriving {
-        copy.write(context.memory)?;
-        if last.is_some_and(|agent| agent != copy.agent) {
-            join(context.memory, thread, last);
-        }
-        last = Some(copy.agent);
-    }
-    join(context.memory, thread, last);
-    Ok(())
-}
-
-/// What `agent` did happens before what `thread` does now.
-fn join(memory: &mut Memory, thread: Thread, agent: Option<Thread>) {
-    if let Some(agent) = agent {
-        let mut clock = Clock::default();
-        memory.end_async(agent, &mut clock);
-        memory.acquire(thread, &clock);
-    }
-}
-
 fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
     let Async::Bulk { to, to_space, from, from_space, bytes, barrier } = op else { return Ok(()) };
     let to = context.addresses(to).map(|at| generic(*to_space, at));
@@ -369,17 +295,26 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
                 why: "addresses and size must be multiples of 16",
             });
         }
+        if let Some((_, address)) =
+            [(*to_space, to), (*from_space, from)].into_iter().find(|&(space, at)| is_misplaced(space, at))
+        {
+            return Err(Cause::WrongSpace { address });
+        }
         if region_of(to).0 != Region::Memory || region_of(from).0 != Region::Memory {
             return Err(Cause::AsyncCopy { bytes, from, to, why: "neither side may be private memory" });
         }
-        let agent = context.memory.begin_async(context.thread(lane));
+        let thread = context.thread(lane);
+        let agent = context.memory.begin_async(thread);
+        // Of a group, reads can be waited for without the writes.
+        let reader = barriers.is_none().then(|| context.memory.begin_async(thread));
         let mut data = vec![0; bytes as usize];
-        context.memory.read(agent, from, &mut data)?;
-        let barrier = barriers.map(|row| row[lane]);
-        let copy = Pending { agent, site: context.site, to, bytes: data, barrier };
-        match barrier {
-            Some(_) => context.asynchronous.signalling.push_back(copy),
-            None => groups_of(context, lane, true).open.push(copy),
+        let access = Access::weak(reader.unwrap_or(agent), context.site);
+        context.memory.read_by(&access, from, &mut data)?;
+        let (site, number) = (context.site, context.asynchronous.next_number());
+        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data };
+        match barriers {
+            Some(row) => context.asynchronous.signal_bytes(row[lane], copy),
+            None => groups_of(context, lane, true).open.copies.push(copy),
         }
     }
     *context.progress += 1;

@@ -3,14 +3,14 @@
 use half::{bf16, f16};
 
 use super::access::SCOPES;
-use super::address::{Region, generic, region_of};
+use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
 use super::float::extreme_f32;
 use super::halves::Small;
 use super::rounding::{canonical, flush};
 use super::rows::{Class, LANES, Row, Slot};
 use crate::memory::{Order, Scope, Width};
-use crate::program::{Address, Decoded, Line, Op, Typed};
+use crate::program::{Address, Decoded, Line, Op, Typed, class_of};
 use crate::text::{ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["atom", "red"];
@@ -101,13 +101,15 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         Vec::new()
     } else {
         let parts = line.elements(0)?;
-        parts.iter().map(|part| line.any_destination_in(part)).collect::<Decoded<Vec<_>>>()?
+        let typed = |part| Ok(Typed { slot: line.destination_in(part, ty)?, class: class_of(ty) });
+        parts.iter().map(typed).collect::<Decoded<Vec<_>>>()?
     };
     let address = line.address(first)?;
     let parts = line.elements(first + 1)?;
-    let values = parts.iter().map(|part| line.any_source_in(part, ty)).collect::<Decoded<Vec<_>>>()?;
+    let typed = |part| Ok(Typed { slot: line.source_in(part, ty)?, class: class_of(ty) });
+    let values = parts.iter().map(typed).collect::<Decoded<Vec<_>>>()?;
     let swap = match update {
-        Update::CompareAndSwap => Some(line.any_source(first + 2, ty)?),
+        Update::CompareAndSwap => Some(Typed { slot: line.source(first + 2, ty)?, class: class_of(ty) }),
         _ => None,
     };
     if policy {
@@ -196,6 +198,9 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
             if region_of(base).0 != Region::Memory {
                 return Err(Cause::PrivateAddress { address: base });
             }
+            if is_misplaced(op.space, base) {
+                return Err(Cause::WrongSpace { address: base });
+            }
             if base & (whole - 1) != 0 {
                 return Err(Cause::Misaligned { address: base, bytes: whole as u32 });
             }
@@ -203,13 +208,8 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
             let access = context.access(lane, op.order, op.scope);
             // PTX: atom.add.f32 flushes subnormals in global memory, not in shared memory.
             let flushes = address >= crate::memory::LOCAL_WINDOW;
-            let mut changed = false;
-            old[lane] = context.memory.rmw(&access, address, width, |old| {
-                let new = updated(op, old, values[lane], swaps[lane], flushes);
-                changed = new.is_some_and(|new| new != old);
-                new
-            })?;
-            *context.progress += u64::from(changed);
+            let update = |old| updated(op, old, values[lane], swaps[lane], flushes);
+            old[lane] = context.memory.rmw(&access, address, width, update)?;
         }
         if let Some(result) = op.results.get(index).filter(|result| result.slot != Slot::NONE) {
             let old = if result.class == Class::Word { old.map(|bits| bits & 0xFFFF_FFFF) } else { old };

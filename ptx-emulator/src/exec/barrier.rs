@@ -4,7 +4,7 @@ use super::context::{Cause, Context, Done};
 use super::rows::{LANES, Slot};
 use super::warp::Collective;
 use crate::memory::{Clock, Thread};
-use crate::program::{Decoded, Line, Op, Refusal, Typed};
+use crate::program::{Decoded, Line, Op, Typed, class_of};
 use crate::text::ScalarType as T;
 
 pub(crate) const NAMES: &[&str] = &["bar", "barrier"];
@@ -39,7 +39,7 @@ pub(crate) struct Barrier {
 
 pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if line.flag("cluster") {
-        return Err(Refusal::Cluster("barriers of clusters"));
+        return super::cluster::decode_barrier(line);
     }
     line.flag("cta");
     if line.flag("warp") {
@@ -80,11 +80,11 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         };
     }
     let ty = line.ty()?;
-    if (ty == T::Pred) == (kind == Kind::Count) {
+    if ty != if kind == Kind::Count { T::U32 } else { T::Pred } {
         return line.refuse();
     }
     line.between(3, 4)?;
-    op.d = line.any_destination(0)?;
+    op.d = Typed { slot: line.destination(0, ty)?, class: class_of(ty) };
     op.id = line.source(1, T::U32)?;
     let last = line.count() - 1;
     if last == 3 {
@@ -106,20 +106,25 @@ struct Phase {
     holding: u32,
 }
 
-/// The result of a finished phase, kept for those that wait.
-#[derive(Debug, Clone, Copy, Default)]
+/// The result of a finished phase, kept until all that waited for it have it: others may finish the next phase
+/// before.
+#[derive(Debug, Clone, Copy)]
 struct Ended {
+    id: u32,
     generation: u64,
     /// Threads of the phase, and those of them whose predicate held.
     arrived: u32,
     holding: u32,
+    /// Threads that still wait.
+    waiting: u32,
 }
 
 /// All barriers of a block.
 #[derive(Debug, Default)]
 pub(crate) struct Barriers {
     phases: [Phase; BARRIERS],
-    ended: [Ended; BARRIERS],
+    generations: [u64; BARRIERS],
+    ended: Vec<Ended>,
     /// Threads that have not exited.
     pub(crate) live: u32,
     threads: u32,
@@ -132,7 +137,7 @@ impl Barriers {
 
     /// The number of the phase that an arrival now belongs to.
     pub(crate) fn generation(&self, id: u32) -> u64 {
-        self.ended[id as usize].generation
+        self.generations[id as usize]
     }
 
     /// Arrived and expected threads.
@@ -168,8 +173,12 @@ impl Barriers {
             } else {
                 memory.barrier(block, phase.waiting.iter().copied());
             }
-            let generation = self.ended[id].generation + 1;
-            self.ended[id] = Ended { generation, arrived: phase.arrived, holding: phase.holding };
+            let Phase { arrived, holding, .. } = phase;
+            let (generation, waiting) = (self.generations[id], phase.waiting.len() as u32);
+            self.generations[id] += 1;
+            if waiting > 0 {
+                self.ended.push(Ended { id: id as u32, generation, arrived, holding, waiting });
+            }
             any = true;
         }
         any
@@ -231,9 +240,13 @@ pub(crate) fn arrive(context: &mut Context<'_>, op: &Barrier) -> Done<(u32, u64)
     Ok((id, generation))
 }
 
-/// Writes the result of a reduction once its phase has ended.
-pub(crate) fn finish(context: &mut Context<'_>, op: &Barrier, id: u32) {
-    let ended = context.barriers.ended[id as usize];
+/// Writes the result of a reduction once its phase, of that number, has ended.
+pub(crate) fn finish(context: &mut Context<'_>, op: &Barrier, id: u32, generation: u64) {
+    let mut phases = context.barriers.ended.iter_mut();
+    let Some(ended) = phases.find(|it| it.id == id && it.generation == generation) else { return };
+    ended.waiting -= context.rows.mask.count_ones();
+    let ended = *ended;
+    context.barriers.ended.retain(|it| it.waiting > 0);
     match op.kind {
         Kind::Sync | Kind::Arrive => {}
         Kind::Count => {

@@ -12,6 +12,9 @@ pub(crate) const NAMES: &[&str] = &["call"];
 /// Calls may nest this deep.
 pub(crate) const MAX_DEPTH: usize = 256;
 
+/// The most characters that a conversion of `printf` pads to or shows behind the point.
+const MAX_FIELD: usize = 4096;
+
 const FUNCTION_BASE: u64 = 0x1000;
 
 /// What `mov.u64 d, function` gives, of its number in the file: not null, and no address of memory.
@@ -56,7 +59,10 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         "malloc" => Target::Malloc,
         "free" => Target::Free,
         name => match line.builder.function_index(name) {
-            Some(index) => Target::Function(index),
+            Some(index) => {
+                line.fits_signature(name, arguments, results)?;
+                Target::Function(index)
+            }
             // An indirect call: a register, then a prototype.
             None if name.starts_with('%') && rest.len() > 1 => {
                 line.builder.reach_all();
@@ -209,8 +215,8 @@ fn print_lane(context: &mut Context<'_>, lane: usize, format: &str, mut at: u64)
     while let Some(percent) = rest.find('%') {
         context.output.push_str(&rest[..percent]);
         rest = &rest[percent + 1..];
-        let end =
-            rest.find(|c: char| "diouxXcsfFeEgGaAp%".contains(c)).unwrap_or(rest.len().saturating_sub(1));
+        let last = || rest.char_indices().last().map_or(0, |(at, _)| at);
+        let end = rest.find(|c: char| "diouxXcsfFeEgGaAp%".contains(c)).unwrap_or_else(last);
         let (flags, kind) = (&rest[..end], rest[end..].chars().next().unwrap_or('%'));
         rest = rest.get(end + 1..).unwrap_or("");
         if kind == '%' {
@@ -228,7 +234,7 @@ fn print_lane(context: &mut Context<'_>, lane: usize, format: &str, mut at: u64)
             .chars()
             .take_while(char::is_ascii_digit)
             .collect();
-        let width = digits.parse().unwrap_or(0);
+        let width = digits.parse().unwrap_or(0).min(MAX_FIELD);
         let padded = match (flags.starts_with('-'), flags.starts_with('0')) {
             (true, _) => format!("{shown:<width$}"),
             (_, true) => format!("{}{shown}", "0".repeat(width.saturating_sub(shown.len()))),
@@ -244,7 +250,8 @@ fn print_lane(context: &mut Context<'_>, lane: usize, format: &str, mut at: u64)
 fn show(flags: &str, kind: char, bits: u64, wide: bool) -> String {
     let precision = flags
         .split_once('.')
-        .and_then(|(_, digits)| digits.trim_end_matches(['l', 'h']).parse::<usize>().ok());
+        .and_then(|(_, digits)| digits.trim_end_matches(['l', 'h']).parse::<usize>().ok())
+        .map(|precision| precision.min(MAX_FIELD));
     let value = f64::from_bits(bits);
     match kind {
         'd' | 'i' if wide => (bits as i64).to_string(),

@@ -2,6 +2,7 @@
 
 use super::asynchronous::AsyncState;
 use super::barrier::Barriers;
+use super::cluster::Cluster;
 use super::rows::{LANES, Row, Rows};
 use crate::memory::{Access, Memory, Order, Scope, Site, Thread, WarpAccess};
 use crate::program::{Address, Frame};
@@ -62,6 +63,11 @@ impl Private {
         }
     }
 
+    /// Hands out all bytes, eight at a time.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        self.bytes.chunks(8).map(|chunk| chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)))
+    }
+
     /// Copies bytes with their state within one lane.
     pub(crate) fn copy(&mut self, from: u32, to: u32, bytes: u32) {
         let (from, to, bytes) = (from as usize, to as usize, bytes as usize);
@@ -106,6 +112,8 @@ pub(crate) struct Environment {
     pub(crate) block_size: [u32; 3],
     pub(crate) grid_size: [u32; 3],
     pub(crate) block: [u32; 3],
+    /// Blocks of a cluster.
+    pub(crate) cluster_size: [u32; 3],
     /// Linear index of lane 0 in the block.
     pub(crate) first_thread: u32,
     pub(crate) grid_id: u64,
@@ -119,6 +127,13 @@ pub(crate) struct Environment {
 impl Environment {
     pub(crate) fn threads(&self) -> u32 {
         self.block_size.iter().product()
+    }
+
+    /// `%cluster_ctarank`, x fastest.
+    pub(crate) fn cluster_rank(&self) -> u32 {
+        let [x, y, z] = std::array::from_fn(|axis| self.block[axis] % self.cluster_size[axis]);
+        let [width, height, _] = self.cluster_size;
+        x + width * (y + height * z)
     }
 
     /// `%tid` of a lane.
@@ -145,6 +160,8 @@ pub enum Cause {
     Misaligned { address: u64, bytes: u32 },
     #[error("local memory and parameters cannot be accessed this way (address {address:#x})")]
     PrivateAddress { address: u64 },
+    #[error("the instruction names global or constant memory, address {address:#x} lies in shared memory")]
+    WrongSpace { address: u64 },
     #[error("`trap` was executed")]
     Trap,
     #[error("assertion failed: {0}")]
@@ -163,6 +180,10 @@ pub enum Cause {
     BarrierId { id: u32 },
     #[error("barrier {id} waits for {first} threads, and now others ask for {second}")]
     BarrierMismatch { id: u32, first: u32, second: u32 },
+    #[error("block {rank} is none of the {blocks} blocks of the cluster")]
+    ClusterRank { rank: u32, blocks: u32 },
+    #[error("the barrier of the cluster: a thread {0}")]
+    ClusterBarrier(&'static str),
     #[error("the mbarrier at {address:#x} is used before it was initialised or after it was invalidated")]
     MbarrierState { address: u64 },
     #[error("the mbarrier at {address:#x}: {why}")]
@@ -189,13 +210,14 @@ pub(crate) struct Context<'a> {
     pub(crate) base: PrivateBase,
     pub(crate) environment: &'a Environment,
     pub(crate) barriers: &'a mut Barriers,
+    pub(crate) cluster: &'a mut Cluster,
     pub(crate) asynchronous: &'a mut AsyncState,
     /// The thread of lane 0.
     pub(crate) first: Thread,
     pub(crate) site: Site,
     /// Text that kernels printed.
     pub(crate) output: &'a mut String,
-    /// Counts changes that another warp may wait for.
+    /// Counts changes that another warp may wait for, besides those of memory.
     pub(crate) progress: &'a mut u64,
     /// The lane at work, where an instruction goes lane by lane.
     pub(crate) culprit: &'a mut Option<usize>,

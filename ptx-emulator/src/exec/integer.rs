@@ -63,6 +63,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         "rem" => (by_sign!(ty, line, |a, b| if b == 0 { a } else { a.wrapping_rem(b) }), 2),
         "min" => (by_sign!(ty, line, |a, b| a.min(b)), 2),
         "max" => (by_sign!(ty, line, |a, b| a.max(b)), 2),
+        "neg" if !ty.is_signed() => return line.refuse(),
         "neg" => (by_width!(ty, line, |a| a.wrapping_neg()), 1),
         "abs" => (absolute(ty, line)?, 1),
         "sad" => (

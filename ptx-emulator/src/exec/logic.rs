@@ -41,6 +41,9 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if ty == T::Pred {
         return predicates(line);
     }
+    if !matches!(ty, T::B16 | T::B32 | T::B64) {
+        return line.refuse();
+    }
     let (run, sources) = match line.name {
         "and" => (by_width!(ty, line, |a, b| a & b), 2),
         "or" => (by_width!(ty, line, |a, b| a | b), 2),
@@ -63,9 +66,13 @@ fn predicates(line: &mut Line<'_, '_>) -> Decoded<Op> {
         _ => return line.refuse(),
     };
     line.exactly(sources + 1)?;
-    let mut slots = Slots { d: line.destination(0, T::Pred)?, a: line.predicate(1)?.0, ..Slots::NONE };
-    if sources == 2 {
-        slots.b = line.predicate(2)?.0;
+    let mut slots = Slots { d: line.destination(0, T::Pred)?, ..Slots::NONE };
+    for (index, slot) in [&mut slots.a, &mut slots.b].into_iter().take(sources).enumerate() {
+        let (source, negated) = line.predicate(index + 1)?;
+        if negated {
+            return line.refuse();
+        }
+        *slot = source;
     }
     line.rows(run, slots)
 }

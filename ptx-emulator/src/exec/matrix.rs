@@ -72,7 +72,6 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &MatrixAccess) -> Done {
         }
         return Ok(());
     }
-    *context.progress += 1;
     for (index, &slot) in op.registers.iter().enumerate() {
         for (lane, &value) in context.rows.word(slot).iter().enumerate() {
             for part in 0..2 {

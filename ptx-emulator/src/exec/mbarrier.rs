@@ -10,7 +10,7 @@ use super::address::generic;
 use super::context::{Cause, Context, Done, lanes};
 use super::rows::{Class, LANES, Row, Slot};
 use crate::memory::{Access, Clock, Memory, Order, Scope, Width};
-use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
+use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{Operand, ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["mbarrier"];
@@ -37,6 +37,10 @@ enum Kind {
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
     kind: Kind,
+    /// Orders nothing; else arrivals release, and tests acquire.
+    relaxed: bool,
+    /// The phase may not end with this arrival.
+    no_complete: bool,
     space: Space,
     address: Option<Address>,
     d: Typed,
@@ -89,8 +93,18 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         Some(kind) if !expects => kind,
         _ => return line.refuse(),
     };
-    line.flag("noComplete");
-    line.choice(&[("release", ()), ("acquire", ()), ("relaxed", ())]);
+    let no_complete = line.flag("noComplete");
+    let orders = [("release", Order::Release), ("acquire", Order::Acquire), ("relaxed", Order::Relaxed)];
+    let order = line.choice(&orders);
+    let orderly = match (order, kind) {
+        (None, _) => true,
+        (Some(Order::Release), kind) => matches!(kind, Kind::Arrive { .. }),
+        (Some(Order::Acquire), kind) => matches!(kind, Kind::Test { .. }),
+        (_, kind) => !matches!(kind, Kind::Init | Kind::Invalidate | Kind::PendingCount),
+    };
+    if !orderly || no_complete && !matches!(kind, Kind::Arrive { expects: false, .. }) {
+        return line.refuse();
+    }
     if line.choice(&SCOPES) == Some(Scope::Cluster)
         && matches!(kind, Kind::Arrive { .. })
         && line.flag("shared::cluster")
@@ -103,7 +117,8 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     line.ty()?;
     let none = Typed { slot: Slot::NONE, class: Class::Word };
-    let mut op = Operation { kind, space, address: None, d: none, operand: None };
+    let relaxed = order == Some(Order::Relaxed);
+    let mut op = Operation { kind, relaxed, no_complete, space, address: None, d: none, operand: None };
     // Arrivals and expect_tx may have no destination.
     let result = match kind {
         Kind::Arrive { .. } => !matches!(line.operand(0)?, Operand::Address(..)),
@@ -112,11 +127,16 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     };
     let first = usize::from(result);
     if result {
-        op.d = line.any_destination(0)?;
+        let ty = match kind {
+            Kind::Test { .. } => T::Pred,
+            Kind::PendingCount => T::U32,
+            _ => T::B64,
+        };
+        op.d = Typed { slot: line.destination(0, ty)?, class: class_of(ty) };
     }
     if kind == Kind::PendingCount {
-        op.operand = Some(line.any_source(1, T::B64)?);
         line.exactly(2)?;
+        op.operand = Some(Typed { slot: line.source(1, T::B64)?, class: Class::Double });
         return Ok(Op::Mbarrier(Box::new(op)));
     }
     op.address = Some(line.address(first)?);
@@ -125,7 +145,8 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let required = !matches!(kind, Kind::Invalidate | Kind::Arrive { expects: false, .. });
     line.between(first + 1 + usize::from(required), first + 2 + usize::from(hinted))?;
     if line.count() > first + 1 {
-        op.operand = Some(line.any_source(first + 1, operand_type)?);
+        op.operand =
+            Some(Typed { slot: line.source(first + 1, operand_type)?, class: class_of(operand_type) });
     }
     if line.count() > first + 2 {
         line.source(first + 2, T::U32)?;
@@ -164,25 +185,42 @@ fn advanced(address: u64, old: u64, arrivals: u64, drops: u64, bytes: i64) -> Re
     Ok((word(old & PHASE, tx, expected, pending), false))
 }
 
+/// What happens to an object.
+#[derive(Debug, Clone, Copy, Default)]
+struct Change {
+    arrivals: u64,
+    drops: u64,
+    bytes: i64,
+    /// What the thread did before is for those who wait to see.
+    releases: bool,
+    no_complete: bool,
+}
+
 /// Changes the object at `address` for `access`'s agent; returns the old word.
 fn change(
     memory: &mut Memory,
     clocks: &mut PhaseClocks,
     access: &Access,
     address: u64,
-    (arrivals, drops, bytes): (u64, u64, i64),
+    change: Change,
 ) -> Done<u64> {
     let mut outcome = Ok((0, false));
     let old = memory.rmw(access, address, Width::B8, |old| {
-        outcome = advanced(address, old, arrivals, drops, bytes);
+        outcome = advanced(address, old, change.arrivals, change.drops, change.bytes);
         outcome.as_ref().ok().map(|new| new.0)
     })?;
     let (new, ended) = outcome?;
+    if ended && change.no_complete {
+        return Err(Cause::MbarrierCount {
+            address,
+            why: "`.noComplete` is said of the arrival that ends the phase",
+        });
+    }
     clocks.words.insert(address, new);
     let entry = clocks.clocks.entry(address).or_default();
     if access.thread.async_copy().is_some() {
         memory.end_async(access.thread, &mut entry[0]);
-    } else if arrivals > 0 || bytes < 0 {
+    } else if change.releases {
         memory.release(access.thread, &mut entry[0]);
     }
     if ended {
@@ -191,13 +229,34 @@ fn change(
     Ok(old)
 }
 
-/// An arrival of `thread`, for `cp.async.mbarrier.arrive`.
-pub(crate) fn arrive(context: &mut Context<'_>, lane: usize, address: u64, increments: bool) -> Done {
+/// The present phase waits for one arrival more: `cp.async.mbarrier.arrive` without `.noinc`, when it is issued.
+pub(crate) fn expect_arrival(context: &mut Context<'_>, lane: usize, address: u64) -> Done {
     let access = context.access(lane, Order::Relaxed, Scope::Cta);
-    // Without .noinc the pending count is raised first, so the arrival is neutral but for order.
-    let arrivals = u64::from(!increments);
-    change(context.memory, &mut context.asynchronous.phases, &access, address, (arrivals, 0, 0))?;
-    *context.progress += 1;
+    let mut outcome = Ok(0);
+    context.memory.rmw(&access, address, Width::B8, |old| {
+        outcome = match old & COUNT_MASK {
+            _ if old & VALID == 0 => Err(Cause::MbarrierState { address }),
+            COUNT_MASK => {
+                Err(Cause::MbarrierCount { address, why: "more than 2^20 - 1 arrivals are pending" })
+            }
+            _ => Ok(old + 1),
+        };
+        outcome.as_ref().ok().copied()
+    })?;
+    context.asynchronous.phases.words.insert(address, outcome?);
+    Ok(())
+}
+
+/// One arrival by an asynchronous agent, behind the copies that have `ended`.
+pub(crate) fn arrive_behind(
+    memory: &mut Memory,
+    clocks: &mut PhaseClocks,
+    access: &Access,
+    address: u64,
+    ended: &Clock,
+) -> Done {
+    memory.join(&mut clocks.clocks.entry(address).or_default()[0], ended);
+    change(memory, clocks, access, address, Change { arrivals: 1, ..Change::default() })?;
     Ok(())
 }
 
@@ -209,7 +268,7 @@ pub(crate) fn complete_bytes(
     address: u64,
     bytes: u64,
 ) -> Done {
-    change(memory, clocks, access, address, (0, 0, -(bytes as i64)))?;
+    change(memory, clocks, access, address, Change { bytes: -(bytes as i64), ..Change::default() })?;
     Ok(())
 }
 
@@ -225,7 +284,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Operation) -> Done {
     for lane in lanes(context.rows.mask) {
         *context.culprit = Some(lane);
         let value = operand.map(|row| row[lane]);
-        result[lane] = lane_operation(context, op.kind, lane, addresses[lane], value)?;
+        result[lane] = lane_operation(context, op, lane, addresses[lane], value)?;
     }
     context.rows.put_wide(op.d.slot, op.d.class, &result);
     Ok(())
@@ -233,14 +292,15 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Operation) -> Done {
 
 fn lane_operation(
     context: &mut Context<'_>,
-    kind: Kind,
+    op: &Operation,
     lane: usize,
     address: u64,
     value: Option<u64>,
 ) -> Done<u64> {
     let access = context.access(lane, Order::Relaxed, Scope::Cta);
     let count = value.unwrap_or(1) & 0xFFFF_FFFF;
-    let amount = match kind {
+    let Operation { kind, relaxed, no_complete, .. } = *op;
+    let (arrivals, drops, bytes) = match kind {
         Kind::Init => {
             if count == 0 || count > COUNT_MASK {
                 return Err(Cause::MbarrierCount {
@@ -260,7 +320,9 @@ fn lane_operation(
             context.asynchronous.phases.words.remove(&address);
             return Ok(0);
         }
-        Kind::Test { parity } => return test(context, lane, address, parity, value.unwrap_or(0)),
+        Kind::Test { parity } => {
+            return test(context, lane, address, (parity, value.unwrap_or(0)), relaxed);
+        }
         Kind::Arrive { expects: false, drops } => (count, if drops { count } else { 0 }, 0),
         // Bytes are expected before the arrival, in one step.
         Kind::Arrive { expects: true, drops } => (1, u64::from(drops), count as i64),
@@ -269,11 +331,20 @@ fn lane_operation(
         Kind::PendingCount => return Ok(0),
     };
     *context.progress += 1;
+    // Only arrivals release (PTX ISA, "mbarrier.arrive"); changes of the bytes alone are relaxed.
+    let releases = arrivals > 0 && !relaxed;
+    let amount = Change { arrivals, drops, bytes, releases, no_complete };
     change(context.memory, &mut context.asynchronous.phases, &access, address, amount)
 }
 
 /// Whether the phase of `state` (or the last phase of that parity) has ended.
-fn test(context: &mut Context<'_>, lane: usize, address: u64, parity: bool, state: u64) -> Done<u64> {
+fn test(
+    context: &mut Context<'_>,
+    lane: usize,
+    address: u64,
+    (parity, state): (bool, u64),
+    relaxed: bool,
+) -> Done<u64> {
     let access = context.access(lane, Order::Relaxed, Scope::Cta);
     let word = context.memory.load(&access, address, Width::B8)?;
     if word & VALID == 0 {
@@ -285,7 +356,7 @@ fn test(context: &mut Context<'_>, lane: usize, address: u64, parity: bool, stat
         return Ok(0);
     }
     let thread = context.thread(lane);
-    if let Some([_, ended]) = context.asynchronous.phases.clocks.get(&address) {
+    if !relaxed && let Some([_, ended]) = context.asynchronous.phases.clocks.get(&address) {
         context.memory.acquire(thread, ended);
     }
     Ok(1)

@@ -7,6 +7,7 @@ pub(crate) mod atomic;
 pub(crate) mod barrier;
 pub(crate) mod call;
 mod carry;
+pub(crate) mod cluster;
 mod compare;
 pub(crate) mod context;
 pub(crate) mod control;
@@ -22,6 +23,7 @@ mod logic;
 pub(crate) mod matrix;
 pub(crate) mod mbarrier;
 pub(crate) mod mma;
+pub(crate) mod pending;
 mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
@@ -36,13 +38,14 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 19] = [
+const FAMILIES: [Family; 20] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
     (atomic::NAMES, atomic::decode),
     (barrier::NAMES, barrier::decode),
     (call::NAMES, call::decode),
+    (cluster::NAMES, cluster::decode),
     (compare::NAMES, compare::decode),
     (control::NAMES, control::decode),
     (convert::NAMES, convert::decode),
@@ -70,7 +73,8 @@ fn arithmetic(line: &mut Line<'_, '_>) -> Decoded<Op> {
     match last {
         Some(T::F32 | T::F64) => float::decode(line),
         Some(T::F16 | T::F16x2 | T::Bf16 | T::Bf16x2) => halves::decode(line),
-        Some(_) => integer::decode(line),
+        Some(T::U16 | T::S16 | T::U32 | T::S32 | T::U64 | T::S64) => integer::decode(line),
+        Some(_) => line.refuse(),
         None => Err(Refusal::NoType),
     }
 }

@@ -11,6 +11,11 @@ pub(crate) enum Special {
     Ntid(usize),
     Ctaid(usize),
     Nctaid(usize),
+    /// The place of the block in its cluster, and the cluster's size.
+    ClusterCtaid(usize),
+    ClusterNctaid(usize),
+    ClusterRank,
+    ClusterBlocks,
     LaneId,
     WarpId,
     WarpCount,
@@ -18,10 +23,14 @@ pub(crate) enum Special {
     SmCount,
     GridId,
     LaneMask(MaskKind),
-    Clock { high: bool },
+    Clock {
+        high: bool,
+    },
     Clock64,
     GlobalTimer,
-    GlobalTimerHalf { high: bool },
+    GlobalTimerHalf {
+        high: bool,
+    },
     DynamicSharedBytes,
     TotalSharedBytes,
     ReservedShared,
@@ -47,11 +56,15 @@ impl Special {
                 "%ntid" => Self::Ntid(axis),
                 "%ctaid" => Self::Ctaid(axis),
                 "%nctaid" => Self::Nctaid(axis),
+                "%cluster_ctaid" => Self::ClusterCtaid(axis),
+                "%cluster_nctaid" => Self::ClusterNctaid(axis),
                 _ => return None,
             };
             return Some((which, Class::Word));
         }
         let which = match name {
+            "%cluster_ctarank" => Self::ClusterRank,
+            "%cluster_nctarank" => Self::ClusterBlocks,
             "%laneid" => Self::LaneId,
             "%warpid" => Self::WarpId,
             "%nwarpid" => Self::WarpCount,
@@ -94,6 +107,10 @@ impl Special {
             Self::Ntid(axis) => u64::from(environment.block_size[axis]),
             Self::Ctaid(axis) => u64::from(environment.block[axis]),
             Self::Nctaid(axis) => u64::from(environment.grid_size[axis]),
+            Self::ClusterCtaid(axis) => u64::from(environment.block[axis] % environment.cluster_size[axis]),
+            Self::ClusterNctaid(axis) => u64::from(environment.cluster_size[axis]),
+            Self::ClusterRank => u64::from(environment.cluster_rank()),
+            Self::ClusterBlocks => u64::from(environment.cluster_size.iter().product::<u32>()),
             Self::LaneId => lane as u64,
             Self::WarpId => u64::from(environment.first_thread) / LANES as u64,
             Self::WarpCount => u64::from(environment.threads()).div_ceil(LANES as u64),

@@ -79,7 +79,7 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if line.name == "activemask" {
         line.ty()?;
         line.exactly(1)?;
-        let d = line.any_destination(0)?;
+        let d = Typed { slot: line.destination(0, T::B32)?, class: Class::Word };
         return Ok(Op::Warp(Box::new(Collective { d, ..Collective::new(Kind::ActiveMask) })));
     }
     if !line.flag("sync") {
@@ -117,7 +117,7 @@ fn shuffle(line: &mut Line<'_, '_>) -> Decoded<Collective> {
     }
     line.exactly(5)?;
     let (d, p) = destinations(line, T::B32)?;
-    let a = line.any_source(1, T::B32)?;
+    let a = Typed { slot: line.source(1, T::B32)?, class: Class::Word };
     let (b, c) = (line.source(2, T::B32)?, line.source(3, T::B32)?);
     let members = line.source(4, T::B32)?;
     Ok(Collective { d, p, a, b, c, members, ..Collective::new(Kind::Shuffle(kind)) })
@@ -173,7 +173,7 @@ fn reduce(line: &mut Line<'_, '_>) -> Decoded<Collective> {
     };
     line.exactly(3)?;
     let d = Typed { slot: line.destination(0, ty)?, class: Class::Word };
-    let a = line.any_source(1, ty)?;
+    let a = Typed { slot: line.source(1, ty)?, class: Class::Word };
     Ok(Collective { d, a, members: line.source(2, T::B32)?, ..Collective::new(Kind::Reduce(kind)) })
 }
 
@@ -230,6 +230,10 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Collective) -> Done {
     Ok(())
 }
 
+/// What a lane gets from one that does not take part: PTX leaves it open. Neither what is often left there, nor a
+/// number as a float.
+const UNDEFINED: u32 = 0xFFFF_DEAD;
+
 /// PTX ISA, shfl.sync: the bounds in `c` divide the warp into segments; a lane whose source is outside of its
 /// segment keeps its own value.
 fn shuffle_lanes(context: &mut Context<'_>, op: &Collective, kind: Shuffle) {
@@ -249,8 +253,9 @@ fn shuffle_lanes(context: &mut Context<'_>, op: &Collective, kind: Shuffle) {
             Shuffle::Butterfly => (own ^ shift, own ^ shift <= most),
             Shuffle::Index => (least | shift & !segment, least | shift & !segment <= most),
         };
-        let source = if fits { source } else { own };
-        out[lane] = a[source as usize & 31];
+        let source = if fits { source & 31 } else { own };
+        let takes_part = source == own || context.rows.mask >> source & 1 != 0;
+        out[lane] = if takes_part { a[source as usize] } else { UNDEFINED };
         inside |= u32::from(fits) << lane;
     }
     context.rows.put_word(op.d.slot, &out);

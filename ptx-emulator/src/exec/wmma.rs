@@ -333,7 +333,6 @@ impl Transfer {
     fn store(&self, context: &mut Context<'_>) -> Done {
         let place = self.place(context)?;
         let access = context.warp_access(context.rows.mask, Order::Weak, Scope::Cta);
-        *context.progress += 1;
         for register in 0..self.part.registers.len() {
             let bits = self.part.bits(context, register);
             for element in 0..self.part.per_register() {

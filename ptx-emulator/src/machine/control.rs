@@ -2,7 +2,7 @@
 
 use super::step::{Next, Shared};
 use super::warp::{Fragment, Frame, Warp};
-use crate::exec::context::{PrivateBase, lanes};
+use crate::exec::context::{self, PrivateBase, lanes};
 use crate::exec::rows::{Counts, Mask, Slot};
 use crate::exec::{Cause, call};
 use crate::program::{FunctionInfo, NOWHERE, Op, Pc};
@@ -16,11 +16,12 @@ impl Warp {
         reconverge: Pc,
         shared: &mut Shared<'_>,
     ) -> Next {
-        let back = taken != 0 && target <= fragment.pc;
+        // Where lanes part, those that go back are a fragment of their own from then on.
+        let back = taken == fragment.mask && target <= fragment.pc;
         if back && shared.find_spins {
             let counts = shared.program.functions[fragment.frame().function as usize].registers;
-            if self.note_repetition(&fragment, counts) {
-                fragment.pc = if taken == fragment.mask { target } else { fragment.pc };
+            if self.note_repetition(&mut fragment, counts) {
+                fragment.pc = target;
                 return Next::Yield(fragment);
             }
         }
@@ -63,6 +64,8 @@ impl Warp {
         fragment.mask &= !lanes;
         fragment.pc += 1;
         shared.barriers.live -= lanes.count_ones();
+        let threads = context::lanes(lanes).map(|lane| self.first_thread + lane as u32);
+        shared.cluster.leave(shared.environment.cluster_rank(), threads);
         *shared.progress += 1;
         shared.barriers.complete(shared.memory, shared.block);
         self.retire(lanes);
@@ -144,6 +147,14 @@ impl Warp {
         }
     }
 
+    /// Takes the variables of a call that ends from `returning` lanes, which are back in `caller`.
+    fn close_frame(&mut self, caller: &FunctionInfo, private: PrivateBase, returning: Mask) {
+        for lane in lanes(returning) {
+            self.privates.local[lane].resize((private.local + caller.local_bytes) as usize);
+            self.privates.params[lane].resize((private.params + caller.param_bytes) as usize);
+        }
+    }
+
     /// `ret`: from an entry, an exit.
     pub(super) fn give_back(
         &mut self,
@@ -162,6 +173,7 @@ impl Warp {
             let mut context = shared.context(self, frame, fragment.pc, active);
             call::give_back(&mut context, op, callee, caller.private.params);
         }
+        self.close_frame(&program.functions[caller.function as usize], caller.private, active);
         let mut back = fragment.clone();
         back.mask = active;
         back.frames.pop();

@@ -54,6 +54,11 @@ impl Machine {
                 format!("barrier {id}, where {arrived} of {expected} threads are")
             }
             State::Members { members, .. } => format!("lanes {members:#010x} of their warp"),
+            State::Cluster => {
+                let grid = &self.streams[at.stream].grids[at.grid];
+                let (arrived, expected) = grid.clusters[self.block(at).cluster].state();
+                format!("the barrier of its cluster, where {arrived} of {expected} threads are")
+            }
             State::Grid => "the end of the grid before".to_owned(),
             State::Sleeping { until_ns } => format!("time {until_ns} ns"),
             State::Ready => {
@@ -109,8 +114,13 @@ impl Machine {
         let mut other = None;
         if let Cause::Memory(fault) = &failure.cause {
             let (thread, site) = accused(fault);
-            if let Some(found) = thread.zip(site).and_then(|(thread, site)| self.place_of_site(thread, site))
+            if let Some((thread, site)) = thread.zip(site)
+                && let Some(mut found) = self.place_of_site(thread, site)
             {
+                if thread.async_copy().is_some() {
+                    // The thread that issued the copy.
+                    found.thread = place.thread;
+                }
                 place = found;
             }
             if let Fault::Race { first, .. } = &**fault {

@@ -4,6 +4,8 @@ use super::step::{Failure, Next, Shared};
 use super::warp::{Fragment, State, Warp};
 use crate::exec::Cause;
 use crate::exec::barrier::{self, Barrier};
+use crate::exec::cluster::Operation;
+use crate::exec::context::lanes;
 use crate::exec::rows::Mask;
 use crate::program::{Inst, Op};
 
@@ -18,11 +20,19 @@ impl Warp {
         shared: &mut Shared<'_>,
     ) -> Result<Next, Cause> {
         let pc = fragment.pc;
+        if let Some(lane) = lanes(active & !members).next() {
+            return Err(Cause::NotMember { lane: lane as u32, members });
+        }
         if members & self.live & !active == 0 {
             return match &inst.op {
                 Op::Barrier(op) => self.barrier(op, vec![fragment], active, shared),
                 op => {
                     self.simple(op, &fragment, active, shared)?;
+                    if matches!(op, Op::Cluster(Operation::Wait { .. })) {
+                        fragment.state = State::Cluster;
+                        self.fragments.push(fragment);
+                        return Ok(Next::Other);
+                    }
                     fragment.pc += 1;
                     Ok(Next::Same(fragment))
                 }
@@ -31,7 +41,7 @@ impl Warp {
         fragment.state = State::Members { active, members };
         let frame = fragment.frame();
         self.fragments.push(fragment);
-        let gathered = self.gathered(pc, frame, members);
+        let gathered = self.gathered(shared.program, pc, frame, members);
         if members & self.live & !gathered != 0 {
             return Ok(Next::Other);
         }
@@ -39,12 +49,23 @@ impl Warp {
             |other: &Fragment| matches!(other.state, State::Members { members: same, .. } if same == members);
         let (mut come, rest) = std::mem::take(&mut self.fragments)
             .into_iter()
-            .partition::<Vec<_>, _>(|other| other.pc == pc && other.frame() == frame && waits(other));
+            .partition::<Vec<_>, _>(|other| other.is_met_at(shared.program, pc, frame) && waits(other));
         self.fragments = rest;
         if let Op::Barrier(op) = &inst.op {
             return self.barrier(op, come, gathered, shared);
         }
-        self.simple(&inst.op, &come[0], gathered, shared)?;
+        if matches!(inst.op, Op::Cluster(Operation::Wait { .. })) {
+            self.simple(&inst.op, &come[0], gathered, shared)?;
+            come.iter_mut().for_each(|member| member.state = State::Cluster);
+            self.fragments.extend(come);
+            return Ok(Next::Other);
+        }
+        if inst.op.is_warp_barrier() {
+            let first = self.first_thread;
+            shared.memory.barrier(shared.block, lanes(gathered).map(move |lane| first + lane as u32));
+        } else {
+            self.simple(&inst.op, &come[0], gathered, shared)?;
+        }
         for member in &mut come {
             member.state = State::Ready;
             member.pc += 1;
@@ -88,7 +109,7 @@ impl Warp {
         };
         let missing = members & !active & self.live;
         let why = if self.fragments.len() > 1 {
-            "they wait at another instruction"
+            "they wait at another instruction, and only `bar.warp.sync` may be several"
         } else {
             "a guard keeps them out"
         };

@@ -7,6 +7,7 @@ use super::warp::Warp;
 use super::{Launch, LaunchError, MachineOptions, Policy};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::Barriers;
+use crate::exec::cluster::Cluster;
 use crate::exec::context::Environment;
 use crate::exec::rows::{Constants, LANES};
 use crate::memory::{BlockId, BlockSpec, Clock, DeviceId, GridId, Memory};
@@ -14,6 +15,8 @@ use crate::program::{Constant, Kernel, Module, Relocation};
 
 /// The most shared memory of a block on the devices of `ptx/`: 227 KiB.
 pub(super) const MAX_SHARED_BYTES: u32 = 227 * 1024;
+/// The largest cluster that every device with clusters takes.
+const MAX_CLUSTER_BLOCKS: usize = 8;
 
 /// A kernel with the addresses of one device.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub(super) struct Block {
     pub(super) id: BlockId,
     pub(super) environment: Environment,
     pub(super) barriers: Barriers,
+    /// Its cluster among those of the grid.
+    pub(super) cluster: usize,
     pub(super) asynchronous: AsyncState,
     pub(super) warps: Vec<Warp>,
     pub(super) triggered: bool,
@@ -76,12 +81,15 @@ pub(super) struct Grid {
     pub(super) id: GridId,
     /// The number of the launch, for `%gridid`.
     number: u64,
-    next_block: u64,
+    /// The next cluster to start.
+    next_cluster: u64,
     pub(super) blocks: Vec<Block>,
+    /// All that have started.
+    pub(super) clusters: Vec<Cluster>,
 }
 
 /// Checks a launch against the kernel and the limits of a device.
-pub(super) fn check(kernel: &Kernel, launch: &Launch) -> Result<(), LaunchError> {
+pub(super) fn check(kernel: &Kernel, launch: &Launch, resident_blocks: usize) -> Result<(), LaunchError> {
     let name = || kernel.name.clone();
     let threads = launch.block.iter().map(|&size| u64::from(size)).product::<u64>();
     let fits = (1..=1024).contains(&threads) && launch.block[2] <= 64;
@@ -106,6 +114,13 @@ pub(super) fn check(kernel: &Kernel, launch: &Launch) -> Result<(), LaunchError>
     {
         return Err(LaunchError::GridSize { kernel: name(), grid: launch.grid });
     }
+    let limit = MAX_CLUSTER_BLOCKS.min(resident_blocks);
+    let divides = |(grid, cluster): (&u32, &u32)| *cluster > 0 && grid.is_multiple_of(*cluster);
+    let blocks = launch.cluster.iter().map(|&size| size as usize).product::<usize>();
+    if blocks > limit || !launch.grid.iter().zip(&launch.cluster).all(divides) {
+        let (grid, cluster) = (launch.grid, launch.cluster);
+        return Err(LaunchError::ClusterSize { kernel: name(), grid, cluster, limit });
+    }
     if launch.params.len() != kernel.param_bytes as usize {
         return Err(LaunchError::Params {
             kernel: name(),
@@ -129,15 +144,21 @@ impl Grid {
         memory: &mut Memory,
     ) -> Self {
         let id = memory.begin_grid(image.device, began);
-        Self { image, launch, id, number, next_block: 0, blocks: Vec::new() }
+        Self { image, launch, id, number, next_cluster: 0, blocks: Vec::new(), clusters: Vec::new() }
     }
 
-    pub(super) fn block_count(&self) -> u64 {
-        self.launch.grid.iter().map(|&size| u64::from(size)).product()
+    /// Blocks of a cluster.
+    pub(super) fn cluster_blocks(&self) -> usize {
+        self.launch.cluster.iter().map(|&size| size as usize).product()
+    }
+
+    /// Clusters in x, y and z.
+    fn clusters_of_grid(&self) -> [u64; 3] {
+        std::array::from_fn(|axis| u64::from(self.launch.grid[axis] / self.launch.cluster[axis]))
     }
 
     pub(super) fn has_more_blocks(&self) -> bool {
-        self.next_block < self.block_count()
+        self.next_cluster < self.clusters_of_grid().iter().product()
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -149,11 +170,31 @@ impl Grid {
         !self.has_more_blocks() && self.blocks.iter().all(|block| block.triggered)
     }
 
-    pub(super) fn start_block(&mut self, memory: &mut Memory, options: &MachineOptions) {
+    /// Starts the blocks of the next cluster, by rank.
+    pub(super) fn start_cluster(&mut self, memory: &mut Memory, options: &MachineOptions) {
+        let [x, y, _] = self.clusters_of_grid();
+        let number = self.next_cluster;
+        self.next_cluster += 1;
+        let cluster = [number % x, number / x % y, number / (x * y)];
+        let size = self.launch.cluster;
+        let ids: Vec<BlockId> = (0..self.cluster_blocks() as u32)
+            .map(|rank| {
+                let inside = [rank % size[0], rank / size[0] % size[1], rank / (size[0] * size[1])];
+                let block = std::array::from_fn(|axis| cluster[axis] as u32 * size[axis] + inside[axis]);
+                self.start_block(block, memory, options)
+            })
+            .collect();
+        if ids.len() > 1 {
+            memory.join_cluster(&ids);
+        }
+        let threads = self.launch.block.iter().map(|&size| size as usize).product();
+        self.clusters.push(Cluster::new(ids.len(), threads));
+    }
+
+    fn start_block(&mut self, block: [u32; 3], memory: &mut Memory, options: &MachineOptions) -> BlockId {
         let multiprocessors = options.device.multiprocessors;
-        let index = self.next_block;
-        self.next_block += 1;
         let [x, y, _] = self.launch.grid.map(u64::from);
+        let index = u64::from(block[0]) + x * (u64::from(block[1]) + y * u64::from(block[2]));
         let kernel = self.image.kernel();
         let threads: u32 = self.launch.block.iter().product();
         let dynamic = self.launch.dynamic_shared_bytes;
@@ -167,7 +208,8 @@ impl Grid {
         let environment = Environment {
             block_size: self.launch.block,
             grid_size: self.launch.grid,
-            block: [(index % x) as u32, (index / x % y) as u32, (index / (x * y)) as u32],
+            block,
+            cluster_size: self.launch.cluster,
             first_thread: 0,
             grid_id: self.number,
             multiprocessor: (index % u64::from(multiprocessors)) as u32,
@@ -184,7 +226,10 @@ impl Grid {
             warps.iter_mut().for_each(|warp| warp.privates.trust());
         }
         let (barriers, asynchronous) = (Barriers::new(threads), AsyncState::default());
-        self.blocks.push(Block { id, environment, barriers, asynchronous, warps, triggered: false });
+        let cluster = self.clusters.len();
+        let triggered = false;
+        self.blocks.push(Block { id, environment, barriers, cluster, asynchronous, warps, triggered });
+        id
     }
 }
 
@@ -213,6 +258,7 @@ impl Block {
         image: &Image,
         warp: usize,
         budget: u64,
+        cluster: &mut Cluster,
         around: Surroundings<'_>,
     ) -> (Result<Turn, Failure>, Executed) {
         let warp = &mut self.warps[warp];
@@ -226,6 +272,7 @@ impl Block {
             memory: around.memory,
             environment: &self.environment,
             barriers: &mut self.barriers,
+            cluster,
             asynchronous: &mut self.asynchronous,
             output: around.output,
             progress: around.progress,
@@ -247,7 +294,7 @@ pub(super) fn budget(policy: Policy, random: u64) -> u64 {
     match policy {
         Policy::RoundRobin => 64,
         Policy::Random => 1 + random % 128,
-        // Aging: a warp that spins on another's progress gives way in the end.
-        Policy::Adversarial => 50_000,
+        // As long as it changes something, it gets the next turn as well.
+        Policy::Adversarial => 1_000,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::run::Stall;
 use super::{EventId, Machine, RunError, StreamId};
-use crate::memory::{self, Clock, Memory, Thread};
+use crate::memory::{self, Clock, DeviceId, Memory, Thread};
 
 /// A recorded event.
 #[derive(Debug, Clone)]
@@ -32,6 +32,16 @@ impl Machine {
         self.memory.acquire(Thread::HOST, &self.streams[stream.0].end);
     }
 
+    /// What all streams of an idle device have done happens before what the host does next.
+    pub fn synchronise_device(&mut self, device: DeviceId) {
+        for stream in self.streams.iter().filter(|stream| stream.device == device) {
+            self.memory.acquire(Thread::HOST, &stream.end);
+        }
+        if let Some(end) = self.spare_ends.get(&device) {
+            self.memory.acquire(Thread::HOST, end);
+        }
+    }
+
     /// What precedes an event that has been reached happens before what the host does next.
     pub fn synchronise_event(&mut self, event: EventId) {
         if let Some(reached) = &self.events[event.0] {
@@ -57,7 +67,7 @@ impl Machine {
 }
 
 /// Turns without a change from which on the machine counts as quiet: time passes at eight times its usual pace.
-const LONG: u64 = 768;
+const LONG: u64 = 192;
 
 impl Stall {
     fn is_quiet(&self) -> bool {

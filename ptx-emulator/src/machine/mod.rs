@@ -6,6 +6,7 @@
 //! expire.
 
 mod control;
+mod deferred;
 mod diagnosis;
 mod gather;
 mod grid;
@@ -16,6 +17,7 @@ mod step;
 mod stream;
 mod warp;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use grid::Image;
@@ -34,7 +36,7 @@ pub enum Policy {
     RoundRobin,
     /// Any warp, for any short time.
     Random,
-    /// One warp as far as it goes, then any other.
+    /// One warp as far as it goes: until it waits, or has changed nothing for a thousand instructions.
     Adversarial,
 }
 
@@ -54,10 +56,13 @@ impl Default for DeviceOptions {
     }
 }
 
+/// The most devices of a machine.
+pub const MAX_DEVICES: u32 = 64;
+
 /// A machine to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineOptions {
-    /// How many devices it has.
+    /// How many devices it has, up to [`MAX_DEVICES`].
     pub devices: u32,
     /// What each of them is.
     pub device: DeviceOptions,
@@ -104,6 +109,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block in x, y and z.
     pub block: [u32; 3],
+    /// Blocks of a cluster in x, y and z; they start together. `[1; 3]` for none.
+    pub cluster: [u32; 3],
     /// Beyond the kernel's static shared memory.
     pub dynamic_shared_bytes: u32,
     /// The parameters as they lie in `.param` space.
@@ -134,6 +141,21 @@ pub enum LaunchError {
         kernel: String,
         /// As launched.
         grid: [u32; 3],
+    },
+    /// Clusters that are too large, or do not divide the grid.
+    #[error(
+        "kernel {kernel} cannot run as a grid of {grid:?} blocks in clusters of {cluster:?} (each divides the grid; \
+         {limit} blocks at most)"
+    )]
+    ClusterSize {
+        /// The kernel.
+        kernel: String,
+        /// As launched.
+        grid: [u32; 3],
+        /// As launched.
+        cluster: [u32; 3],
+        /// Of a device: what is portable, or resident at once if that is less.
+        limit: usize,
     },
     /// Not the kernel's parameters.
     #[error("kernel {kernel} takes {expected} bytes of parameters, not {found}")]
@@ -204,20 +226,27 @@ pub struct Machine {
     images: Vec<Arc<Image>>,
     sites: u32,
     streams: Vec<Stream>,
+    /// Streams that were handed back, and by device, the end of all that they did.
+    spare_streams: Vec<StreamId>,
+    spare_ends: BTreeMap<DeviceId, Clock>,
     events: Vec<Option<host::Reached>>,
     random: Random,
     time_ns: u64,
     counters: Counters,
     launches: u64,
     output: String,
-    /// Changes that somebody may wait for.
+    /// Changes that somebody may wait for, besides those of memory.
     progress: u64,
     stall: run::Stall,
 }
 
 impl Machine {
     /// A machine with nothing on it.
+    ///
+    /// # Panics
+    /// If it is to have more than [`MAX_DEVICES`].
     pub fn new(options: MachineOptions) -> Self {
+        assert!(options.devices <= MAX_DEVICES, "a machine has at most {MAX_DEVICES} devices");
         Self {
             options,
             memory: Memory::new(options.memory),
@@ -225,6 +254,8 @@ impl Machine {
             images: Vec::new(),
             sites: 0,
             streams: Vec::new(),
+            spare_streams: Vec::new(),
+            spare_ends: BTreeMap::new(),
             events: Vec::new(),
             random: Random(options.seed),
             time_ns: 1,
@@ -254,8 +285,11 @@ impl Machine {
     /// Places a module's variables on a device.
     ///
     /// # Errors
-    /// Those of allocation.
+    /// Those of allocation, and [`RunError::NoDevice`].
     pub fn load(&mut self, device: DeviceId, module: &Arc<Module>) -> Result<ModuleId, RunError> {
+        if device.0 >= self.options.devices {
+            return Err(RunError::NoDevice { device: device.0, devices: self.options.devices });
+        }
         let mut addresses = Vec::new();
         for variable in &module.variables {
             let bytes = variable.bytes.max(1);
@@ -264,11 +298,8 @@ impl Machine {
         for (variable, &address) in module.variables.iter().zip(&addresses) {
             let mut image = variable.image.clone();
             for &(offset, other) in &variable.addresses {
-                let width = (image.len() - offset).min(8);
-                let mut bits = [0; 8];
-                bits[..width].copy_from_slice(&image[offset..offset + width]);
-                let value = u64::from_le_bytes(bits).wrapping_add(addresses[other as usize]);
-                image[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                let element = image[offset..].first_chunk_mut().expect("an address is an element of 8 bytes");
+                *element = u64::from_le_bytes(*element).wrapping_add(addresses[other as usize]).to_le_bytes();
             }
             self.memory.write(Thread::HOST, address, &image)?;
         }
@@ -298,8 +329,23 @@ impl Machine {
 
     /// A new stream of a device.
     pub fn stream(&mut self, device: DeviceId) -> StreamId {
+        if let Some(at) = self.spare_streams.iter().position(|spare| self.streams[spare.0].device == device) {
+            let spare = self.spare_streams.swap_remove(at);
+            self.streams[spare.0] = Stream::new(device);
+            return spare;
+        }
         self.streams.push(Stream::new(device));
         StreamId(self.streams.len() - 1)
+    }
+
+    /// Hands back a stream whose work has ended; [`Machine::stream`] may give it out again, as new. Nothing happens while
+    /// it still has something to do.
+    pub fn retire_stream(&mut self, stream: StreamId) {
+        let Stream { device, ref end, .. } = self.streams[stream.0];
+        if self.is_idle(stream) && !self.spare_streams.contains(&stream) {
+            self.memory.join(self.spare_ends.entry(device).or_default(), end);
+            self.spare_streams.push(stream);
+        }
     }
 
     /// A new event, not yet recorded.
@@ -314,7 +360,7 @@ impl Machine {
     /// What a device would refuse.
     pub fn launch(&mut self, stream: StreamId, launch: &Launch) -> Result<(), LaunchError> {
         let image = &self.images[launch.kernel.0];
-        grid::check(image.kernel(), launch)?;
+        grid::check(image.kernel(), launch, self.options.device.max_resident_blocks)?;
         let device = self.streams[stream.0].device;
         if image.device != device {
             let kernel = image.kernel().name.clone();

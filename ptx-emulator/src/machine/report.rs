@@ -117,6 +117,14 @@ pub enum RunError {
         /// Its seed.
         seed: u64,
     },
+    /// The machine has no such device.
+    #[error("device {device} does not exist: the machine has {devices}, from 0")]
+    NoDevice {
+        /// As asked for.
+        device: u32,
+        /// How many there are.
+        devices: u32,
+    },
     /// A copy or fill on a stream failed.
     #[error("{0}")]
     Memory(#[from] Box<crate::memory::Fault>),

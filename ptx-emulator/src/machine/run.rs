@@ -5,7 +5,8 @@ use super::report::RunError;
 use super::step::{Failure, Turn};
 use super::warp::{Spin, State};
 use super::{Counters, Machine, Outcome, Policy};
-use crate::memory::Thread;
+use crate::exec::asynchronous::Late;
+use crate::memory::DeviceId;
 
 /// A warp among all that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,9 @@ pub(super) struct Stall {
 /// Turns per resident warp without progress after which spins are looked for.
 const QUIET_TURNS: u64 = 64;
 
+/// Turns without progress after which stores that are under way move on one tick more in each turn.
+const QUIET_TICKS: u64 = 16;
+
 /// Turns without progress after which warps that repeat themselves give way at once: the long turns of the
 /// adversarial policy are enough by themselves.
 fn patience(policy: Policy) -> u64 {
@@ -38,18 +42,22 @@ fn patience(policy: Policy) -> u64 {
 }
 
 impl Machine {
-    /// Runs until every stream is empty.
+    /// Runs until every stream is empty; all of it happens before what the host does next.
     ///
     /// # Errors
     /// The first failure; the machine is then left as it was at that moment and should be dropped.
     pub fn run(&mut self) -> Result<(), RunError> {
         match self.advance(u64::MAX)? {
             Outcome::Stalled(deadlock) => Err(RunError::Deadlock(deadlock)),
-            Outcome::Idle | Outcome::Running => Ok(()),
+            Outcome::Idle | Outcome::Running => {
+                (0..self.options.devices).for_each(|device| self.synchronise_device(DeviceId(device)));
+                Ok(())
+            }
         }
     }
 
-    /// Runs about `instructions` warp instructions, or until nothing is left or can move.
+    /// Runs about `instructions` warp instructions, or until nothing is left or can move. What of it happens before the
+    /// host's next accesses is for [`Machine::synchronise`] and its like to say.
     ///
     /// # Errors
     /// As of [`Machine::run`].
@@ -57,7 +65,8 @@ impl Machine {
         let limit = self.options.max_instructions.unwrap_or(u64::MAX);
         let end = self.counters.warp_instructions.saturating_add(instructions).min(limit);
         while self.counters.warp_instructions < end {
-            self.start_commands()?;
+            // One stream's record may be what a stream before it waits for.
+            while self.start_commands()? {}
             self.start_blocks();
             let warps = self.warps();
             if warps.is_empty() {
@@ -65,11 +74,7 @@ impl Machine {
                     continue;
                 }
                 let idle = self.streams.iter().all(super::stream::Stream::is_idle);
-                return Ok(if idle {
-                    self.synchronise_host()
-                } else {
-                    Outcome::Stalled(Box::new(self.deadlock()))
-                });
+                return Ok(if idle { Outcome::Idle } else { Outcome::Stalled(Box::new(self.deadlock())) });
             }
             if let Some(outcome) = self.round(&warps, end)? {
                 return Ok(outcome);
@@ -81,14 +86,6 @@ impl Machine {
             return Err(RunError::Budget { executed, policy: self.options.policy, seed: self.options.seed });
         }
         Ok(Outcome::Running)
-    }
-
-    /// What the streams did happens before what the host does now.
-    fn synchronise_host(&mut self) -> Outcome {
-        for stream in &self.streams {
-            self.memory.acquire(Thread::HOST, &stream.end);
-        }
-        Outcome::Idle
     }
 
     pub(super) fn warps(&self) -> Vec<Address> {
@@ -108,7 +105,7 @@ impl Machine {
     fn round(&mut self, warps: &[Address], end: u64) -> Result<Option<Outcome>, RunError> {
         let mut blocked = vec![false; warps.len()];
         let mut n_blocked = 0;
-        let mut seen = self.progress;
+        let mut seen = self.progress();
         loop {
             if n_blocked == warps.len() {
                 if self.unblock(warps)? {
@@ -119,15 +116,15 @@ impl Machine {
             let chosen = self.choose(&blocked);
             self.let_copies_arrive(warps[chosen])?;
             let turn = self.turn(warps[chosen])?;
-            if self.progress != seen {
+            if self.progress() != seen {
                 // Whatever changed may be what others wait for.
-                seen = self.progress;
+                seen = self.progress();
                 blocked.fill(false);
                 n_blocked = 0;
             }
             match turn {
                 Turn::Finished => {
-                    self.end_block(warps[chosen]);
+                    self.end_block(warps[chosen])?;
                     return Ok(None);
                 }
                 Turn::Blocked if !blocked[chosen] => {
@@ -166,7 +163,8 @@ impl Machine {
             Policy::Random => self.random.below(blocked.len()),
             Policy::Adversarial => {
                 let favourite = self.stall.favourite % blocked.len();
-                if blocked[favourite] || self.random.below(8) == 0 {
+                let has_changed_nothing = self.stall.progress == self.progress();
+                if blocked[favourite] || has_changed_nothing || self.random.below(64) == 0 {
                     self.stall.favourite = self.random.below(blocked.len());
                 }
                 self.stall.favourite % blocked.len()
@@ -193,15 +191,19 @@ impl Machine {
         let pick = self.random.below(1 << 16);
         let block = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
         self.progress += 1;
-        if let Err(cause) = block.asynchronous.arrive(&mut self.memory, pick) {
-            return Err(self.report(at, Failure { cause, pc: 0, mask: 1 }));
-        }
-        Ok(())
+        block.asynchronous.arrive(&mut self.memory, pick).map_err(|late| self.report_late(at, late))
+    }
+
+    /// The report of an asynchronous copy that went wrong when it arrived.
+    fn report_late(&self, at: Address, Late { cause, site, thread }: Late) -> RunError {
+        let pc = site.0 - self.streams[at.stream].grids[at.grid].image.site_base;
+        let (warp, lane) = ((thread / 32) as usize, thread % 32);
+        self.report(Address { warp, ..at }, Failure { cause, pc, mask: 1 << lane })
     }
 
     fn turn(&mut self, at: Address) -> Result<Turn, RunError> {
         let budget = budget(self.options.policy, self.random.next());
-        let quiet = self.stall.quiet_turns(self.progress);
+        let quiet = self.stall.quiet_turns(self.progress());
         let stream = &mut self.streams[at.stream];
         let grid = &mut stream.grids[at.grid];
         let around = Surroundings {
@@ -213,9 +215,12 @@ impl Machine {
             check_registers: self.options.check_registers,
             find_spins: quiet > patience(self.options.policy),
         };
-        let (turn, executed) = grid.blocks[at.block].turn(&grid.image, at.warp, budget, around);
+        let block = &mut grid.blocks[at.block];
+        let cluster = &mut grid.clusters[block.cluster];
+        let (turn, executed) = block.turn(&grid.image, at.warp, budget, cluster, around);
         self.account(executed, quiet);
-        self.memory.tick();
+        // Whoever waits for a store has looked in vain by now: what is under way arrives sooner.
+        (0..1 + (quiet / QUIET_TICKS).min(64)).for_each(|_| self.memory.tick());
         turn.map_err(|failure| self.report(at, failure))
     }
 
@@ -223,12 +228,17 @@ impl Machine {
         self.counters.warp_instructions += executed.warp;
         self.counters.thread_instructions += executed.thread;
         // Up to a millisecond a turn, when nothing but time has changed for long.
-        self.time_ns += executed.warp + (1 << (quiet / 256).min(20)) - 1;
+        self.time_ns += executed.warp + (1 << (quiet / 64).min(20)) - 1;
+    }
+
+    /// Grows with every change that somebody may wait for.
+    fn progress(&self) -> u64 {
+        self.progress + self.memory.changes()
     }
 
     /// Whether every warp waits or repeats itself, and no store or copy is on its way.
     fn only_spins(&mut self, warps: &[Address]) -> bool {
-        if self.stall.progress != self.progress {
+        if self.stall.progress != self.progress() {
             self.forget_spins(warps);
             return false;
         }
@@ -240,10 +250,13 @@ impl Machine {
         let copies_move = warps.iter().any(|&at| self.block(at).asynchronous.is_pending());
         let stuck = |at: &Address| {
             let warp = &self.block(*at).warps[at.warp];
-            let waits = warp.fragments.iter().all(|fragment| {
-                matches!(fragment.state, State::Barrier { .. } | State::Grid | State::Members { .. })
-            });
-            waits || warp.spin.spinning
+            warp.fragments.iter().all(|fragment| {
+                let waits = matches!(
+                    fragment.state,
+                    State::Barrier { .. } | State::Cluster | State::Grid | State::Members { .. }
+                );
+                waits || fragment.spin.is_spinning
+            })
         };
         if memory_moves || copies_move || !warps.iter().all(stuck) {
             return false;
@@ -267,7 +280,9 @@ impl Machine {
 
     fn forget_spins(&mut self, warps: &[Address]) {
         for &at in warps {
-            self.block_mut(at).warps[at.warp].spin = Spin::default();
+            for fragment in &mut self.block_mut(at).warps[at.warp].fragments {
+                fragment.spin = Spin::default();
+            }
         }
     }
 
@@ -301,13 +316,17 @@ impl Machine {
         Ok(self.release_joins(warps))
     }
 
-    fn end_block(&mut self, at: Address) {
+    fn end_block(&mut self, at: Address) -> Result<(), RunError> {
         if !self.block(at).is_finished() {
-            return;
+            return Ok(());
         }
+        let ending = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
+        let finished = ending.asynchronous.finish(&mut self.memory, ending.id);
+        finished.map_err(|late| self.report_late(at, late))?;
         let block = self.streams[at.stream].grids[at.grid].blocks.remove(at.block);
         self.memory.end_block(block.id);
         self.progress += 1;
+        Ok(())
     }
 }
 

@@ -1,15 +1,16 @@
 //! Execution of one warp, until it waits, ends, gives way or has used up its turn.
 
-use super::warp::{Fragment, Frame, State, Warp};
+use super::warp::{Fragment, Frame, Spin, State, Warp};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::{self, Barriers};
+use crate::exec::cluster::{self, Cluster};
 use crate::exec::context::{Context, Environment, lanes};
 use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
-use crate::memory::{BlockId, Clock, Memory, Site, Thread};
-use crate::program::{Inst, Op, Pc, Program};
+use crate::memory::{BlockId, Clock, Memory, Order, Scope, Site, Thread};
+use crate::program::{Inst, NOWHERE, Op, Pc, Program};
 
 /// A fragment that spins this long while lanes wait for it lets them go on.
 const PATIENCE: u64 = 20_000;
@@ -34,6 +35,7 @@ pub(crate) struct Shared<'a> {
     pub(crate) memory: &'a mut Memory,
     pub(crate) environment: &'a Environment,
     pub(crate) barriers: &'a mut Barriers,
+    pub(crate) cluster: &'a mut Cluster,
     pub(crate) asynchronous: &'a mut AsyncState,
     pub(crate) output: &'a mut String,
     pub(crate) progress: &'a mut u64,
@@ -81,6 +83,7 @@ impl Shared<'_> {
             base: frame.private,
             environment: self.environment,
             barriers: self.barriers,
+            cluster: self.cluster,
             asynchronous: self.asynchronous,
             first: Thread::new(self.block, warp.first_thread),
             site: Site(self.site_base + pc),
@@ -129,9 +132,9 @@ impl Warp {
         None
     }
 
-    /// Lanes at this instruction and call that wait for others of `members`.
-    pub(super) fn gathered(&self, pc: Pc, frame: Frame, members: Mask) -> Mask {
-        let here = self.fragments.iter().filter(|other| other.pc == pc && other.frame() == frame);
+    /// Lanes that wait for others of `members` where the fragment does.
+    pub(super) fn gathered(&self, program: &Program, pc: Pc, frame: Frame, members: Mask) -> Mask {
+        let here = self.fragments.iter().filter(|other| other.is_met_at(program, pc, frame));
         here.fold(0, |bits, other| match other.state {
             State::Members { active, members: same } if same == members => bits | active,
             _ => bits,
@@ -145,7 +148,8 @@ impl Warp {
             State::Ready => return true,
             State::Members { members, .. } => {
                 // Lanes may have exited since.
-                let complete = members & self.live & !self.gathered(pc, frame, members) == 0;
+                let gathered = self.gathered(shared.program, pc, frame, members);
+                let complete = members & self.live & !gathered == 0;
                 if complete {
                     self.fragments[index].state = State::Ready;
                 }
@@ -156,7 +160,7 @@ impl Warp {
                     return false;
                 }
                 if let Op::Barrier(op) = &shared.program.code[pc as usize].op {
-                    barrier::finish(&mut shared.context(self, frame, pc, mask), op, id);
+                    barrier::finish(&mut shared.context(self, frame, pc, mask), op, id, generation);
                 }
             }
             State::Sleeping { until_ns } => {
@@ -164,10 +168,22 @@ impl Warp {
                     return false;
                 }
             }
+            State::Cluster => {
+                let rank = shared.environment.cluster_rank();
+                let threads = || lanes(mask).map(|lane| self.first_thread + lane as u32);
+                if threads().any(|thread| shared.cluster.holds(rank, thread)) {
+                    return false;
+                }
+                for thread in threads() {
+                    shared.cluster.go_on(rank, Thread::new(shared.block, thread), shared.memory);
+                }
+            }
             State::Grid => {
                 let Some(clock) = shared.predecessors else { return false };
                 for lane in lanes(mask) {
-                    shared.memory.acquire(Thread::new(shared.block, self.first_thread + lane as u32), clock);
+                    let thread = Thread::new(shared.block, self.first_thread + lane as u32);
+                    shared.memory.acquire(thread, clock);
+                    shared.memory.fence(thread, Order::Release, Scope::Sys);
                 }
             }
         }
@@ -208,6 +224,10 @@ impl Warp {
                     self.check_guard(&fragment, guard.slot, pc)?;
                 }
                 active &= if guard.negated { !bits } else { bits };
+            }
+            if !self.deferred.is_empty() && self.catch_up(&fragment, active, shared)? {
+                self.fragments.push(fragment);
+                return Ok(false);
             }
             shared.warp_instructions += 1;
             shared.thread_instructions += u64::from(active.count_ones());
@@ -311,14 +331,25 @@ impl Warp {
                     return Err(Cause::MemberMask { first: members, second: row[lane] });
                 }
                 // Groups with masks of their own execute one after the other and meet behind.
-                fragment.pc = pc.wrapping_sub(1);
-                Ok(self.split(fragment, same, pc, pc + 1).map_or(Next::Other, Next::Same))
+                Ok(self.execute_apart(fragment, same, pc + 1))
             }
             Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
                 self.together(inst, fragment, active, Mask::MAX, shared)
             }
+            // Each thread counts for itself: those that the guard keeps out go on.
+            Op::Barrier(op) if !op.aligned && active != fragment.mask => {
+                let meet = if op.kind == barrier::Kind::Arrive { pc + 1 } else { NOWHERE };
+                Ok(self.execute_apart(fragment, active, meet))
+            }
+            Op::Grid(GridControl::Wait) if active != fragment.mask => {
+                Ok(self.execute_apart(fragment, active, pc + 1))
+            }
             Op::Barrier(op) => {
                 let members = if op.aligned { Mask::MAX } else { active };
+                self.together(inst, fragment, active, members, shared)
+            }
+            Op::Cluster(op) => {
+                let members = if op.is_aligned() { Mask::MAX } else { active };
                 self.together(inst, fragment, active, members, shared)
             }
             Op::Grid(GridControl::LaunchDependents) => {
@@ -341,11 +372,25 @@ impl Warp {
             }
             op => {
                 let gives_way = matches!(op, Op::Mbarrier(op) if op.is_test());
-                self.simple(op, &fragment, active, shared)?;
+                if matches!(op, Op::Special { which, .. } if which.shows_time()) {
+                    fragment.spin = Spin::default();
+                }
+                if !self.defer(&fragment, active, shared) {
+                    self.simple(op, &fragment, active, shared)?;
+                }
                 fragment.pc = pc + 1;
                 Ok(if gives_way { Next::Yield(fragment) } else { Next::Same(fragment) })
             }
         }
+    }
+
+    /// Divides a fragment so that `lanes` come to its instruction by themselves, and the others after them; all meet at
+    /// `meet`.
+    fn execute_apart(&mut self, mut fragment: Fragment, lanes: Mask, meet: Pc) -> Next {
+        let pc = fragment.pc;
+        // `split` moves the others on by one.
+        fragment.pc = pc.wrapping_sub(1);
+        self.split(fragment, lanes, pc, meet).map_or(Next::Other, Next::Same)
     }
 
     /// Instructions that leave control flow alone.
@@ -356,11 +401,6 @@ impl Warp {
         active: Mask,
         shared: &mut Shared<'_>,
     ) -> Result<(), Cause> {
-        if let Op::Special { which, .. } = op
-            && which.shows_time()
-        {
-            self.spin = super::warp::Spin::default();
-        }
         let mut context = shared.context(self, fragment.frame(), fragment.pc, active);
         match op {
             Op::Special { d, which } => special::read(&mut context, *d, *which),
@@ -380,6 +420,7 @@ impl Warp {
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
+            Op::Cluster(op) => cluster::execute(&mut context, *op)?,
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,
             _ => {}

@@ -90,8 +90,9 @@ impl Machine {
                 self.events[event.0] = Some(super::host::Reached { clock, time_ns });
             }
             Command::Copy { to, from, bytes } => {
-                let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
                 self.as_agent(index, &since, |machine, agent| {
+                    machine.memory.check_range(agent, from, bytes)?;
+                    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
                     machine.memory.read(agent, from, &mut buffer)?;
                     Ok(machine.memory.write(agent, to, &buffer)?)
                 })?;
@@ -186,9 +187,9 @@ impl Machine {
                 .saturating_sub(resident.map(|grid| grid.blocks.len()).sum());
             for stream in self.streams.iter_mut().filter(|stream| stream.device.0 == device) {
                 for grid in &mut stream.grids {
-                    while room > 0 && grid.has_more_blocks() {
-                        grid.start_block(&mut self.memory, &self.options);
-                        room -= 1;
+                    while room >= grid.cluster_blocks() && grid.has_more_blocks() {
+                        grid.start_cluster(&mut self.memory, &self.options);
+                        room -= grid.cluster_blocks();
                         any = true;
                     }
                 }

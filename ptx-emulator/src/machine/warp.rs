@@ -5,7 +5,8 @@
 //! those that wait go on alone. So lanes progress independently, as from Volta on, and a lane that spins on
 //! another of its warp ends. Instructions that need lanes together (`.sync`, `.aligned`) gather them by mask.
 
-use crate::exec::context::{PrivateBase, Privates};
+use super::deferred::Deferred;
+use crate::exec::context::{PrivateBase, Privates, lanes};
 use crate::exec::rows::{Counts, LANES, Mask, Registers};
 use crate::program::{NOWHERE, Pc, Program};
 
@@ -36,6 +37,8 @@ pub(crate) enum State {
     Sleeping {
         until_ns: u64,
     },
+    /// At `barrier.cluster.wait`.
+    Cluster,
     /// At `griddepcontrol.wait`.
     Grid,
 }
@@ -50,9 +53,17 @@ pub(crate) struct Fragment {
     pub(crate) state: State,
     /// Instructions since lanes began to wait for this fragment.
     pub(crate) alone: u64,
+    pub(crate) spin: Spin,
 }
 
 impl Fragment {
+    /// Whether lanes at `pc` of a call meet this fragment: at the same instruction, or both at a `bar.warp.sync`, which
+    /// need not be the same.
+    pub(crate) fn is_met_at(&self, program: &Program, pc: Pc, frame: Frame) -> bool {
+        let syncs = |pc: Pc| program.code[pc as usize].op.is_warp_barrier();
+        self.pc == pc && self.frame() == frame || syncs(self.pc) && syncs(pc)
+    }
+
     pub(crate) fn frame(&self) -> Frame {
         self.frames[self.frames.len() - 1]
     }
@@ -71,12 +82,16 @@ pub(crate) struct Join {
     frames: Vec<Frame>,
 }
 
-/// A repeated state at a backward branch, from which the warp cannot escape by itself.
+/// A repeated state at a backward branch, from which a fragment cannot escape by itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Spin {
+    /// Backward branches taken.
     visits: u64,
     saved: Option<(Pc, u64)>,
-    pub(crate) spinning: bool,
+    /// The visit at which the saved state was seen last, and the visits from the time before to that.
+    since: u64,
+    period: u64,
+    pub(crate) is_spinning: bool,
 }
 
 /// 32 lanes or fewer.
@@ -89,7 +104,8 @@ pub(crate) struct Warp {
     /// Linear index of lane 0 in the block.
     pub(crate) first_thread: u32,
     pub(crate) live: Mask,
-    pub(crate) spin: Spin,
+    /// Loads that weak memory has put off, in program order.
+    pub(super) deferred: Vec<Deferred>,
 }
 
 impl Warp {
@@ -117,6 +133,7 @@ impl Warp {
             join: None,
             state: State::Ready,
             alone: 0,
+            spin: Spin::default(),
         };
         Self {
             registers,
@@ -125,7 +142,7 @@ impl Warp {
             joins: Vec::new(),
             first_thread,
             live: mask,
-            spin: Spin::default(),
+            deferred: Vec::new(),
         }
     }
 
@@ -235,6 +252,7 @@ impl Warp {
             join: join.parent,
             state: State::Ready,
             alone: 0,
+            spin: Spin::default(),
         };
         let fragment = self.settle(fragment);
         self.fragments.extend(fragment);
@@ -255,39 +273,54 @@ impl Warp {
         any
     }
 
-    /// Notes a backward branch; true if the warp is in the state of an earlier one, with nothing changed since.
-    pub(crate) fn note_repetition(&mut self, fragment: &Fragment, counts: Counts) -> bool {
-        self.spin.visits += 1;
+    /// Notes a backward branch; true if the fragment repeats itself: it has been in this state before, or is between
+    /// two visits of such a state.
+    pub(crate) fn note_repetition(&self, fragment: &mut Fragment, counts: Counts) -> bool {
+        fragment.spin.visits += 1;
         // Long computations are looked at now and then; a cycle shows at every stride.
-        if self.spin.visits > 256 && !self.spin.visits.is_multiple_of(64) {
+        if !self.deferred.is_empty() {
+            fragment.spin = Spin::default();
             return false;
         }
-        let hash = self.hash(fragment, counts);
-        if self.spin.saved == Some((fragment.pc, hash)) {
-            self.spin.spinning = true;
-        } else if self.spin.visits.is_power_of_two() {
-            // Brent: a saved state of growing age finds cycles of any length.
-            self.spin.saved = Some((fragment.pc, hash));
+        if fragment.spin.visits > 256 && !fragment.spin.visits.is_multiple_of(64) {
+            return fragment.spin.is_spinning;
         }
-        self.spin.spinning
+        let state = (fragment.pc, self.hash(fragment, counts));
+        fragment.spin.note(state);
+        fragment.spin.is_spinning
     }
 
-    /// FNV-1a over the registers of the call and its place.
+    /// FNV-1a over all that decides what the fragment does next, memory that others see apart: its place, and the
+    /// registers and private memory of its lanes, of all calls in progress.
     fn hash(&self, fragment: &Fragment, counts: Counts) -> u64 {
-        let base = fragment.frame().registers;
+        let top = fragment.frame().registers.plus(counts);
         let mut hash = 0xCBF2_9CE4_8422_2325u64;
         let mut add = |value: u64| hash = (hash ^ value).wrapping_mul(0x100_0000_01B3).rotate_left(17);
         add(u64::from(fragment.pc) << 32 | u64::from(fragment.mask));
-        let range = |from: u32, count: u32| from as usize..(from + count) as usize;
-        self.registers.preds[range(base.preds, counts.preds)].iter().for_each(|&bits| add(bits.into()));
-        self.registers.words[range(base.words, counts.words)]
-            .iter()
-            .flatten()
-            .for_each(|&bits| add(bits.into()));
-        self.registers.doubles[range(base.doubles, counts.doubles)]
-            .iter()
-            .flatten()
-            .for_each(|&bits| add(bits));
+        for &bits in &self.registers.preds[..top.preds as usize] {
+            add((bits & fragment.mask).into());
+        }
+        for lane in lanes(fragment.mask) {
+            self.registers.words[..top.words as usize].iter().for_each(|row| add(row[lane].into()));
+            self.registers.doubles[..top.doubles as usize].iter().for_each(|row| add(row[lane]));
+            self.privates.local[lane].words().chain(self.privates.params[lane].words()).for_each(&mut add);
+        }
         hash
+    }
+}
+
+impl Spin {
+    fn note(&mut self, state: (Pc, u64)) {
+        if self.saved == Some(state) {
+            (self.period, self.since) = (self.visits - self.since, self.visits);
+            self.is_spinning = true;
+            return;
+        }
+        // A cycle that it leaves was none.
+        self.is_spinning &= self.visits - self.since <= self.period;
+        if !self.is_spinning && self.visits.is_power_of_two() {
+            // Brent: a saved state of growing age finds cycles of any length.
+            (self.saved, self.since) = (Some(state), self.visits);
+        }
     }
 }

@@ -87,11 +87,11 @@ impl Order {
         !matches!(self, Self::Weak)
     }
 
-    pub(super) const fn acquires(self) -> bool {
+    pub(crate) const fn acquires(self) -> bool {
         matches!(self, Self::Acquire | Self::AcqRel | Self::Sc)
     }
 
-    pub(super) const fn releases(self) -> bool {
+    pub(crate) const fn releases(self) -> bool {
         matches!(self, Self::Release | Self::AcqRel | Self::Sc)
     }
 }
@@ -101,7 +101,7 @@ impl Order {
 pub enum Scope {
     /// `.cta`: the own block.
     Cta,
-    /// `.cluster`: the own cluster. Without clusters, the own block.
+    /// `.cluster`: the own cluster; of a launch without clusters, the own block.
     Cluster,
     /// `.gpu`: all threads of the own device.
     Gpu,

@@ -34,7 +34,7 @@ impl Memory {
         if self.is_ordered() {
             return self.store_ordered(access, place, width.mask(), value);
         }
-        self.region_mut(place.region).store(place.offset, width, value);
+        self.changes += u64::from(self.region_mut(place.region).store(place.offset, width, value));
         Ok(())
     }
 
@@ -57,7 +57,7 @@ impl Memory {
         }
         let old = self.region(place.region).load(place.offset, width);
         if let Some(new) = update(old) {
-            self.region_mut(place.region).store(place.offset, width, new);
+            self.changes += u64::from(self.region_mut(place.region).store(place.offset, width, new));
         }
         Ok(old)
     }
@@ -67,14 +67,22 @@ impl Memory {
     /// # Errors
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn read(&mut self, agent: Thread, address: u64, out: &mut [u8]) -> Result<()> {
-        let Some((request, place)) = self.range(AccessKind::Load, agent, address, out.len())? else {
+        self.read_by(&Access::weak(agent, Site::NONE), address, out)
+    }
+
+    /// As [`Memory::read`], by a plain `access`, so that faults name its instruction.
+    ///
+    /// # Errors
+    /// Any [`Fault`] about addresses, or [`Fault::Race`].
+    pub fn read_by(&mut self, access: &Access, address: u64, out: &mut [u8]) -> Result<()> {
+        let Some((request, place)) = self.range(AccessKind::Load, access, address, out.len())? else {
             return Ok(());
         };
         self.check_initialised(&request, place)?;
-        if self.is_piecewise(agent) {
-            return self.read_piecewise(&Access::weak(agent, request.site), place, out);
+        if self.is_piecewise(access.thread) {
+            return self.read_piecewise(access, place, out);
         }
-        self.range_ordered(agent, place, out.len(), request.kind)?;
+        self.range_ordered(access, place, out.len(), request.kind)?;
         out.copy_from_slice(self.region(place.region).bytes(place.offset, out.len()));
         Ok(())
     }
@@ -85,10 +93,20 @@ impl Memory {
     /// # Errors
     /// Any [`Fault`] about addresses.
     pub fn peek(&self, address: u64, out: &mut [u8]) -> Result<()> {
-        if let Some((_, place)) = self.range(AccessKind::Load, Thread::HOST, address, out.len())? {
+        let host = Access::weak(Thread::HOST, Site::NONE);
+        if let Some((_, place)) = self.range(AccessKind::Load, &host, address, out.len())? {
             out.copy_from_slice(self.region(place.region).bytes(place.offset, out.len()));
         }
         Ok(())
+    }
+
+    /// Checks the addresses of a range that `agent` is about to read.
+    ///
+    /// # Errors
+    /// Any [`Fault`] about addresses.
+    pub fn check_range(&self, agent: Thread, address: u64, bytes: u64) -> Result<()> {
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.range(AccessKind::Load, &Access::weak(agent, Site::NONE), address, length).map(drop)
     }
 
     /// Writes a range, of any alignment, by `agent`: [`Thread::HOST`], or an asynchronous copy.
@@ -96,11 +114,20 @@ impl Memory {
     /// # Errors
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn write(&mut self, agent: Thread, address: u64, bytes: &[u8]) -> Result<()> {
-        if let Some((request, place)) = self.range(AccessKind::Store, agent, address, bytes.len())? {
-            if self.is_piecewise(agent) {
-                return self.write_piecewise(&Access::weak(agent, request.site), place, bytes);
+        self.write_by(&Access::weak(agent, Site::NONE), address, bytes)
+    }
+
+    /// As [`Memory::write`], by a plain `access`, so that faults name its instruction.
+    ///
+    /// # Errors
+    /// Any [`Fault`] about addresses, or [`Fault::Race`].
+    pub fn write_by(&mut self, access: &Access, address: u64, bytes: &[u8]) -> Result<()> {
+        if let Some((request, place)) = self.range(AccessKind::Store, access, address, bytes.len())? {
+            if self.is_piecewise(access.thread) {
+                return self.write_piecewise(access, place, bytes);
             }
-            self.range_ordered(agent, place, bytes.len(), request.kind)?;
+            self.range_ordered(access, place, bytes.len(), request.kind)?;
+            self.changes += 1;
             self.region_mut(place.region).bytes_mut(place.offset, bytes.len()).copy_from_slice(bytes);
             self.settle_range(place, bytes.len());
         }
@@ -112,9 +139,14 @@ impl Memory {
     /// # Errors
     /// Any [`Fault`] about addresses, or [`Fault::Race`].
     pub fn fill(&mut self, agent: Thread, address: u64, bytes: u64, pattern: &[u8]) -> Result<()> {
+        if pattern.is_empty() && bytes > 0 {
+            return Err(Box::new(Fault::EmptyPattern { address, bytes }));
+        }
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        if let Some((request, place)) = self.range(AccessKind::Store, agent, address, length)? {
-            self.range_ordered(agent, place, length, request.kind)?;
+        let access = Access::weak(agent, Site::NONE);
+        if let Some((request, place)) = self.range(AccessKind::Store, &access, address, length)? {
+            self.range_ordered(&access, place, length, request.kind)?;
+            self.changes += 1;
             for chunk in
                 self.region_mut(place.region).bytes_mut(place.offset, length).chunks_mut(pattern.len())
             {
@@ -132,7 +164,7 @@ impl Memory {
         let block = request.thread.block;
         let here = self.blocks.get(block);
         if request.address.wrapping_sub(SHARED_WINDOW) < LOCAL_WINDOW - SHARED_WINDOW {
-            return space::resolve_shared(request, &here.shared);
+            return self.blocks.resolve(request);
         }
         self.space.resolve(request, here.info.device)
     }
@@ -140,12 +172,12 @@ impl Memory {
     fn range(
         &self,
         kind: AccessKind,
-        thread: Thread,
+        &Access { thread, site, .. }: &Access,
         address: u64,
         bytes: usize,
     ) -> Result<Option<(Request, Place)>> {
         let bytes = bytes as u64;
-        let request = Request { kind, thread, site: Site::NONE, address, bytes, alignment_bytes: 1 };
+        let request = Request { kind, thread, site, address, bytes, alignment_bytes: 1 };
         if bytes == 0 { Ok(None) } else { Ok(Some((request, self.resolve(&request)?))) }
     }
 

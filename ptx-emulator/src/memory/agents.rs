@@ -1,6 +1,5 @@
 //! Who runs, and what orders them.
 
-use super::region::Region;
 use super::weak::Weak;
 use super::{BlockId, BlockInfo, BlockSpec, Clock, DeviceId, GridId, Memory, Moment, Order, Scope, Thread};
 
@@ -32,7 +31,16 @@ impl Memory {
         if self.is_ordered() {
             self.causality.end_block(block);
         }
-        self.blocks.get_mut(block).shared = Region::default();
+        self.blocks.end_block(block);
+    }
+
+    /// Blocks that have begun and done nothing yet become a cluster, ranks in this order: they reach each other's
+    /// shared memory at [`cluster_address`](super::cluster_address) in the window, and scope `.cluster` means them.
+    pub fn join_cluster(&mut self, blocks: &[BlockId]) {
+        if self.is_ordered() {
+            self.causality.join_cluster(blocks);
+        }
+        self.blocks.join_cluster(blocks);
     }
 
     /// Where a block runs or ran.
@@ -51,6 +59,13 @@ impl Memory {
     pub fn acquire(&mut self, thread: Thread, clock: &Clock) {
         if self.is_ordered() {
             self.causality.acquire(thread, clock);
+        }
+    }
+
+    /// Adds what `more` holds to `clock`.
+    pub fn join(&self, clock: &mut Clock, more: &Clock) {
+        if self.is_ordered() {
+            self.causality.join(clock, more);
         }
     }
 
@@ -95,6 +110,12 @@ impl Memory {
             weak.tick();
             self.settle_due();
         }
+    }
+
+    /// For how many instructions of its warp a load is put off, if it is.
+    #[inline]
+    pub(crate) fn put_off(&mut self) -> Option<u32> {
+        self.weak.as_mut().and_then(Weak::put_off)
     }
 
     /// How many stores are, perhaps, not yet visible to everybody.

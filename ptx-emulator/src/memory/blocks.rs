@@ -1,7 +1,10 @@
 //! Grids and blocks: who belongs to which device, and the shared memory of blocks.
 
+use std::sync::Arc;
+
 use super::region::Region;
-use super::{BlockId, DeviceId, GridId};
+use super::space::{self, Place, Request, cluster_offset};
+use super::{BlockId, DeviceId, GridId, Result, SHARED_WINDOW};
 
 /// A block about to run, for [`Memory::begin_block`](super::Memory::begin_block).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,9 @@ pub struct BlockInfo {
 pub(super) struct Block {
     pub(super) info: BlockInfo,
     pub(super) shared: Region,
+    /// The blocks of its cluster, by rank; none where it is alone.
+    cluster: Arc<[BlockId]>,
+    ended: bool,
 }
 
 /// All grids and blocks since the start.
@@ -44,7 +50,8 @@ impl Blocks {
     /// The host alone.
     pub(super) fn new() -> Self {
         let info = BlockInfo { grid: GridId(0), index: 0, device: None };
-        Self { devices: vec![None], blocks: vec![Block { info, shared: Region::default() }] }
+        let host = Block { info, shared: Region::default(), cluster: Arc::default(), ended: false };
+        Self { devices: vec![None], blocks: vec![host] }
     }
 
     pub(super) fn begin_grid(&mut self, device: DeviceId) -> GridId {
@@ -55,8 +62,38 @@ impl Blocks {
     pub(super) fn begin_block(&mut self, spec: &BlockSpec) -> BlockId {
         let BlockSpec { grid, index, shared_bytes, .. } = *spec;
         let info = BlockInfo { grid, index, device: self.devices[grid.0 as usize] };
-        self.blocks.push(Block { info, shared: Region::new(shared_bytes as usize) });
+        let shared = Region::new(shared_bytes as usize);
+        self.blocks.push(Block { info, shared, cluster: Arc::default(), ended: false });
         BlockId(self.blocks.len() as u32 - 1)
+    }
+
+    /// Blocks become a cluster, ranks in this order.
+    pub(super) fn join_cluster(&mut self, blocks: &[BlockId]) {
+        let cluster: Arc<[BlockId]> = blocks.into();
+        for &block in blocks {
+            self.get_mut(block).cluster = Arc::clone(&cluster);
+        }
+    }
+
+    pub(super) fn end_block(&mut self, block: BlockId) {
+        let block = self.get_mut(block);
+        (block.shared, block.ended) = (Region::default(), true);
+    }
+
+    /// The block whose shared memory an address in the window names, and the offset there.
+    #[inline]
+    pub(super) fn resolve(&self, request: &Request) -> Result<Place> {
+        let own = request.thread.block;
+        let here = self.get(own);
+        let (rank, offset) = cluster_offset(request.address - SHARED_WINDOW);
+        let Some(rank) = rank else { return space::resolve_shared(request, own, offset, &here.shared) };
+        let alone = [own];
+        let cluster = if here.cluster.is_empty() { &alone } else { &*here.cluster };
+        match cluster.get(rank as usize) {
+            Some(&block) if self.get(block).ended => Err(space::explain_ended(request, rank, offset)),
+            Some(&block) => space::resolve_shared(request, block, offset, &self.get(block).shared),
+            None => space::resolve_shared(request, own, request.address - SHARED_WINDOW, &here.shared),
+        }
     }
 
     #[inline]

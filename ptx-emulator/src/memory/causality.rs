@@ -49,6 +49,8 @@ pub struct Moment {
 #[derive(Debug)]
 struct BlockState {
     grid: GridId,
+    /// The first block of its cluster.
+    cluster: BlockId,
     /// By index; empty once the block has ended.
     threads: Vec<ThreadState>,
     /// Asynchronous copies under way: what precedes them.
@@ -70,6 +72,7 @@ struct GridState {
 enum Domain {
     Everybody,
     Device(Option<DeviceId>),
+    Cluster(BlockId),
     Block(BlockId),
 }
 
@@ -104,7 +107,8 @@ impl Causality {
         let known = Arc::<VectorClock>::default();
         let grid = GridState { device: None, gathered: known.clone(), start: known.clone(), finished: None };
         let threads = vec![ThreadState::new(known)];
-        let block = BlockState { grid: GridId(0), threads, copies: Vec::new(), n_copies: 0 };
+        let (grid_id, cluster) = (GridId(0), BlockId(0));
+        let block = BlockState { grid: grid_id, cluster, threads, copies: Vec::new(), n_copies: 0 };
         let states = States { grids: vec![grid], blocks: vec![block] };
         Self { states, chains: Vec::new(), sc_fences: HashMap::new() }
     }
@@ -116,8 +120,20 @@ impl Causality {
 
     pub(super) fn begin_block(&mut self, grid: GridId, n_threads: u32) {
         let start = &self.states.grids[grid.0 as usize].start;
-        let threads = (0..n_threads).map(|_| ThreadState::new(start.clone())).collect();
-        self.states.blocks.push(BlockState { grid, threads, copies: Vec::new(), n_copies: 0 });
+        let cluster = BlockId(self.states.blocks.len() as u32);
+        let thread = || ThreadState {
+            // What precedes a grid precedes whatever a later store of it tells others of.
+            fences: vec![Release { known: start.clone(), scope: Scope::Sys, block: cluster }],
+            ..ThreadState::new(start.clone())
+        };
+        let threads = (0..n_threads).map(|_| thread()).collect();
+        self.states.blocks.push(BlockState { grid, cluster, threads, copies: Vec::new(), n_copies: 0 });
+    }
+
+    pub(super) fn join_cluster(&mut self, blocks: &[BlockId]) {
+        for block in blocks {
+            self.states.blocks[block.0 as usize].cluster = blocks[0];
+        }
     }
 
     /// What the threads have learned from others becomes the grid's.
@@ -129,6 +145,10 @@ impl Causality {
         let mut gathered = std::mem::take(&mut self.states.grids[grid].gathered);
         let mut last: Option<Arc<VectorClock>> = None;
         for thread in threads {
+            // The end of a grid is a fence: what its threads have observed precedes what follows it.
+            for release in thread.observed.iter().filter(|it| self.synchronises(it, Scope::Sys, id)) {
+                join(&mut gathered, &release.known, &self.states);
+            }
             if !last.is_some_and(|last| Arc::ptr_eq(&last, &thread.known)) {
                 join(&mut gathered, &thread.known, &self.states);
             }
@@ -161,6 +181,10 @@ impl Causality {
     pub(super) fn release(&mut self, thread: Thread, clock: &mut Clock) {
         let known = self.advance(thread);
         join(&mut clock.0, &known, &self.states);
+    }
+
+    pub(super) fn join(&self, clock: &mut Clock, more: &Clock) {
+        join(&mut clock.0, &more.0, &self.states);
     }
 
     pub(super) fn acquire(&mut self, thread: Thread, clock: &Clock) {
@@ -228,7 +252,8 @@ impl Causality {
     /// Joins the order of `sc` fences: after all that are morally strong with this one.
     fn sc_fence(&mut self, thread: Thread, scope: Scope) {
         let block = thread.block;
-        let domains = [Domain::Everybody, Domain::Device(self.device(block)), Domain::Block(block)];
+        let device = Domain::Device(self.device(block));
+        let domains = [Domain::Everybody, device, Domain::Cluster(self.cluster(block)), Domain::Block(block)];
         for theirs in [Scope::Cta, Scope::Cluster, Scope::Gpu, Scope::Sys] {
             // Both scopes have to include the other thread.
             if let Some(earlier) = self.sc_fences.get(&(theirs, domains[reach(theirs.min(scope))])).cloned() {
@@ -338,8 +363,13 @@ impl Causality {
         match scope {
             Scope::Sys => true,
             Scope::Gpu => self.device(from) == self.device(to),
-            Scope::Cta | Scope::Cluster => from == to,
+            Scope::Cluster => self.cluster(from) == self.cluster(to),
+            Scope::Cta => from == to,
         }
+    }
+
+    fn cluster(&self, block: BlockId) -> BlockId {
+        self.states.blocks[block.0 as usize].cluster
     }
 
     fn device(&self, block: BlockId) -> Option<DeviceId> {
@@ -392,6 +422,7 @@ fn reach(scope: Scope) -> usize {
     match scope {
         Scope::Sys => 0,
         Scope::Gpu => 1,
-        Scope::Cta | Scope::Cluster => 2,
+        Scope::Cluster => 2,
+        Scope::Cta => 3,
     }
 }

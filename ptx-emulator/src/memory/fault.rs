@@ -83,6 +83,14 @@ pub enum Fault {
         /// The first byte that both touch.
         offset: i64,
     },
+    /// A range is to be filled with nothing.
+    #[error("cannot fill {bytes} bytes at {address:#x} with a pattern of 0 bytes")]
+    EmptyPattern {
+        /// The range.
+        address: u64,
+        /// Its size.
+        bytes: u64,
+    },
     /// The address does not begin an allocation.
     #[error("cannot free {address:#x}: no allocation begins there")]
     NotAnAllocation {
@@ -90,7 +98,9 @@ pub enum Fault {
         address: u64,
     },
     /// The address space is full, or the request is absurd.
-    #[error("cannot allocate {bytes} bytes for {name:?}: the address space of the emulator ends before that")]
+    #[error(
+        "cannot allocate {bytes} bytes for {name:?}: the emulator's address space or this computer's ends before that"
+    )]
     TooLarge {
         /// What was asked for.
         bytes: u64,

@@ -79,6 +79,15 @@ impl Parts<'_> {
         self.history(piece)?.newest(piece.mask)
     }
 
+    /// The bytes of `piece` that nobody had written in a state of the granule.
+    pub(super) fn unwritten(&self, piece: &Piece, seen: Option<usize>) -> u8 {
+        match self.history(piece) {
+            Some(history) if seen != history.newest(piece.mask) => piece.mask & !history.written(seen),
+            // The newest bytes have been looked at.
+            _ => 0,
+        }
+    }
+
     /// The state of the granule that a load sees: as of a message, or before all.
     pub(super) fn choose(&mut self, access: &Access, piece: &Piece) -> Option<usize> {
         let newest = self.newest(piece)?;
@@ -185,8 +194,9 @@ impl Parts<'_> {
         };
         message.visible_at = weak.schedule(piece.region, piece.granule);
         let base = self.region.granule(piece.granule);
-        let history =
-            self.region.tracking_mut().histories.entry(piece.granule).or_insert_with(|| History::new(base));
+        let written = self.region.initialised_mask(piece.granule);
+        let histories = &mut self.region.tracking_mut().histories;
+        let history = histories.entry(piece.granule).or_insert_with(|| History::new(base, written));
         let view = self.causality.view(access.thread);
         let end = history.len();
         let places = if whole { Vec::new() } else { history.insertable(piece.mask, &view) };

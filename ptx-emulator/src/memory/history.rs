@@ -33,6 +33,8 @@ pub(super) struct Message {
     pub(super) visible_at: u64,
     pub(super) releases: Vec<Release>,
     observers: Vec<Observer>,
+    /// There were more observers than are told apart.
+    is_crowded: bool,
     /// Everybody sees it, or something newer.
     settled: bool,
 }
@@ -49,21 +51,24 @@ impl Message {
             visible_at: 0,
             releases: Vec::new(),
             observers: Vec::new(),
+            is_crowded: false,
             settled: false,
         }
     }
 
     /// A thread read bytes of it, which whoever knows of that read has to respect.
     pub(super) fn observed(&mut self, mask: u8, by: &View<'_>) {
-        if self.settled || self.by == by.thread {
+        if self.is_crowded || self.by == by.thread {
             return;
         }
-        if let Some(observer) = self.observers.iter_mut().find(|it| it.who == by.thread) {
-            observer.mask |= mask;
-        } else if self.observers.len() < MAX_OBSERVERS {
+        // Whoever knows of a later read of the same bytes knows of the first.
+        if self.observers.iter().any(|it| it.who == by.thread && it.mask & mask == mask) {
+            return;
+        }
+        if self.observers.len() < MAX_OBSERVERS {
             self.observers.push(Observer { who: by.thread, clock: by.clock, mask });
         } else {
-            self.settled = true;
+            self.is_crowded = true;
         }
     }
 
@@ -74,21 +79,22 @@ impl Message {
 
     fn is_observed(&self, mask: u8, to: &View<'_>) -> bool {
         let knows = |it: &Observer| it.mask & mask != 0 && to.knows(it.who, it.clock);
-        self.settled || self.observers.iter().any(knows)
+        self.is_crowded || self.observers.iter().any(knows)
     }
 }
 
 /// The stores to a granule, in coherence order: the order in which everybody sees those to a common byte.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// The bytes before the first store.
+    /// The bytes before the first store, and which of them had been written.
     base: u64,
+    base_mask: u8,
     messages: Vec<Message>,
 }
 
 impl History {
-    pub(super) fn new(base: u64) -> Self {
-        Self { base, messages: Vec::new() }
+    pub(super) fn new(base: u64, base_mask: u8) -> Self {
+        Self { base, base_mask, messages: Vec::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -119,6 +125,12 @@ impl History {
     pub(super) fn value(&self, upto: Option<usize>) -> u64 {
         let messages = upto.map_or(&[][..], |upto| &self.messages[..=upto]);
         messages.iter().fold(self.base, blend)
+    }
+
+    /// The bytes that have been written as of message `upto`, or before all.
+    pub(super) fn written(&self, upto: Option<usize>) -> u8 {
+        let messages = upto.map_or(&[][..], |upto| &self.messages[..=upto]);
+        messages.iter().fold(self.base_mask, |mask, message| mask | message.mask)
     }
 
     /// The bytes that everybody will see in the end.
@@ -206,6 +218,7 @@ impl History {
         }
         // A plain store that everybody sees is as good as the bytes themselves.
         let plain = self.messages.iter().take_while(|it| it.settled && it.scope.is_none()).count();
+        self.base_mask |= self.messages[..plain].iter().fold(0, |mask, message| mask | message.mask);
         self.base = self.messages.drain(..plain).fold(self.base, |value, message| blend(value, &message));
     }
 }
@@ -242,7 +255,7 @@ mod tests {
 
     #[test]
     fn hidden_stores_are_forgotten_and_settled_plain_ones_become_the_bytes() {
-        let mut history = History::new(u64::from_le_bytes([9; 8]));
+        let mut history = History::new(u64::from_le_bytes([9; 8]), 0xff);
         history.push(message(0xff, u64::from_le_bytes([1; 8]), 50, Some(Scope::Sys)));
         history.push(message(0x0f, u64::from_le_bytes([2; 8]), 10, None));
         history.push(message(0xf0, u64::from_le_bytes([3; 8]), 10, None));
@@ -260,7 +273,7 @@ mod tests {
 
     #[test]
     fn strong_stores_stay_until_they_are_hidden() {
-        let mut history = History::new(0);
+        let mut history = History::new(0, 0xff);
         history.push(message(0x0f, 1, 1, Some(Scope::Gpu)));
         history.settle(5);
         assert_eq!(history.len(), 1);

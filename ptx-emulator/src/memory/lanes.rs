@@ -97,15 +97,19 @@ impl Memory {
         };
         let region = self.region_mut(place.region);
         if access.mask == u32::MAX && is_run(addresses, width) {
-            return region.store_run(place.offset, width, values);
+            let stored = region.store_run(place.offset, width, values);
+            self.changes += u64::from(stored == Some(true));
+            return stored.is_some();
         }
         let base = addresses[access.mask.trailing_zeros() as usize] - place.offset as u64;
         if !region.contains(base, access.mask, addresses, width) {
             return false;
         }
+        let mut changes = false;
         for lane in lanes(access.mask) {
-            region.store((addresses[lane] - base) as usize, width, values[lane]);
+            changes |= region.store((addresses[lane] - base) as usize, width, values[lane]);
         }
+        self.changes += u64::from(changes);
         true
     }
 }
@@ -140,20 +144,19 @@ impl Region {
         true
     }
 
-    /// Stores 32 values in a row from `offset` on.
-    fn store_run(&mut self, offset: usize, width: Width, values: &Row) -> bool {
+    /// Stores 32 values in a row from `offset` on, if they are in bounds; says whether there were others before.
+    fn store_run(&mut self, offset: usize, width: Width, values: &Row) -> Option<bool> {
         let bytes = 32 * width.bytes() as usize;
         if offset as u64 + bytes as u64 > self.len() {
-            return false;
+            return None;
         }
         let run = self.bytes_mut(offset, bytes);
-        match width {
+        Some(match width {
             Width::B1 => narrow::<1>(run, values),
             Width::B2 => narrow::<2>(run, values),
             Width::B4 => narrow::<4>(run, values),
             Width::B8 => narrow::<8>(run, values),
-        }
-        true
+        })
     }
 }
 
@@ -163,10 +166,15 @@ fn widen<const N: usize>(run: &[u8], out: &mut Row, value: impl Fn([u8; N]) -> u
     }
 }
 
-fn narrow<const N: usize>(run: &mut [u8], values: &Row) {
+/// True if any value was another before.
+fn narrow<const N: usize>(run: &mut [u8], values: &Row) -> bool {
+    let mut changes = false;
     for (chunk, value) in run.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        let old = *chunk;
         chunk.copy_from_slice(&value.to_le_bytes()[..N]);
+        changes |= old != *chunk;
     }
+    changes
 }
 
 /// Whether the addresses follow each other without gaps.

@@ -21,36 +21,47 @@
 //! one's scope includes the other's thread, the same bytes), and so are the first operation of the one pattern and
 //! the last of the other. `fence.sc` synchronises with all morally strong ones before it. So a `.gpu` fence does
 //! not order what a peer sees, nor a `.cta` fence what another block sees. Causality is transitive across scopes.
-//! A store also precedes whatever follows a morally strong read of it.
+//! A store also precedes whatever follows a morally strong read of it. The begin and the end of a grid are fences of
+//! system scope of all its threads, as CUDA's stream order has it: who hears of a grid's end by a later grid's relaxed
+//! store, and has ended a grid itself since, comes after it.
 //!
 //! *Values.* The stores to each location stand in one coherence order. A load may read any store in it that is not
 //! older than one it must know: one that precedes it in causality, or that was read by an operation that does. A
 //! store takes its place anywhere after those. Atomics read the newest store and follow it at once, unless that is
 //! not morally strong with them: then another store may come between, and updates get lost. Each element of a
 //! vector access is an access of its own; one of up to 8 aligned bytes is never torn. After at most 4096 ticks a
-//! store is seen by everybody, so that spins end.
+//! store is seen by everybody, so that spins end. While nothing but time passes, ticks come faster.
+//!
+//! *Load buffering.* A load may be satisfied after a later store of its thread is visible: the machine puts some loads
+//! off until an instruction touches their registers (so address, data and control dependencies hold), or accesses the
+//! same bytes, or is anything but arithmetic, a branch, or a plain or relaxed load or store.
 //!
 //! *Agents.* Asynchronous copies are agents of their own: what they read and write is ordered by what precedes
 //! their start and by the wait for their end, and by nothing else. The host is one, too.
 //!
 //! # Where it differs from PTX
 //! Stricter, so that an outcome that PTX allows is never seen:
-//! - Loads take their value when they are executed: no load buffering.
+//! - A load is put off by at most 128 instructions of its warp, behind at most three others, and never beyond an atomic
+//!   operation.
 //! - Plain loads of one thread from one location never go back, as only strong ones are promised.
 //! - A granule (8 aligned bytes) has one coherence order, whatever the sizes of the stores.
 //! - [`Memory::write`] and [`Memory::fill`] by threads and the host are seen by everybody at once.
 //!
 //! Laxer, so that a fault may be missed:
-//! - Proxies are not told apart: a missing `fence.proxy.async` goes unnoticed.
-//! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, one is forgotten.
+//! - Proxies are not told apart: a missing `fence.proxy.async` between stores and the bulk copy that reads them goes
+//!   unnoticed. (To tell would take a second set of operations per thread and clock: those that a proxy fence follows.)
+//! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, a candidate is forgotten, and
+//!   the store counts as read by everybody.
+//! - `ld.const` may read global memory, and `ld.global.nc` what the same kernel writes.
+//! - A strong store behind an atomic of the same thread on the same location carries on what the atomic has picked up
+//!   from other threads; in PTX only atomics do.
 //! - Lanes of one warp may store the same value by one plain instruction (the CUDA programming guide has one of
 //!   them win, PTX calls it a race).
 //!
 //! Narrower: a release is carried on by later strong stores of its thread only while they are the newest of the
 //! location; an acquire load takes what the store that it reads carries, not what an earlier relaxed load of the
 //! location saw; and an acquire fence that is narrower than the load before it, in a chain of atomics that acquire
-//! and release, reaches the last of them alone. Programs that need those would be accused wrongly. Clusters are not
-//! modelled: `.cluster` means the block.
+//! and release, reaches the last of them alone. Programs that need those would be accused wrongly.
 //!
 //! # Cost
 //! A set of operations is a place per chain of finished grids, and for blocks of running grids a floor for all
@@ -106,7 +117,7 @@ pub use causality::Moment;
 pub use clock::Clock;
 pub use fault::{Allocation, Fault, FaultyAccess, Owner, RacingAccess, Result};
 pub use lanes::Row;
-pub use space::{LOCAL_WINDOW, SHARED_WINDOW};
+pub use space::{LOCAL_WINDOW, SHARED_WINDOW, cluster_address, cluster_offset};
 
 use blocks::Blocks;
 use causality::Causality;
@@ -139,6 +150,7 @@ pub struct Memory {
     blocks: Blocks,
     causality: Causality,
     weak: Option<Weak>,
+    changes: u64,
 }
 
 /// Allocations.
@@ -151,6 +163,7 @@ impl Memory {
             blocks: Blocks::new(),
             causality: Causality::new(),
             weak: options.weak.map(Weak::new),
+            changes: 0,
         }
     }
 
@@ -177,6 +190,11 @@ impl Memory {
 }
 
 impl Memory {
+    /// A number that grows whenever bytes change, by whomever: what a thread that spins may wait for.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Whether more than the bytes matters: who wrote them, and who knows of that.
     #[inline]
     fn is_ordered(&self) -> bool {

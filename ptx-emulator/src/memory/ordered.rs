@@ -5,7 +5,7 @@ use super::history::expand;
 use super::shadow::{Record, Shadow};
 use super::space::{Place, RegionId};
 use super::weak::Weak;
-use super::{Access, AccessKind, Fault, Memory, RacingAccess, Result, Site, Thread, Width};
+use super::{Access, AccessKind, Fault, FaultyAccess, Memory, RacingAccess, Result, Thread, Width};
 
 impl Memory {
     fn parts(&mut self, region: RegionId) -> Parts<'_> {
@@ -20,9 +20,30 @@ impl Memory {
         let piece = Piece::new(place, mask);
         let race = self.parts(piece.region).check_race(access, &piece, AccessKind::Load, false);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Load))?;
+        let seen = self.parts(piece.region).choose(access, &piece);
+        self.check_seen(access, &piece, seen, AccessKind::Load)?;
         let mut parts = self.parts(piece.region);
-        let seen = parts.choose(access, &piece);
         Ok((parts.read(access, &piece, seen) & expand(piece.mask)) >> (8 * piece.start))
+    }
+
+    /// An error if a read of an old state shows bytes that nobody had written then.
+    fn check_seen(
+        &mut self,
+        access: &Access,
+        piece: &Piece,
+        seen: Option<usize>,
+        kind: AccessKind,
+    ) -> Result<()> {
+        let missing = self.parts(piece.region).unwritten(piece, seen);
+        if missing == 0 || !self.options.check_initialised {
+            return Ok(());
+        }
+        let Access { thread, site, .. } = *access;
+        let (allocation, at) = (self.allocation(piece.region), piece.granule as u64 * 8);
+        let address = allocation.address + at + u64::from(piece.start);
+        let access = FaultyAccess { kind, thread, site, address, bytes: u64::from(piece.mask.count_ones()) };
+        let offset = at as i64 + i64::from(missing.trailing_zeros());
+        Err(Box::new(Fault::Uninitialised { access, allocation, offset }))
     }
 
     pub(super) fn store_ordered(
@@ -38,6 +59,7 @@ impl Memory {
         let unchanged = (parts.region.granule(piece.granule) ^ value) & expand(piece.mask) == 0;
         let race = parts.check_race(access, &piece, AccessKind::Store, unchanged);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Store))?;
+        self.changes += u64::from(!unchanged);
         self.parts(piece.region).write(access, &piece, value, Vec::new(), false);
         Ok(())
     }
@@ -61,6 +83,7 @@ impl Memory {
         }
         let race = parts.check_race(access, &piece, AccessKind::Atomic, false);
         race.map_err(|first| self.race(first, access, &piece, AccessKind::Atomic))?;
+        self.check_seen(access, &piece, seen, AccessKind::Atomic)?;
         let mut parts = self.parts(piece.region);
         let mut carried = match seen {
             Some(at) if parts.is_morally_strong(access, &piece, at) => parts.carried(&piece, at),
@@ -70,14 +93,15 @@ impl Memory {
         let old = (parts.read(access, &piece, seen) & expand(piece.mask)) >> (8 * piece.start);
         if let Some(new) = update(old) {
             parts.write(access, &piece, new << (8 * piece.start), carried, whole);
+            self.changes += u64::from(new != old);
         }
         Ok(old)
     }
 
-    /// Checks and remembers the accesses of a range by one agent, a page at a time where it can.
+    /// Checks and remembers the plain accesses of a range by one agent, a page at a time where it can.
     pub(super) fn range_ordered(
         &mut self,
-        agent: Thread,
+        access: &Access,
         place: Place,
         bytes: usize,
         kind: AccessKind,
@@ -85,7 +109,6 @@ impl Memory {
         if !self.options.race {
             return Ok(());
         }
-        let access = Access::weak(agent, Site::NONE);
         let mut at = place.offset;
         let end = place.offset + bytes;
         while at < end {
@@ -95,12 +118,12 @@ impl Memory {
                 Piece::new(Place { offset: at, ..place }, if whole_page { 0xff } else { ones(length) });
             let mut parts = self.parts(piece.region);
             let race = if whole_page {
-                parts.check_race_of_page(&access, &piece, kind)
+                parts.check_race_of_page(access, &piece, kind)
             } else {
-                parts.check_race(&access, &piece, kind, false).map_err(|first| (first, piece.granule))
+                parts.check_race(access, &piece, kind, false).map_err(|first| (first, piece.granule))
             };
             if let Err((first, granule)) = race {
-                return Err(self.race(first, &access, &Piece { granule, ..piece }, kind));
+                return Err(self.race(first, access, &Piece { granule, ..piece }, kind));
             }
             at += length;
         }

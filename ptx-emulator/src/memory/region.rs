@@ -19,6 +19,14 @@ impl Region {
         Self { bytes: vec![0; bytes], initialised: vec![0; bytes.div_ceil(64)], tracking: None }
     }
 
+    /// As [`Region::new`]; `None` if this computer has no such range of addresses.
+    pub(super) fn try_new(bytes: u64) -> Option<Self> {
+        let bytes = usize::try_from(bytes).ok()?;
+        // Only a trial: zeros from the system cost nothing until they are written.
+        Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
+        Some(Self::new(bytes))
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -47,12 +55,14 @@ impl Region {
         }
     }
 
-    /// Stores the low bytes of `value` at `offset`, which is aligned and in bounds.
+    /// Stores the low bytes of `value` at `offset`, which is aligned and in bounds; true if they were others.
     #[inline]
-    pub(super) fn store(&mut self, offset: usize, width: Width, value: u64) {
+    pub(super) fn store(&mut self, offset: usize, width: Width, value: u64) -> bool {
         let bytes = width.bytes() as usize;
+        let changes = (self.load(offset, width) ^ value) & (u64::MAX >> (64 - 8 * bytes)) != 0;
         self.bytes[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         self.initialised[offset / 64] |= u64::from(width.mask()) << (offset % 64);
+        changes
     }
 
     /// The bytes of `range`.
@@ -104,6 +114,11 @@ impl Region {
             left &= left - 1;
         }
         self.initialised[granule / 8] |= u64::from(mask) << (granule % 8 * 8);
+    }
+
+    /// Which bytes of a granule are initialised, one bit each.
+    pub(super) fn initialised_mask(&self, granule: usize) -> u8 {
+        (self.initialised[granule / 8] >> (granule % 8 * 8)) as u8
     }
 
     /// The granule (aligned 8 bytes) around `offset`, zero beyond the end.

@@ -67,6 +67,13 @@ impl Record {
         Self { lanes: new.lanes, ..*self } == *new
     }
 
+    /// Whether `new` becomes one with it: the same by lanes of one warp, of which only plain stores of different values
+    /// conflict.
+    fn takes(&self, new: &Self, context: &Context<'_>) -> bool {
+        let alone = self.lanes == new.lanes || !new.writes() || new.scope.is_some() || context.unchanged;
+        alone && self.joins(new)
+    }
+
     /// Whether the two do not race although nothing orders them: both strong, each speaks to the other's thread,
     /// and they overlap completely.
     fn morally_strong(&self, other: &Self, causality: &Causality) -> bool {
@@ -101,7 +108,9 @@ impl Cell {
 
     /// Checks `new` against all records and adds it; records that it covers are dropped.
     fn access(&mut self, new: &Record, by: &View<'_>, context: &Context<'_>) -> Result<(), Record> {
-        if self.first.joins(new) && self.first.lanes & new.lanes != 0 {
+        // Nothing new: others that have come since would have raced with the same access, unless they observed a store.
+        let again = self.first.lanes & new.lanes != 0 && self.first.takes(new, context);
+        if again && (!new.writes() || self.rest.is_empty()) {
             return Ok(());
         }
         let mut merged = false;
@@ -180,8 +189,7 @@ fn judge(old: &Record, new: &Record, by: &View<'_>, context: &Context<'_>) -> Re
     if old.mask & new.mask == 0 {
         return Ok(Outcome::Keep);
     }
-    let alone = old.lanes == new.lanes || !new.writes() || new.scope.is_some() || context.unchanged;
-    if alone && old.joins(new) {
+    if old.takes(new, context) {
         return Ok(Outcome::Merge);
     }
     let first = Thread { block: old.block, index: old.first };

@@ -11,6 +11,8 @@ use super::{
 
 /// Where shared memory appears in the generic address space: byte 0 of the accessing thread's block.
 pub const SHARED_WINDOW: u64 = 1 << SLOT_BITS;
+/// In the window of shared memory, block `rank` of the accessing thread's cluster begins at `rank + 1` times this.
+const CLUSTER_STRIDE: u64 = 1 << 24;
 /// Kept free for the callers' local memory window, 4 GiB.
 pub const LOCAL_WINDOW: u64 = 2 << SLOT_BITS;
 
@@ -22,6 +24,17 @@ const FIRST_SLOT: usize = 64;
 const GUARD_BYTES: u64 = (256 << 20) + 256;
 /// Addresses stay below 2^47, as on real machines.
 const MAX_SLOTS: usize = 1 << 15;
+
+/// The place in a cluster's window of `offset` in the shared memory of block `rank` (what `mapa` answers).
+pub fn cluster_address(rank: u32, offset: u64) -> u64 {
+    (u64::from(rank) + 1) * CLUSTER_STRIDE + offset % CLUSTER_STRIDE
+}
+
+/// The rank in its cluster of the block that a place in the window names, if it does, and the offset there.
+#[inline]
+pub fn cluster_offset(place: u64) -> (Option<u32>, u64) {
+    (((place / CLUSTER_STRIDE) as u32).checked_sub(1), place % CLUSTER_STRIDE)
+}
 
 /// An allocation, freed or not.
 #[derive(Debug)]
@@ -88,7 +101,7 @@ impl AddressSpace {
         let taken = bytes.checked_add(2 * GUARD_BYTES).ok_or_else(too_large)?.div_ceil(1 << SLOT_BITS);
         let end = usize::try_from(taken).ok().and_then(|taken| slot.checked_add(taken));
         let end = end.filter(|&end| end <= MAX_SLOTS).ok_or_else(too_large)?;
-        let region = Region::new(usize::try_from(bytes).map_err(|_| too_large())?);
+        let region = Region::try_new(bytes).ok_or_else(too_large)?;
         let address = ((slot as u64) << SLOT_BITS) + GUARD_BYTES;
         let devices = match owner {
             Owner::Device(device) => self.peers_mut(device).to_owned(),
@@ -187,21 +200,25 @@ impl AddressSpace {
     }
 }
 
-/// As [`AddressSpace::resolve`], in the shared memory of the thread's block.
+/// As [`AddressSpace::resolve`], in the shared memory of a block.
 #[inline]
-pub(super) fn resolve_shared(request: &Request, shared: &Region) -> Result<Place> {
-    let offset = request.address - SHARED_WINDOW;
+pub(super) fn resolve_shared(
+    request: &Request,
+    block: BlockId,
+    offset: u64,
+    shared: &Region,
+) -> Result<Place> {
     if offset + request.bytes <= shared.len() && offset & (request.alignment_bytes - 1) == 0 {
-        return Ok(Place { region: RegionId::Shared(request.thread.block), offset: offset as usize });
+        return Ok(Place { region: RegionId::Shared(block), offset: offset as usize });
     }
-    Err(explain_shared(request, shared))
+    Err(explain_shared(request, offset, shared))
 }
 
 #[cold]
-fn explain_shared(request: &Request, shared: &Region) -> Box<Fault> {
+fn explain_shared(request: &Request, offset: u64, shared: &Region) -> Box<Fault> {
     let (access, allocation, alignment_bytes) =
         (request.access(), shared_allocation(shared), request.alignment_bytes);
-    let offset = (request.address - SHARED_WINDOW) as i64;
+    let offset = offset as i64;
     Box::new(if offset as u64 + request.bytes > allocation.bytes {
         Fault::OutOfBounds { access, allocation, offset }
     } else {
@@ -209,12 +226,20 @@ fn explain_shared(request: &Request, shared: &Region) -> Box<Fault> {
     })
 }
 
+/// An access to the shared memory of a block of the cluster that has ended.
+#[cold]
+pub(super) fn explain_ended(request: &Request, rank: u32, offset: u64) -> Box<Fault> {
+    let name = format!("shared memory of block {rank} of the cluster");
+    let allocation = Allocation { name, owner: Owner::Shared, address: SHARED_WINDOW, bytes: 0 };
+    Box::new(Fault::UseAfterFree { access: request.access(), allocation, offset: offset as i64 })
+}
+
 pub(super) fn shared_allocation(shared: &Region) -> Allocation {
     let name = "shared memory".to_owned();
     Allocation { name, owner: Owner::Shared, address: SHARED_WINDOW, bytes: shared.len() }
 }
 
-/// Of a device in a set; devices beyond the 64th share the last bit.
+/// Of a device in a set; a machine has at most 64.
 fn bit(device: DeviceId) -> u64 {
     1 << device.0.min(63)
 }

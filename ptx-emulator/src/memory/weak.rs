@@ -5,6 +5,9 @@ use super::space::RegionId;
 /// The longest time, in ticks, that a store may stay invisible to others.
 const MAX_DELAY_TICKS: usize = 4096;
 
+/// The longest time, in instructions of its warp, that a load is put off.
+const MAX_PUT_OFF: u32 = 128;
+
 /// The choices of weak memory.
 #[derive(Debug)]
 pub(super) struct Weak {
@@ -35,6 +38,15 @@ impl Weak {
         self.slot(at).push((region, granule));
         self.pending += 1;
         at
+    }
+
+    /// For how many instructions of its warp a load is put off: one load in eight, mostly for a few.
+    pub(super) fn put_off(&mut self) -> Option<u32> {
+        if self.random() & 7 != 0 {
+            return None;
+        }
+        let longest = MAX_PUT_OFF >> (self.random() % 6);
+        Some(1 + (self.random() % u64::from(longest)) as u32)
     }
 
     pub(super) fn tick(&mut self) {

@@ -76,6 +76,7 @@ impl<'b, 'a> Line<'b, 'a> {
             ("global", Space::Global),
             ("shared", Space::Shared),
             ("shared::cta", Space::Shared),
+            ("shared::cluster", Space::SharedCluster),
             ("local", Space::Local),
             ("const", Space::Const),
             ("param", Space::Param),
@@ -295,6 +296,27 @@ impl<'b, 'a> Line<'b, 'a> {
             return Ok(offset);
         }
         self.wrong(operand, "a `.param` variable")
+    }
+
+    /// An error unless the `.param` variables are as many and as large as the parameters and return values of a
+    /// function with a body; results may be dropped.
+    pub(crate) fn fits_signature(
+        &mut self,
+        function: &str,
+        arguments: &[Operand<'a>],
+        results: &[Operand<'a>],
+    ) -> Decoded<()> {
+        let Some((params, returns)) = self.builder.signature(function) else { return Ok(()) };
+        if arguments.len() != params.len() || results.len() > returns.len() {
+            return Err(Refusal::Signature(function.to_owned()));
+        }
+        for (operand, bytes) in arguments.iter().zip(params).chain(results.iter().zip(returns)) {
+            let offset = self.param_offset(operand)?;
+            if self.builder.param_sizes.get(&offset) != Some(&bytes) {
+                return Err(Refusal::Signature(function.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// The usual shape: destination and up to three sources of one type.

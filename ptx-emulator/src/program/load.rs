@@ -154,6 +154,9 @@ impl Module {
 
 /// Lists `.global` and `.const` variables of functions behind those of the file.
 fn with_function_variables(mut tree: text::Module<'_>) -> text::Module<'_> {
+    // A declaration of what the file defines as well.
+    let defined: Vec<&str> = tree.variables.iter().filter(|it| !it.external).map(|it| it.name).collect();
+    tree.variables.retain(|it| !it.external || !defined.contains(&it.name));
     for function in &tree.functions {
         for statement in &function.body {
             if let Statement::Variable(variable) = statement
@@ -182,13 +185,21 @@ fn device_variable(
     module: &text::Module<'_>,
     variable: &Variable<'_>,
 ) -> Result<DeviceVariable, LoadError> {
+    let refuse = |why| Err(LoadError::refused(file, source, variable.extent, why));
     let width = (variable.ty.bytes() as usize).max(1);
+    let in_memory = matches!(variable.space, Space::Global | Space::Const);
+    if variable.external && in_memory {
+        return refuse(Refusal::External);
+    }
     let mut image = Vec::new();
     let mut addresses = Vec::new();
     for element in &variable.initialiser {
         let bits = match element {
             Initialiser::Bits(bits) => *bits,
             Initialiser::Address { symbol, offset } => {
+                if width < 8 {
+                    return refuse(Refusal::NarrowAddress(width));
+                }
                 match module.variables.iter().position(|found| found.name == *symbol) {
                     Some(index) => {
                         addresses.push((image.len(), index as u32));
@@ -196,17 +207,16 @@ fn device_variable(
                     }
                     None => match function_number(module, symbol) {
                         Some(number) => function_address(number).wrapping_add(*offset as u64),
-                        None => {
-                            let why = Refusal::Initialiser((*symbol).to_owned());
-                            return Err(LoadError::refused(file, source, variable.extent, why));
-                        }
+                        None => return refuse(Refusal::Initialiser((*symbol).to_owned())),
                     },
                 }
             }
         };
         image.extend_from_slice(&bits.to_le_bytes()[..width.min(8)]);
     }
-    let in_memory = matches!(variable.space, Space::Global | Space::Const);
+    if image.len() as u64 > variable.bytes {
+        return refuse(Refusal::InitialiserSize { found: image.len(), bytes: variable.bytes });
+    }
     // Global and constant variables without an initialiser are zero.
     image.resize(if in_memory { variable.bytes as usize } else { 0 }, 0);
     Ok(DeviceVariable { name: variable.name.to_owned(), bytes: image.len() as u64, image, addresses })

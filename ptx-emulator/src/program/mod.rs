@@ -51,6 +51,16 @@ pub enum Refusal {
     Special(String),
     #[error("{0} (PTX 8.0 clusters) are not supported")]
     Cluster(&'static str),
+    #[error("arguments and results are not as many and as large as those of function `{0}`")]
+    Signature(String),
+    #[error("the initialiser has {found} bytes, the variable {bytes}")]
+    InitialiserSize { found: usize, bytes: u64 },
+    #[error("an address of 8 bytes does not fit an element of {0}")]
+    NarrowAddress(usize),
+    #[error("the variable is defined in another file, and files are not linked")]
+    External,
+    #[error("{found} {what}, more than {limit}")]
+    Limit { what: &'static str, found: u32, limit: u32 },
     #[error("initialiser names `{0}`, which is no variable or function of the file")]
     Initialiser(String),
 }
@@ -135,8 +145,16 @@ pub(crate) enum Op {
     Wmma(Box<exec::wmma::Wmma>),
     Async(Box<exec::asynchronous::Async>),
     Mbarrier(Box<exec::mbarrier::Operation>),
+    Cluster(exec::cluster::Operation),
     Grid(exec::control::GridControl),
     Sleep(Slot),
+}
+
+impl Op {
+    /// `bar.warp.sync`
+    pub(crate) fn is_warp_barrier(&self) -> bool {
+        matches!(self, Self::Warp(op) if op.kind == exec::warp::Kind::Barrier)
+    }
 }
 
 /// A function in a program.

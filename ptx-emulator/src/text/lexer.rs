@@ -40,7 +40,8 @@ pub(crate) fn tokens(file: &str, source: &str) -> Result<Vec<Token>, SyntaxError
     let bytes = source.as_bytes();
     let mut out = Vec::with_capacity(source.len() / 4);
     let mut at = 0;
-    while let Some(start) = skip_blanks(bytes, at) {
+    let closed = |at| unexpected(file, source, at, "a comment that ends with `*/`");
+    while let Some(start) = skip_blanks(bytes, at).map_err(closed)? {
         let byte = bytes[start];
         let (kind, end) = if starts_word(byte) {
             (TokenKind::Word, dotted(bytes, start + 1))
@@ -99,20 +100,20 @@ fn number(bytes: &[u8], start: usize) -> usize {
     at
 }
 
-/// The start of the next token, past white space and comments.
-fn skip_blanks(bytes: &[u8], mut at: usize) -> Option<usize> {
+/// The start of the next token, past white space and comments; an error is that of a comment without an end.
+fn skip_blanks(bytes: &[u8], mut at: usize) -> Result<Option<usize>, usize> {
     while at < bytes.len() {
         if bytes[at].is_ascii_whitespace() {
             at += 1;
         } else if bytes[at..].starts_with(b"//") {
-            at += bytes[at..].iter().position(|&byte| byte == b'\n')?;
+            at += bytes[at..].iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len() - at);
         } else if bytes[at..].starts_with(b"/*") {
-            at += 4 + bytes[at + 2..].windows(2).position(|pair| pair == b"*/")?;
+            at += 4 + bytes[at + 2..].windows(2).position(|pair| pair == b"*/").ok_or(at)?;
         } else {
-            return Some(at);
+            return Ok(Some(at));
         }
     }
-    None
+    Ok(None)
 }
 
 /// The error for the text at `at`.

@@ -8,6 +8,7 @@ mod parser;
 mod tree;
 
 pub(crate) use lexer::{Token, TokenKind};
+pub(crate) use parser::MAX_REGISTERS;
 pub use parser::parse;
 pub use tree::{
     Extent, Function, Guard, Initialiser, Instruction, Module, Operand, Register, ScalarType, Space,

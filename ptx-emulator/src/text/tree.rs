@@ -14,8 +14,10 @@ pub struct Extent {
 pub enum Space {
     /// `.global`
     Global,
-    /// `.shared` (of the executing block)
+    /// `.shared`, `.shared::cta` (of the executing block)
     Shared,
+    /// `.shared::cluster` (of any block of the cluster)
+    SharedCluster,
     /// `.local`
     Local,
     /// `.const`

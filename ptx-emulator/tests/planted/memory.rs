@@ -100,7 +100,7 @@ fn memory_that_was_freed() {
 }
 
 /// Both instructions of a race, in either order.
-fn assert_race(error: &RunError, instructions: [&str; 2]) {
+pub(super) fn assert_race(error: &RunError, instructions: [&str; 2]) {
     assert!(matches!(memory_fault(error), Fault::Race { .. }), "{error}");
     let report = fault(error);
     let other = report.other.as_ref().expect("the other access of the race");

@@ -53,14 +53,17 @@ pub(super) struct State {
     pub(super) left: Vec<bool>,
     /// Number of the next meeting of each group.
     pub(super) turns: HashMap<Vec<usize>, u64>,
-    /// What ranks have brought to meetings: by group and turn, then by rank the call and the item.
-    pub(super) meetings: HashMap<(Vec<usize>, u64), BTreeMap<usize, (String, Vec<u8>)>>,
+    /// The meetings that gather, by group and turn.
+    pub(super) meetings: HashMap<(Vec<usize>, u64), Brought>,
     /// By number, then by sender, the messages that wait to be taken.
     pub(super) inboxes: HashMap<u64, Vec<Queue>>,
     pub(super) next_inbox: u64,
     /// Memory of messages that were taken.
     pub(super) spare: Vec<Words>,
 }
+
+/// What ranks have brought to a meeting: the call and the item of each.
+type Brought = BTreeMap<usize, (String, Vec<u8>)>;
 
 /// Why something was not written.
 pub(in crate::comm) enum Unwritten {

@@ -59,20 +59,21 @@ impl State {
             Access { thread: Thread::HOST, site: Site::NONE, order: Order::Release, scope: Scope::Sys };
         let memory = self.machine.memory();
         for pinned in &mut self.pinned {
-            for (offset, value) in pinned.host_changes() {
+            for (offset, half) in pinned.host_changes() {
                 let at = pinned.device.0 + offset as u64;
-                for (i, half) in [value as u32, (value >> 32) as u32].into_iter().enumerate() {
-                    let begin = offset + 4 * i;
-                    if begin + 4 <= pinned.bytes {
-                        memory.store(&access, at + 4 * i as u64, Width::B4, half.into())?;
-                    } else if begin < pinned.bytes {
-                        let tail = &half.to_le_bytes()[..pinned.bytes - begin];
-                        memory.write(Thread::HOST, at + 4 * i as u64, tail)?;
-                    }
+                if offset + 4 <= pinned.bytes {
+                    memory.store(&access, at, Width::B4, half.into())?;
+                } else if offset < pinned.bytes {
+                    memory.write(Thread::HOST, at, &half.to_le_bytes()[..pinned.bytes - offset])?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the host has written to pinned memory since that was last published.
+    pub(in super::super) fn has_host_changes(&self) -> bool {
+        self.pinned.iter().any(Pinned::has_host_changes)
     }
 
     /// What devices wrote to pinned memory becomes visible to the host.

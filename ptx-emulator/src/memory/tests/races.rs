@@ -368,3 +368,48 @@ fn many_readers_of_a_word_are_no_race() {
         stream = end(&mut memory, writer);
     }
 }
+
+#[test]
+fn lanes_that_stored_the_same_value_once_may_not_differ_later() {
+    let (mut memory, at) = memory();
+    let stream = host(&mut memory);
+    let (_, first) = block(&mut memory, &stream, 32);
+    let mut store = |lane, value| {
+        let thread = Thread { index: lane, ..first };
+        memory.store(&Access::weak(thread, Site(1)), at, Width::B8, value).is_ok()
+    };
+    assert!((0..32).all(|lane| store(lane, 0)));
+    assert!((0..32).any(|lane| !store(lane, u64::from(lane))), "nothing is between the two rounds");
+}
+
+#[test]
+fn a_flag_stored_again_races_with_its_plain_reader() {
+    let (mut memory, _) = memory();
+    let at = memory.allocate(Owner::Device(DeviceId(0)), 8, "flag").unwrap();
+    let stream = host(&mut memory);
+    let (_, writer) = block(&mut memory, &stream, 1);
+    let (_, reader) = block(&mut memory, &stream, 1);
+    let strong = |thread| Access { order: Relaxed, scope: Gpu, ..Access::weak(thread, Site(1)) };
+    memory.store(&strong(writer), at, Width::B8, 1).unwrap();
+    memory.load(&strong(reader), at, Width::B8).unwrap();
+    assert!(memory.load(&Access::weak(reader, Site(2)), at, Width::B8).is_ok(), "the store was observed");
+    assert!(memory.store(&strong(writer), at, Width::B8, 2).is_err(), "against the plain load");
+}
+
+#[test]
+fn time_is_no_observer() {
+    for weak in [None, Some(1)] {
+        let mut memory = Memory::new(MemoryOptions { race: true, weak, ..MemoryOptions::default() });
+        let at = memory.allocate(Owner::Device(DeviceId(0)), 64, "x").unwrap();
+        memory.fill(Thread::HOST, at, 64, &[0]).unwrap();
+        let stream = host(&mut memory);
+        let (_, writer) = block(&mut memory, &stream, 1);
+        let (_, stranger) = block(&mut memory, &stream, 1);
+        let strong = Access { order: Relaxed, scope: Gpu, ..Access::weak(writer, Site(1)) };
+        memory.store(&strong, at, Width::B4, 1).unwrap();
+        (0..5000).for_each(|_| memory.tick());
+        // Neighbouring bytes, which nobody else touches.
+        memory.write(Thread::HOST, at + 4, &[1]).unwrap();
+        assert!(!load(&mut memory, stranger, at), "nothing orders the two, weak: {weak:?}");
+    }
+}

@@ -14,7 +14,12 @@ use super::{
 };
 use crate::exec::rows::{Class, Counts, Slot};
 use crate::exec::{self, special::Special};
-use crate::text::{Extent, Function, Instruction, Module, Statement};
+use crate::text::{Extent, Function, Instruction, MAX_REGISTERS, Module, Statement};
+
+/// Of one call's variables in local memory: what a GPU has per thread.
+const MAX_LOCAL_BYTES: u32 = 512 << 10;
+/// Of one call's parameters and of the arguments of the calls that it makes.
+const MAX_PARAM_BYTES: u32 = 1 << 20;
 
 /// Decodes one kernel and the functions that it calls.
 pub(crate) struct Builder<'a> {
@@ -33,6 +38,8 @@ pub(crate) struct Builder<'a> {
     counts: Counts,
     local_bytes: u32,
     param_bytes: u32,
+    /// Sizes of the function's `.param` variables, by offset.
+    pub(super) param_sizes: HashMap<u32, u32>,
     prelude: Vec<Op>,
     pub(crate) reads: Vec<Typed>,
     pub(crate) writes: Vec<Typed>,
@@ -61,6 +68,7 @@ impl<'a> Builder<'a> {
             counts: Counts::default(),
             local_bytes: 0,
             param_bytes: 0,
+            param_sizes: HashMap::new(),
             prelude: Vec::new(),
             reads: Vec::new(),
             writes: Vec::new(),
@@ -80,7 +88,9 @@ impl<'a> Builder<'a> {
             Relocation::DynamicShared(align) => Some(align),
             _ => None,
         });
-        let dynamic_offset = self.program.shared_bytes.next_multiple_of(align.max().unwrap_or(1));
+        let shared_bytes = self.program.shared_bytes;
+        let dynamic_offset =
+            shared_bytes.checked_next_multiple_of(align.max().unwrap_or(1)).unwrap_or(u32::MAX);
         for constant in self.program.words.iter_mut().chain(&mut self.program.doubles) {
             if let Relocation::DynamicShared(_) = constant.relocation {
                 constant.value += u64::from(dynamic_offset);
@@ -100,6 +110,7 @@ impl<'a> Builder<'a> {
         self.labels.clear();
         self.counts = Counts::default();
         (self.local_bytes, self.param_bytes) = (0, 0);
+        self.param_sizes.clear();
         let entry = self.program.code.len() as Pc;
         let number = self.number(function);
         let mut info = FunctionInfo { number, entry, ..FunctionInfo::default() };
@@ -107,11 +118,13 @@ impl<'a> Builder<'a> {
         for (list, out) in [(&function.params, &mut info.params), (&function.returns, &mut info.returns)] {
             for variable in list {
                 let offset = scope::place(&mut self.param_bytes, variable);
+                self.param_sizes.insert(offset, variable.bytes as u32);
                 out.push((offset, variable.bytes as u32));
                 params.insert(variable.name, Entry::Symbol(Symbol::Variable(Place::Param(offset))));
             }
         }
         self.declare(function, params);
+        self.check_limits().map_err(|why| self.error(function.extent, why))?;
         self.decode_body(function)?;
         self.resolve(entry);
         info.registers = self.counts;
@@ -128,8 +141,30 @@ impl<'a> Builder<'a> {
             Class::Double => &mut self.counts.doubles,
         };
         let slot = Slot(*counter);
-        *counter += count;
+        *counter = counter.saturating_add(count);
         Typed { slot, class }
+    }
+
+    /// What a frame may have: every warp of a launch holds it.
+    fn check_limits(&self) -> Decoded<()> {
+        let Counts { preds, words, doubles } = self.counts;
+        let registers = preds.saturating_add(words).saturating_add(doubles);
+        let limits = [
+            ("registers", registers, MAX_REGISTERS),
+            ("bytes of local memory", self.local_bytes, MAX_LOCAL_BYTES),
+            ("bytes of `.param` variables", self.param_bytes, MAX_PARAM_BYTES),
+        ];
+        match limits.into_iter().find(|(_, found, limit)| found > limit) {
+            Some((what, found, limit)) => Err(Refusal::Limit { what, found, limit }),
+            None => Ok(()),
+        }
+    }
+
+    /// Sizes of the parameters and return values of a function of the file, in bytes.
+    pub(crate) fn signature(&self, name: &str) -> Option<(Vec<u32>, Vec<u32>)> {
+        let function = self.module.functions.iter().find(|function| function.name == name)?;
+        let sizes = |list: &[crate::text::Variable<'_>]| list.iter().map(|it| it.bytes as u32).collect();
+        Some((sizes(&function.params), sizes(&function.returns)))
     }
 
     fn decode_body(&mut self, function: &'a Function<'a>) -> Result<(), LoadError> {

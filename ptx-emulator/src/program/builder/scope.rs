@@ -48,8 +48,9 @@ pub(super) struct Scope<'a> {
 }
 
 pub(super) fn place(bytes: &mut u32, variable: &Variable<'_>) -> u32 {
-    let offset = bytes.next_multiple_of(variable.align);
-    *bytes = offset + variable.bytes as u32;
+    // Too many bytes are refused where they are counted.
+    let offset = bytes.checked_next_multiple_of(variable.align).unwrap_or(u32::MAX);
+    *bytes = offset.saturating_add(variable.bytes as u32);
     offset
 }
 
@@ -105,7 +106,11 @@ impl<'a> Builder<'a> {
             Space::Shared if variable.bytes == 0 => Place::Dynamic(variable.align),
             Space::Shared => Place::Shared(place(&mut self.program.shared_bytes, variable)),
             Space::Local => Place::Local(place(&mut self.local_bytes, variable)),
-            Space::Param => Place::Param(place(&mut self.param_bytes, variable)),
+            Space::Param => {
+                let offset = place(&mut self.param_bytes, variable);
+                self.param_sizes.insert(offset, variable.bytes as u32);
+                Place::Param(offset)
+            }
             // Module::variables lists those of functions behind those of the file.
             _ => {
                 Place::Device(crate::program::load::variable_index(self.module, variable).unwrap_or(u32::MAX))

@@ -2,18 +2,18 @@
 
 use super::super::TokenKind;
 use super::super::tree::*;
-use super::{Parsed, Parser};
+use super::{MAX_ALIGNMENT, MAX_REGISTERS, MAX_VARIABLE_BYTES, Parsed, Parser};
 
 impl<'a> Parser<'a> {
     /// A directive followed by up to three numbers; missing ones are 1.
     pub(super) fn extents(&mut self) -> Parsed<[u32; 3]> {
         self.advance();
-        let mut out = [self.unsigned("a number")? as u32, 1, 1];
+        let mut out = [self.at_most(u32::MAX.into(), "a number")?, 1, 1];
         for slot in &mut out[1..] {
             if !self.accept(b',') {
                 break;
             }
-            *slot = self.unsigned("a number")? as u32;
+            *slot = self.at_most(u32::MAX.into(), "a number")?;
         }
         Ok(out)
     }
@@ -56,7 +56,7 @@ impl<'a> Parser<'a> {
         while self.peek().kind == TokenKind::Directive {
             let at = self.advance();
             match &self.text(at)[1..] {
-                "align" => align = Some(self.unsigned("an alignment")? as u32),
+                "align" => align = Some(self.alignment()?),
                 "v2" => lanes = 2,
                 "v4" => lanes = 4,
                 "ptr" | "global" | "shared" | "local" | "const" | "attribute" => {}
@@ -80,19 +80,24 @@ impl<'a> Parser<'a> {
             let element_bytes = u64::from(ty.bytes() * lanes);
             let mut elements = 1;
             while self.accept(b'[') {
-                elements *= if self.is(b']') { 0 } else { self.unsigned("a number of elements")? };
+                let more = if self.is(b']') { 0 } else { self.unsigned("a number of elements")? };
+                elements = u64::saturating_mul(elements, more);
                 self.expect(b']')?;
             }
             let mut initialiser = Vec::new();
-            if self.accept(b'=') {
+            if matches!(space, Space::Global | Space::Const) && self.accept(b'=') {
                 self.initialiser(ty, &mut initialiser)?;
             }
             let elements = if elements == 0 { initialiser.len() as u64 } else { elements };
+            let bytes = element_bytes.saturating_mul(elements);
+            if bytes > MAX_VARIABLE_BYTES {
+                return self.fail(&format!("a variable of at most {MAX_VARIABLE_BYTES} bytes"));
+            }
             out.push(Variable {
                 space,
                 name,
                 align: align.unwrap_or(element_bytes as u32).max(1),
-                bytes: element_bytes * elements,
+                bytes,
                 ty,
                 initialiser,
                 external,
@@ -102,6 +107,16 @@ impl<'a> Parser<'a> {
                 return Ok(out);
             }
         }
+    }
+
+    fn alignment(&mut self) -> Parsed<u32> {
+        let at = self.next;
+        let align = self.at_most(MAX_ALIGNMENT, "an alignment")?;
+        if align.is_power_of_two() {
+            return Ok(align);
+        }
+        self.next = at;
+        self.fail("a power of two")
     }
 
     fn parenthesised(&mut self) -> Parsed<()> {
@@ -121,7 +136,7 @@ impl<'a> Parser<'a> {
     fn initialiser(&mut self, ty: ScalarType, out: &mut Vec<Initialiser<'a>>) -> Parsed<()> {
         if self.accept(b'{') {
             while !self.accept(b'}') {
-                self.initialiser(ty, out)?;
+                self.nested(|parser| parser.initialiser(ty, out))?;
                 if !self.accept(b',') && !self.is(b'}') {
                     return self.fail("`,` or `}`");
                 }
@@ -175,7 +190,7 @@ impl<'a> Parser<'a> {
             let name = self.word("the name of a register")?;
             let mut count = None;
             if self.accept(b'<') {
-                count = Some(self.unsigned("a number of registers")? as u32);
+                count = Some(self.at_most(MAX_REGISTERS.into(), "a number of registers")?);
                 self.expect(b'>')?;
             }
             out.push(Register { name, count, ty, lanes });

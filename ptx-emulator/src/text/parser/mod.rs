@@ -14,7 +14,7 @@ use super::{SyntaxError, Token, TokenKind};
 /// The first place where the text leaves the grammar.
 pub fn parse<'a>(file: &'a str, source: &'a str) -> Result<Module<'a>, SyntaxError> {
     let tokens = tokens(file, source)?;
-    Parser { file, source, tokens, next: 0 }.module()
+    Parser { file, source, tokens, next: 0, depth: 0 }.module()
 }
 
 pub(super) struct Parser<'a> {
@@ -22,7 +22,17 @@ pub(super) struct Parser<'a> {
     source: &'a str,
     tokens: Vec<Token>,
     next: usize,
+    /// Of operands and initialisers within each other.
+    depth: u32,
 }
+
+/// How deep operands and initialisers may be nested.
+const MAX_DEPTH: u32 = 32;
+/// The largest variable, and the largest alignment.
+const MAX_VARIABLE_BYTES: u64 = 1 << 30;
+const MAX_ALIGNMENT: u64 = 1 << 16;
+/// Registers of a function.
+pub(crate) const MAX_REGISTERS: u32 = 1 << 18;
 
 type Parsed<T> = Result<T, SyntaxError>;
 
@@ -49,6 +59,17 @@ impl<'a> Parser<'a> {
 
     fn fail<T>(&self, expected: &str) -> Parsed<T> {
         Err(unexpected(self.file, self.source, self.peek().at as usize, expected))
+    }
+
+    /// Parses something that may contain its like.
+    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
+        if self.depth == MAX_DEPTH {
+            return self.fail("less nesting");
+        }
+        self.depth += 1;
+        let parsed = parse(self);
+        self.depth -= 1;
+        parsed
     }
 
     fn is(&self, punctuation: u8) -> bool {

@@ -26,7 +26,24 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// A number up to `most`.
+    pub(super) fn at_most(&mut self, most: u64, what: &str) -> Parsed<u32> {
+        let at = self.next;
+        let value = self.unsigned(what)?;
+        match u32::try_from(value).ok().filter(|_| value <= most) {
+            Some(value) => Ok(value),
+            None => {
+                self.next = at;
+                self.fail(&format!("{what} of at most {most}"))
+            }
+        }
+    }
+
     pub(super) fn operand(&mut self) -> Parsed<Operand<'a>> {
+        self.nested(Self::any_operand)
+    }
+
+    fn any_operand(&mut self) -> Parsed<Operand<'a>> {
         let token = self.peek();
         let operand = match token.kind {
             TokenKind::Punctuation(b'{') => Operand::Vector(self.list(b'{', b'}')?),

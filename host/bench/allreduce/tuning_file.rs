@@ -1,0 +1,206 @@
+//! The file that `fewsync tune allreduce` writes, and every command that synchronises GPUs reads.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::tune::Tuned;
+use crate::comm::gpu::{Algorithm, Format, GroupOptions, Measured, PeerMemory, Tuning, TuningTable};
+use crate::comm::{DType, Shape};
+use crate::driver::Device;
+
+/// What this reads and writes.
+const FORMAT_VERSION: u32 = 1;
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const LARGEST_GRID: u32 = 1 << 16;
+
+/// Choices, and where they were measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TuningFile {
+    /// Of this layout.
+    format_version: u32,
+    /// Of the program that measured: its kernels are what was measured.
+    fewsync: String,
+    /// The GPUs' product names, by rank.
+    gpus: Vec<String>,
+    /// Nodes × ranks per node.
+    topology: String,
+    /// `direct` or `host-staged`.
+    peer_memory: String,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    bytes: usize,
+    /// Elements of a row where residual and norm follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hidden: Option<usize>,
+    algorithm: String,
+    format: String,
+    blocks: u32,
+    workers: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    row_blocks: Option<u32>,
+    /// One call, the median; the built-in choice beside it. For people.
+    us: f64,
+    built_in_us: f64,
+}
+
+/// Why a file's choices are not used.
+#[derive(Debug, thiserror::Error)]
+pub enum TuningFileError {
+    /// It cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is something else.
+    #[error("{path} is no tuning file ({reason}): write one with fewsync tune allreduce")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was measured with something else than what is used now.
+    #[error(
+        "{path} was measured with {measured}, and this is {here}: measure again with fewsync tune allreduce"
+    )]
+    Elsewhere {
+        /// The file.
+        path: PathBuf,
+        /// What was measured.
+        measured: String,
+        /// What is used.
+        here: String,
+    },
+}
+
+impl TuningFile {
+    /// From what was found on these devices.
+    pub fn new(devices: &[Device], shape: Shape, memory: PeerMemory, found: &[Tuned]) -> Self {
+        let entry = |tuned: &Tuned| {
+            let Measured { dtype, hidden, bytes, tuning } = tuned.measured;
+            Entry {
+                dtype: dtype.to_string(),
+                bytes,
+                hidden,
+                algorithm: tuning.algorithm.unwrap_or(Algorithm::OneShot).name().to_owned(),
+                format: tuning.format.unwrap_or(Format::Words).name().to_owned(),
+                blocks: tuning.blocks.unwrap_or(1),
+                workers: tuning.workers.unwrap_or(1),
+                row_blocks: tuning.row_blocks,
+                us: tuned.us,
+                built_in_us: tuned.built_in_us,
+            }
+        };
+        Self {
+            format_version: FORMAT_VERSION,
+            fewsync: VERSION.to_owned(),
+            gpus: names(devices),
+            topology: shape.to_string(),
+            peer_memory: memory.name().to_owned(),
+            entries: found.iter().map(entry).collect(),
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// One sentence: what is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, TuningFileError> {
+        let malformed = |reason: String| TuningFileError::Malformed { path: path.to_owned(), reason };
+        let io = |source| TuningFileError::Io { path: path.to_owned(), source };
+        let text = std::fs::read(path).map_err(io)?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
+        match value.get("format_version").and_then(serde_json::Value::as_u64) {
+            Some(version) if version == u64::from(FORMAT_VERSION) => {}
+            Some(version) => {
+                return Err(malformed(format!("its format_version is {version}, not {FORMAT_VERSION}")));
+            }
+            None => return Err(malformed("it has no format_version".into())),
+        }
+        let file: Self = serde_json::from_value(value).map_err(|e| malformed(e.to_string()))?;
+        for (index, entry) in file.entries.iter().enumerate() {
+            entry.measured().map_err(|reason| malformed(format!("entry {index}: {reason}")))?;
+        }
+        Ok(file)
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self, path: &Path) -> Result<(), TuningFileError> {
+        let io = |source| TuningFileError::Io { path: path.to_owned(), source };
+        let text = serde_json::to_string_pretty(self).map_err(|e| io(e.into()))?;
+        std::fs::write(path, text + "\n").map_err(io)
+    }
+
+    /// Its choices for these devices, if they are what it was measured on; `path` is for messages.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn table(
+        &self,
+        path: &Path,
+        devices: &[Device],
+        shape: Shape,
+        options: &GroupOptions,
+    ) -> Result<TuningTable, TuningFileError> {
+        let pairs = [
+            (format!("fewsync {}", self.fewsync), format!("fewsync {VERSION}")),
+            (format!("topology {}", self.topology), format!("topology {shape}")),
+            (self.gpus.join(" + "), names(devices).join(" + ")),
+            (format!("peer memory {}", self.peer_memory), format!("peer memory {}", options.memory.name())),
+        ];
+        if let Some((measured, here)) = pairs.into_iter().find(|(measured, here)| measured != here) {
+            return Err(TuningFileError::Elsewhere { path: path.to_owned(), measured, here });
+        }
+        Ok(TuningTable::new(self.entries.iter().filter_map(|entry| entry.measured().ok()).collect()))
+    }
+}
+
+fn names(devices: &[Device]) -> Vec<String> {
+    devices.iter().map(|device| device.properties().name.clone()).collect()
+}
+
+impl Entry {
+    /// What it says, if that can be.
+    fn measured(&self) -> Result<Measured, String> {
+        fn one<T: Copy>(what: &str, all: &[T], name: impl Fn(T) -> String, found: &str) -> Result<T, String> {
+            let known = all.iter().copied().find(|&it| name(it) == found);
+            known.ok_or_else(|| format!("'{found}' is no {what}"))
+        }
+        let dtypes = [DType::Bf16, DType::F16, DType::F32];
+        let dtype = one("type", &dtypes, |dtype| dtype.to_string(), &self.dtype)?;
+        let algorithm = one("algorithm", &Algorithm::ALL, |it| it.name().to_owned(), &self.algorithm)?;
+        let format = one("format", &Format::ALL, |it| it.name().to_owned(), &self.format)?;
+        for (what, number) in
+            [("blocks", self.blocks), ("workers", self.workers), ("row_blocks", self.row_blocks.unwrap_or(1))]
+        {
+            if !(1..=LARGEST_GRID).contains(&number) {
+                return Err(format!("{what} is {number}, not 1 to {LARGEST_GRID}"));
+            }
+        }
+        if self.bytes == 0 || self.hidden == Some(0) {
+            return Err("a tensor of no bytes".into());
+        }
+        let tuning = Tuning {
+            algorithm: Some(algorithm),
+            format: Some(format),
+            blocks: Some(self.blocks),
+            workers: Some(self.workers),
+            row_blocks: self.row_blocks,
+            pass_units: None,
+        };
+        Ok(Measured { dtype, hidden: self.hidden, bytes: self.bytes, tuning })
+    }
+}

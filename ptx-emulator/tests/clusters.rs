@@ -1,0 +1,210 @@
+//! Clusters: shared memory of other blocks, the barrier of a cluster, and what goes wrong there.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Rig, params};
+use ptx_emulator::memory::{Fault, MemoryOptions};
+use ptx_emulator::{Cause, DeviceOptions, Launch, LaunchError, MachineOptions, Policy, RunError};
+
+fn options(seed: u64) -> MachineOptions {
+    let weak = (seed % 2 == 1).then_some(seed);
+    // Room for one cluster of four and a half.
+    let device = DeviceOptions { multiprocessors: 6, max_resident_blocks: 6 };
+    MachineOptions {
+        device,
+        memory: MemoryOptions { race: true, weak, ..MemoryOptions::default() },
+        policy: [Policy::RoundRobin, Policy::Random, Policy::Adversarial][seed as usize % 3],
+        seed,
+        max_instructions: Some(5_000_000),
+        ..MachineOptions::default()
+    }
+}
+
+/// A kernel whose %r1 is the thread, %r2 the rank in the cluster, %r3 the size of that, %r4 the rank after it, %r5 a
+/// word of shared memory, and %rd3 the place of the output of (block, thread), 32 threads each.
+fn kernel(body: &str) -> String {
+    format!(
+        ".shared .align 8 .b8 box[256];
+        .visible .entry k(.param .u64 out) {{
+          .reg .pred %p<4>; .reg .b32 %r<32>; .reg .b64 %rd<8>;
+          ld.param.u64 %rd1, [out]; mov.u32 %r1, %tid.x;
+          mov.u32 %r2, %cluster_ctarank; mov.u32 %r3, %cluster_nctarank;
+          add.u32 %r4, %r2, 1; rem.u32 %r4, %r4, %r3; shl.b32 %r6, %r1, 2; mov.u32 %r5, box; add.u32 %r5, %r5, %r6;
+          mov.u32 %r7, %ctaid.y; mov.u32 %r8, %nctaid.x; mov.u32 %r9, %ctaid.x; mad.lo.u32 %r10, %r7, %r8, %r9;
+          mad.lo.u32 %r11, %r10, 32, %r1; mul.wide.u32 %rd2, %r11, 4; add.u64 %rd3, %rd1, %rd2;
+          {body}
+          ret;
+        }}"
+    )
+}
+
+fn launch(
+    body: &str,
+    grid: [u32; 3],
+    cluster: [u32; 3],
+    options: MachineOptions,
+) -> Result<Vec<u32>, RunError> {
+    let mut rig = Rig::of(&kernel(body), options);
+    let threads = grid.iter().product::<u32>() * 32;
+    let out = rig.upload(&vec![0; 4 * threads as usize], "out");
+    let kernel = rig.machine.kernel(rig.module, "k").unwrap();
+    let block = [32, 1, 1];
+    let params = params(&[out], &[]);
+    let launch =
+        Launch { kernel, grid, block, cluster, dynamic_shared_bytes: 0, params, programmatic: false };
+    rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{error}"));
+    rig.machine.run()?;
+    Ok(rig.words(out, threads as usize))
+}
+
+fn fault(body: &str, seed: u64) -> Cause {
+    match launch(body, [2, 1, 1], [2, 1, 1], options(seed)) {
+        Err(RunError::Fault(report)) => report.cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+const MEET: &str = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;";
+
+/// Gives the next block of the cluster the number of this thread in the grid.
+fn pass_on(before: &str, behind: &str) -> String {
+    format!(
+        "{before}
+        mapa.shared::cluster.u32 %r12, %r5, %r4; st.shared::cluster.u32 [%r12], %r11;
+        {behind}
+        ld.shared.u32 %r13, [%r5]; st.global.u32 [%rd3], %r13;"
+    )
+}
+
+#[test]
+fn blocks_reach_the_shared_memory_of_their_cluster() {
+    // Clusters of 2 × 2 in a grid of 4 × 4: rank r of a cluster passes to r + 1, x fastest.
+    let rank_of = |[x, y]: [u32; 2]| x % 2 + y % 2 * 2;
+    let before = |[x, y]: [u32; 2]| {
+        let rank = (rank_of([x, y]) + 3) % 4;
+        [x / 2 * 2 + rank % 2, y / 2 * 2 + rank / 2]
+    };
+    for seed in 0..12 {
+        let found = launch(&pass_on(MEET, MEET), [4, 4, 1], [2, 2, 1], options(seed)).unwrap();
+        for block in (0..16).map(|i| [i % 4, i / 4]) {
+            let [x, y] = before(block);
+            let first = (block[1] * 4 + block[0]) as usize * 32;
+            let expected: Vec<u32> = (0..32).map(|thread| (y * 4 + x) * 32 + thread).collect();
+            assert_eq!(found[first..first + 32], expected);
+        }
+    }
+}
+
+#[test]
+fn a_launch_without_clusters_has_clusters_of_one() {
+    let found = launch(&pass_on(MEET, "bar.sync 0;"), [3, 1, 1], [1; 3], options(0)).unwrap();
+    assert_eq!(found, (0..96).collect::<Vec<_>>());
+}
+
+/// A 64-bit message that is its own signal, `store` and `load` with the given scopes.
+fn letter(store: &str, load: &str) -> String {
+    format!(
+        "mov.u64 %rd4, 0; shl.b32 %r6, %r1, 3; mov.u32 %r5, box; add.u32 %r5, %r5, %r6; st.shared.b64 [%r5], %rd4;
+        {MEET}
+        mov.b64 %rd5, {{%r11, 7}}; mapa.shared::cluster.u32 %r12, %r5, %r4;
+        st.relaxed.{store}.shared::cluster.b64 [%r12], %rd5;
+        LOOK: ld.relaxed.{load}.shared.b64 %rd6, [%r5]; mov.b64 {{%r13, %r14}}, %rd6;
+        setp.ne.u32 %p1, %r14, 7; @%p1 bra LOOK; st.global.u32 [%rd3], %r13;"
+    )
+}
+
+#[test]
+fn a_letter_of_cluster_scope_arrives_and_one_of_block_scope_is_a_race() {
+    for seed in 0..12 {
+        let found = launch(&letter("cluster", "cluster"), [2, 1, 1], [2, 1, 1], options(seed)).unwrap();
+        assert_eq!(found, (32..64).chain(0..32).collect::<Vec<_>>());
+    }
+    for (store, load) in [("cta", "cluster"), ("cluster", "cta")] {
+        let found = fault(&letter(store, load), 0);
+        assert!(matches!(&found, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{found}");
+    }
+}
+
+#[test]
+fn what_nothing_orders_is_a_race() {
+    for (before, behind) in [(MEET, ""), (MEET, "bar.sync 0;")] {
+        let found = (0..12).map(|seed| fault(&pass_on(before, behind), seed).to_string());
+        for found in found {
+            assert!(
+                found.contains("race") || found.contains("never been written") || found.contains("freed"),
+                "{found}"
+            );
+        }
+    }
+    let relaxed = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;";
+    let found = fault(&pass_on(MEET, relaxed), 0);
+    assert!(matches!(&found, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{found}");
+}
+
+#[test]
+fn shared_memory_of_a_block_that_has_ended_is_gone() {
+    // Block 1 leaves behind the barrier; block 0 stores to it after a while.
+    let body = format!(
+        "{MEET} setp.eq.u32 %p1, %r2, 1; @%p1 ret; nanosleep.u32 100000;
+        mapa.shared::cluster.u32 %r12, %r5, 1; st.shared::cluster.u32 [%r12], %r11;"
+    );
+    let found = fault(&body, 0);
+    assert!(
+        matches!(&found, Cause::Memory(fault) if matches!(**fault, Fault::UseAfterFree { .. })),
+        "{found}"
+    );
+}
+
+#[test]
+fn an_address_of_another_block_is_no_address_of_the_own() {
+    let body = format!("{MEET} mapa.shared::cluster.u32 %r12, %r5, %r4; ld.shared.u32 %r13, [%r12];");
+    let found = fault(&body, 0);
+    assert!(
+        matches!(&found, Cause::Memory(fault) if matches!(**fault, Fault::OutOfBounds { .. })),
+        "{found}"
+    );
+    let found = fault("mapa.shared::cluster.u32 %r12, %r5, 2;", 0);
+    assert_eq!(found, Cause::ClusterRank { rank: 2, blocks: 2 });
+}
+
+#[test]
+fn threads_that_have_left_are_not_waited_for_and_others_keep_the_order_of_calls() {
+    let early = format!("setp.lt.u32 %p1, %r1, 8; @%p1 ret; {}", MEET.replace(".aligned", ""));
+    assert!(launch(&early, [2, 1, 1], [2, 1, 1], options(1)).is_ok());
+    let twice = "barrier.cluster.arrive.aligned; barrier.cluster.arrive.aligned;";
+    assert_eq!(fault(twice, 0), Cause::ClusterBarrier("arrives again without having waited"));
+    let alone = fault("barrier.cluster.wait.aligned;", 0);
+    assert_eq!(alone, Cause::ClusterBarrier("waits without having arrived"));
+    let half = "setp.eq.u32 %p1, %r2, 1; @%p1 bra SPIN; barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+        ret; SPIN: bra SPIN;";
+    match launch(half, [2, 1, 1], [2, 1, 1], options(0)) {
+        Err(RunError::Deadlock(deadlock)) => {
+            assert!(
+                deadlock.to_string().contains("barrier of its cluster, where 32 of 64 threads are"),
+                "{deadlock}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn clusters_that_no_device_takes_are_refused() {
+    let mut rig = Rig::of(&kernel(""), options(0));
+    let kernel = rig.machine.kernel(rig.module, "k").unwrap();
+    for (grid, cluster) in [(6, 4), (16, 16), (8, 0), (8, 8)] {
+        let launch = Launch {
+            kernel,
+            grid: [grid, 1, 1],
+            block: [32, 1, 1],
+            cluster: [cluster, 1, 1],
+            dynamic_shared_bytes: 0,
+            params: params(&[0], &[]),
+            programmatic: false,
+        };
+        let refused = rig.machine.launch(rig.stream, &launch);
+        assert!(matches!(refused, Err(LaunchError::ClusterSize { limit: 6, .. })), "{refused:?}");
+    }
+}

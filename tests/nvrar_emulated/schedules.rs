@@ -1,0 +1,95 @@
+//! Many schedules of the shipped kernels.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use fewsync::driver::{Device, EmulatorOptions, KernelLibrary};
+use fewsync::kernels::{PTX, Ptx};
+
+use crate::inputs::{Inputs, judge};
+use crate::run::run;
+use crate::scenario::{Home, Kind, Scenario};
+use crate::seeds::{number, search};
+
+/// Tried by a run of continuous integration.
+pub(crate) const SCHEDULES: u64 = 3000;
+
+/// The committed file for an architecture.
+pub(crate) fn shipped(arch: &str) -> &'static Ptx {
+    PTX.iter().find(|ptx| ptx.arch == arch).expect("a committed architecture")
+}
+
+/// Machines share the modules that one has loaded: as long as these live, no file is read twice.
+pub(crate) fn keep_loaded(files: &[&'static Ptx]) -> Vec<KernelLibrary> {
+    let device = Device::emulated(&EmulatorOptions::default()).swap_remove(0);
+    files.iter().map(|ptx| KernelLibrary::load_file(&device, ptx).expect("an emulator takes it")).collect()
+}
+
+/// Runs and judges one scenario; the error says what went wrong.
+pub(crate) fn attempt(scenario: &Scenario, ptx: &'static Ptx) -> Result<(), String> {
+    let inputs = Inputs::new(scenario);
+    let found = run(scenario, &inputs, ptx).map_err(|error| error.to_string())?;
+    judge(scenario, &inputs, &found)
+}
+
+/// What the schedules had in common, counted.
+#[derive(Default)]
+struct Coverage(Mutex<BTreeMap<String, u64>>);
+
+impl Coverage {
+    fn note(&self, scenario: &Scenario) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut note = |what: String| *counts.entry(what).or_default() += 1;
+        note(format!("schedules, {:?}", scenario.machine.schedule));
+        note(format!("schedules, race {}, weak {}", scenario.machine.race, scenario.machine.weak));
+        note(format!("schedules, {}", scenario.shape));
+        note(format!("schedules, {:?}", scenario.options.memory));
+        let has_own = scenario.home == Home::Loopback { gpus: scenario.shape.world() };
+        note(match scenario.home {
+            Home::Group => "schedules, a thread per rank".into(),
+            _ if has_own => "schedules, a launch per rank".into(),
+            _ => "schedules, ranks that share launches".into(),
+        });
+        let format = scenario.format().map_or_else(|| "measured".into(), |format| format!("{format:?}"));
+        let passes = if scenario.has_passes() { ", several passes" } else { "" };
+        for call in &scenario.calls {
+            let kind = match &call.kind {
+                Kind::Sum { hidden: Some(_), .. } => "sum and norm",
+                Kind::Sum { addend: true, .. } => "sum with addend",
+                Kind::Sum { .. } => "sum",
+                Kind::Phase(_) => "phase alone",
+                Kind::Gather { .. } => "gather",
+            };
+            note(format!("calls, {kind}{passes}"));
+            note(format!("calls, {}", call.dtype));
+            note(format!("calls, {format}"));
+        }
+    }
+}
+
+/// Every rank ends with the bits that the model has, nobody races, nobody waits for ever, no slot keeps anything.
+#[test]
+fn schedules() {
+    let (first, count) = (number("FEWSYNC_SEED", 0), number("FEWSYNC_SCHEDULES", SCHEDULES));
+    let _loaded = keep_loaded(&PTX.each_ref());
+    let (start, coverage) = (Instant::now(), Coverage::default());
+    let (failure, tried) = search(first, count, |seed| {
+        let scenario = Scenario::new(seed);
+        let reason = attempt(&scenario, shipped(scenario.arch)).err()?;
+        Some((scenario, reason))
+    });
+    (first..first + tried).for_each(|seed| coverage.note(&Scenario::new(seed)));
+    println!("{tried} schedules from seed {first} on in {:.0} s:", start.elapsed().as_secs_f64());
+    for (what, count) in coverage.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        println!("{count:6} {what}");
+    }
+    if let Some((scenario, reason)) = failure {
+        panic!(
+            "{reason}\n{scenario}\nto see it again: FEWSYNC_SEED={} FEWSYNC_SCHEDULES=1 cargo test --release \
+             --test nvrar_emulated schedules",
+            scenario.seed
+        );
+    }
+    assert_eq!(tried, count);
+}
