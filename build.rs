@@ -12,6 +12,9 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The PTX files, the one that a device should prefer first.
 const ARCHS: [&str; 2] = ["sm_90a", "sm_80"];
+/// The features of the kernel crate with files of their own: constant, table of typed launches.
+const SETS: [(Option<&str>, &str, &str); 2] =
+    [(None, "PTX", "FAMILIES"), (Some("nvshmem"), "NVSHMEM_PTX", "NVSHMEM_FAMILIES")];
 const BUILD_VARIABLE: &str = "FEWSYNC_BUILD_DEVICE";
 
 /// What a PTX file declares about one kernel.
@@ -26,39 +29,53 @@ fn main() -> Result<()> {
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     let fresh = env::var_os(BUILD_VARIABLE).is_some_and(|value| value == "1");
     let mut code = String::new();
-    writeln!(code, "/// The embedded PTX files, the one to prefer first.")?;
-    writeln!(code, "pub const PTX: [Ptx; {}] = [", ARCHS.len())?;
-    let mut checks = String::new();
-    for arch in ARCHS {
-        let path = if fresh { build(arch, &out_dir)? } else { committed(arch)? };
-        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let entries = entries(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-        embed(&mut code, arch, &path, &entries)?;
-        check(&mut checks, arch, &entries)?;
+    for (feature, constant, families) in SETS {
+        let what = feature.map_or_else(String::new, |feature| format!(" of the kernels that call {feature}"));
+        writeln!(code, "/// The embedded PTX files{what}, the one to prefer first.")?;
+        writeln!(code, "pub const {constant}: [Ptx; {}] = [", ARCHS.len())?;
+        let mut checks = String::new();
+        for arch in ARCHS {
+            let path = if fresh { build(feature, arch, &out_dir)? } else { committed(feature, arch)? };
+            let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            let entries = entries(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+            embed(&mut code, arch, &path, &entries)?;
+            check(&mut checks, &file_name(feature, arch), families, &entries)?;
+        }
+        writeln!(code, "];\n{checks}")?;
     }
-    writeln!(code, "];\n{checks}")?;
     fs::write(out_dir.join("ptx.rs"), code)?;
     Ok(())
 }
 
+fn file_name(feature: Option<&str>, arch: &str) -> String {
+    feature.map_or_else(|| format!("{arch}.ptx"), |feature| format!("{feature}.{arch}.ptx"))
+}
+
 /// The file in the source tree.
-fn committed(arch: &str) -> Result<PathBuf> {
-    let path = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("ptx").join(format!("{arch}.ptx"));
+fn committed(feature: Option<&str>, arch: &str) -> Result<PathBuf> {
+    let path = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("ptx").join(file_name(feature, arch));
     println!("cargo:rerun-if-changed={}", path.display());
     Ok(path)
 }
 
 /// Builds `device/` for one architecture, in a target folder of its own.
 #[cfg(feature = "device-builder")]
-fn build(arch: &str, out_dir: &Path) -> Result<PathBuf> {
-    let path = out_dir.join(format!("{arch}.ptx"));
-    let builder = device_builder::CudaBuilder::new("device").arch(arch.parse()?).copy_to(&path);
-    builder.target_dir(out_dir.join("device")).build()?;
+fn build(feature: Option<&str>, arch: &str, out_dir: &Path) -> Result<PathBuf> {
+    let path = out_dir.join(file_name(feature, arch));
+    let arch: device_builder::Arch = arch.parse()?;
+    let builder = || device_builder::CudaBuilder::new("device").arch(arch).target_dir(out_dir.join("device"));
+    match feature {
+        None => builder().copy_to(&path).build()?,
+        Some(feature) => {
+            let plain = builder().build()?;
+            builder().feature(feature).without_kernels(plain.kernels()).copy_to(&path).build()?
+        }
+    };
     Ok(path)
 }
 
 #[cfg(not(feature = "device-builder"))]
-fn build(_arch: &str, _out_dir: &Path) -> Result<PathBuf> {
+fn build(_feature: Option<&str>, _arch: &str, _out_dir: &Path) -> Result<PathBuf> {
     Err(format!("{BUILD_VARIABLE}=1 needs the feature device-builder: add --features device-builder").into())
 }
 
@@ -100,19 +117,19 @@ fn embed(code: &mut String, arch: &str, path: &Path, entries: &[Entry]) -> Resul
 
 /// Assertions that every kernel has a typed launch with as many bytes of parameters, and that there is no typed
 /// launch without a kernel.
-fn check(code: &mut String, arch: &str, entries: &[Entry]) -> Result<()> {
+fn check(code: &mut String, file: &str, families: &str, entries: &[Entry]) -> Result<()> {
     for Entry { name, param_bytes, .. } in entries {
         writeln!(
             code,
-            "const _: () = assert!(typed_param_bytes({name:?}) != 0, \"{arch}.ptx: kernel {name} has no typed \
+            "const _: () = assert!(typed_param_bytes({families}, {name:?}) != 0, \"{file}: kernel {name} has no typed \
              launch in host/kernels\");\n\
-             const _: () = assert!(matches!(typed_param_bytes({name:?}), 0 | {param_bytes}), \"{arch}.ptx: kernel {name} takes \
+             const _: () = assert!(matches!(typed_param_bytes({families}, {name:?}), 0 | {param_bytes}), \"{file}: kernel {name} takes \
              {param_bytes} bytes of parameters, its struct in device/src/params.rs has another size\");"
         )?;
     }
     writeln!(
         code,
-        "const _: () = assert!(typed_count() == {}, \"{arch}.ptx: host/kernels launches kernels that the file does \
+        "const _: () = assert!(typed_count({families}) == {}, \"{file}: host/kernels launches kernels that the file does \
          not have\");",
         entries.len()
     )?;

@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Gathers what runs on a GPU machine without cargo into one folder: bench/stage.sh OUTDIR
+# Gathers what runs on a GPU machine without cargo into one folder: bench/stage.sh OUTDIR [--nvshmem DIR]
+# With NVSHMEM's folder (docs/device.md), its kernels too, in OUTDIR/kernels.
 set -euo pipefail
-out=${1:?usage: bench/stage.sh OUTDIR}
+out=${1:?usage: bench/stage.sh OUTDIR [--nvshmem DIR]}
+nvshmem=
+if [ "${2:-}" = --nvshmem ]; then
+    nvshmem=$(cd "${3:?--nvshmem needs a folder}" && pwd)
+fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.."
@@ -23,6 +28,9 @@ gather() {
 }
 
 gather fewsync "$(executable --bin fewsync)"
+if [ -n "$nvshmem" ]; then
+    "$out/fewsync" build-kernels --nvshmem "$nvshmem" --out "$out/kernels"
+fi
 for test in gpu_driver comm_gpu engine; do
     [ -e "tests/$test.rs" ] || [ -d "tests/$test" ] || continue
     gather "$test" "$(executable --test "$test")"

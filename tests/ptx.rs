@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::mem::size_of;
 
-use fewsync::kernels::{PTX, Ptx};
+use fewsync::kernels::{NVSHMEM_PTX, PTX, Ptx};
 
 #[allow(dead_code, unreachable_pub, reason = "another crate's file; only the sizes are read")]
 #[path = "../device/src/params.rs"]
@@ -49,6 +49,31 @@ fn no_kernel_uses_local_memory_or_calls_a_function() {
     for ptx in &PTX {
         for word in [".local", ".func", "call."] {
             assert!(!ptx.text.contains(word), "{}: {word}", ptx.arch);
+        }
+    }
+}
+
+/// NVSHMEM's functions are open, and nothing else is: what it has is linked on the user's machine.
+#[test]
+fn kernels_that_put_leave_two_functions_open() {
+    for ptx in &NVSHMEM_PTX {
+        let found: Vec<_> = kernels(ptx.text).into_keys().collect();
+        assert_eq!(found, ["allgather_put", "allreduce_bf16_put", "allreduce_f16_put", "allreduce_f32_put"]);
+        assert!(ptx.text.contains(&format!("\n.target {}\n", ptx.arch)), "{}", ptx.arch);
+        let open: Vec<_> = ptx.text.lines().filter_map(|line| line.strip_prefix(".extern .func ")).collect();
+        assert_eq!(open, ["nvshmem_putmem_nbi", "nvshmemx_putmem_nbi_warp"], "{}", ptx.arch);
+        for word in [".local", ".visible .func"] {
+            assert!(!ptx.text.contains(word), "{}: {word}", ptx.arch);
+        }
+        for (name, text) in kernels(ptx.text) {
+            // Greetings by the clerk, messages by the couriers; nobody else calls anything.
+            assert!(
+                text.contains("nvshmem_putmem_nbi,") && text.contains("nvshmemx_putmem_nbi_warp,"),
+                "{name}"
+            );
+            assert!(text.contains("ld.relaxed.sys.global.v4.b32"), "{name} does not poll words");
+            // One for workers and one for couriers: a copy would stand behind a branch that parts a warp.
+            assert_eq!(text.matches("bar.sync 2").count(), 2, "{} {name}", ptx.arch);
         }
     }
 }

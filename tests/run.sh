@@ -17,7 +17,7 @@ fi
 
 # Release: the tests compute a real model. Every part must build by itself, its documentation too.
 cargo test --locked --release --workspace
-for features in "" model cuda emulate distill cli; do
+for features in "" model cuda emulate distill nvshmem cli; do
     cargo check --locked --release --no-default-features --features "$features"
 done
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace

@@ -36,6 +36,8 @@ pub struct CudaBuilder {
     target_dir: Option<PathBuf>,
     extra_bitcode: Vec<PathBuf>,
     keep: Vec<String>,
+    features: Vec<String>,
+    without: Vec<String>,
 }
 
 impl CudaBuilder {
@@ -49,6 +51,8 @@ impl CudaBuilder {
             target_dir: None,
             extra_bitcode: Vec::new(),
             keep: Vec::new(),
+            features: Vec::new(),
+            without: Vec::new(),
         }
     }
 
@@ -79,6 +83,18 @@ impl CudaBuilder {
     /// Links the symbols that the crate needs from this bitcode file.
     pub fn extra_bitcode(mut self, path: impl Into<PathBuf>) -> Self {
         self.extra_bitcode.push(path.into());
+        self
+    }
+
+    /// Turns on a cargo feature of the kernel crate.
+    pub fn feature(mut self, name: impl Into<String>) -> Self {
+        self.features.push(name.into());
+        self
+    }
+
+    /// Leaves out these kernels: what a feature adds becomes a file of its own.
+    pub fn without_kernels(mut self, names: &[String]) -> Self {
+        self.without.extend_from_slice(names);
         self
     }
 
@@ -120,15 +136,20 @@ impl CudaBuilder {
                 runtime: &rlibs.runtime,
                 extra_bitcode: &self.extra_bitcode,
                 keep: &self.keep,
+                without: &self.without,
                 arch: self.arch,
                 scratch: scratch.path(),
             },
         )?
         .ok_or_else(|| Error::NoKernels { path: crate_dir.clone() })?;
+        let features = match self.features.as_slice() {
+            [] => String::new(),
+            features => format!(" --features {}", features.join(",")),
+        };
         let header = Header {
             sources: source_hash(&crate_dir)?,
             toolchain: toolchain.identity(),
-            flags: format!("rustc {}; {}", RUSTFLAGS.join(" "), link::describe(self.arch)),
+            flags: format!("rustc {}{features}; {}", RUSTFLAGS.join(" "), link::describe(self.arch)),
         };
         let ptx = Ptx::new(linked, header)?;
         if let Some(path) = &self.copy_to {
@@ -189,6 +210,9 @@ impl CudaBuilder {
             .arg(format!("target.{TARGET}.rustflags={}", self.rustflags(toolchain, crate_dir)))
             .arg("--target-dir")
             .arg(target_dir.join(self.arch.name()));
+        if !self.features.is_empty() {
+            command.arg("--features").arg(self.features.join(","));
+        }
         if crate_dir.join("Cargo.lock").is_file() {
             command.arg("--locked");
         }

@@ -16,6 +16,7 @@
 //! that is not LLVM bitcode of a version that the found LLVM reads.
 
 mod arch;
+mod bitcode;
 mod builder;
 mod error;
 mod link;
@@ -25,6 +26,7 @@ mod sources;
 mod toolchain;
 
 pub use arch::Arch;
+pub use bitcode::Llvm;
 pub use builder::CudaBuilder;
 pub use error::{Error, Result};
 pub use ptx::{Header, Ptx};

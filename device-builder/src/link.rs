@@ -28,6 +28,8 @@ pub(crate) struct LinkInput<'a> {
     pub(crate) extra_bitcode: &'a [PathBuf],
     /// Symbols to keep visible beside the kernels.
     pub(crate) keep: &'a [String],
+    /// Kernels to leave out.
+    pub(crate) without: &'a [String],
     pub(crate) arch: Arch,
     pub(crate) scratch: &'a Path,
 }
@@ -56,7 +58,9 @@ pub(crate) fn link(toolchain: &Toolchain, input: &LinkInput) -> Result<Option<Li
     let whole = scratch.join("crate.bc");
     run(toolchain.tool("llvm-link").args(&crates).arg("-o").arg(&whole), "join the crate's objects")?;
     let listing = run(toolchain.tool("llvm-dis").arg(&whole).args(["-o", "-"]), "list the crate's symbols")?;
-    let kernels = exported_kernels(&listing);
+    let is_wanted = |kernel: &str| !input.without.iter().any(|name| name == kernel);
+    let mut kernels = exported_kernels(&listing);
+    kernels.retain(|kernel| is_wanted(kernel));
     if kernels.is_empty() {
         return Ok(None);
     }
@@ -80,7 +84,9 @@ pub(crate) fn link(toolchain: &Toolchain, input: &LinkInput) -> Result<Option<Li
     run(command.arg(&optimised).arg("-o").arg(&output), "generate PTX")?;
 
     let ptx = fs::read_to_string(&output).map_err(Error::io(output))?;
-    Ok(Some(Linked { ptx, launch_bounds: launch_bound_symbols(&listing) }))
+    let mut launch_bounds = launch_bound_symbols(&listing);
+    launch_bounds.retain(|symbol| symbol.split('$').nth(1).is_none_or(is_wanted));
+    Ok(Some(Linked { ptx, launch_bounds }))
 }
 
 /// Unpacks every rlib into a folder of its own and returns the object files, in name order.

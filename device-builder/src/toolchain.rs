@@ -16,7 +16,7 @@ Install one of these, then run again:
                   export FEWSYNC_DEVICE_LLVM_BIN=/path/to/llvm/bin (llvm-ar, llvm-dis, llvm-link, opt, llc)";
 
 const RUSTC_VARIABLE: &str = "FEWSYNC_DEVICE_RUSTC";
-const LLVM_VARIABLE: &str = "FEWSYNC_DEVICE_LLVM_BIN";
+pub(crate) const LLVM_VARIABLE: &str = "FEWSYNC_DEVICE_LLVM_BIN";
 /// The environment variables that name a toolchain.
 pub(crate) const VARIABLES: [&str; 2] = [RUSTC_VARIABLE, LLVM_VARIABLE];
 const LLVM_TOOLS: [&str; 5] = ["llvm-ar", "llvm-dis", "llvm-link", "opt", "llc"];
@@ -90,6 +90,10 @@ impl Toolchain {
     /// Its sysroot, which holds the library sources.
     pub fn sysroot(&self) -> &Path {
         &self.sysroot
+    }
+
+    pub(crate) fn llvm_bin(&self) -> &Path {
+        &self.llvm_bin
     }
 
     pub(crate) fn tool(&self, name: &str) -> Command {

@@ -245,15 +245,19 @@ pub const UNIT_BYTES: u64 = 16;
 pub const GRANULE_UNITS: u32 = 8;
 /// Lanes at the end of each block that keep the books and move no data.
 pub const CLERKS: u32 = 32;
+/// `_put`: lanes before the clerk's that post what the block has staged.
+pub const COURIERS: u32 = 128;
 /// `row`: the number of the buffer's next call, u64.
 pub const ROW_SEQUENCE: u64 = 0;
 /// `row`: blocks of the running call that have read that number, u32.
 pub const ROW_ARRIVED: u64 = 8;
 /// `row`: address of the rank's [`FailureRecord`] in memory that the host sees.
 pub const ROW_RECORD: u64 = 16;
+/// `row`, `_put`: address of the rank's staging area, laid out like a region, in the same symmetric memory.
+pub const ROW_STAGING: u64 = 32;
 /// `row`: calls of the buffer so far, u64.
 pub const ROW_CALLS: u64 = 40;
-/// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer.
+/// `row`: `[MAX_RANKS]` addresses, the region of each rank for this buffer; `_put`: of a rank of another node its PE.
 pub const ROW_REGIONS: u64 = 64;
 /// Bytes of a row.
 pub const ROW_BYTES: u64 = ROW_REGIONS + 8 * MAX_RANKS as u64;

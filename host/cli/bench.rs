@@ -26,7 +26,7 @@ pub(super) enum Command {
 pub(super) fn run(command: &Command, json: bool, world: &World) -> anyhow::Result<()> {
     match command {
         Command::Decode(args) => bench_decode::run(args, json, world),
-        Command::AllReduce(args) => bench_allreduce::run(args, json),
+        Command::AllReduce(args) => bench_allreduce::run(args, json, world),
         Command::DecodeGemm(args) => bench_kernels::run("decode-gemm", Kind::DecodeGemm, args, json),
         Command::PrefillGemm(args) => bench_kernels::run("prefill-gemm", Kind::PrefillGemm, args, json),
         Command::DecodeAttention(args) => {

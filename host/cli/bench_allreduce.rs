@@ -1,12 +1,15 @@
 //! `fewsync bench allreduce`.
 
 mod args;
+#[cfg(feature = "nvshmem")]
+mod processes;
 
 pub(super) use args::Args;
 use args::NcclChoice;
 
 use super::output;
 use super::session::{cuda_devices, progress_bar};
+use super::world::World;
 use crate::bench::allreduce::child::{self, Variant};
 use crate::bench::allreduce::contest::{Sweep, run_nccl, run_ours};
 use crate::bench::allreduce::figure::figure;
@@ -18,7 +21,12 @@ use crate::bench::report::Report;
 use crate::comm::gpu::{GroupOptions, PeerMemory};
 use crate::driver::Device;
 
-pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
+    #[cfg(feature = "nvshmem")]
+    if let World::Processes(mesh) = world {
+        return processes::run(args, json, mesh);
+    }
+    anyhow::ensure!(world.processes().is_none(), "ranks that are processes need the feature nvshmem");
     args.files.check::<Measurement>("allreduce")?;
     let (mut peers, mut notes) = (Vec::new(), vec![method()]);
     for path in &args.join {
@@ -33,28 +41,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if let Some(variant) = &args.nccl_child {
         return run_child(&devices, &sweep, variant, machine);
     }
-    let variants = variants(args.nccl);
-    let bar = progress_bar(variants.len() as u64, "NCCL", "{pos}/{len} variants");
-    for variant in variants {
-        bar.tick();
-        match nccl(args, &sweep, variant) {
-            Ok((lines, note)) => {
-                peers.extend(lines);
-                notes.extend(note.filter(|note| !notes.contains(note)));
-            }
-            Err(reason) => {
-                let note = format!("NCCL {}: not measured, since {reason}", variant.name());
-                output::note(&note);
-                notes.push(note);
-                // Where its own choice cannot be had, nothing can be forced either.
-                if variant == Variant::AUTOMATIC {
-                    break;
-                }
-            }
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
+    measure_nccl(args, &sweep, &mut peers, &mut notes);
     if !json {
         output::write(&format!("{}\n{HEADING}", machine.line()))?;
     }
@@ -84,6 +71,32 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         return output::json(&report);
     }
     output::write(&format!("{}\n", report.notes.join("\n")))
+}
+
+/// Every variant of NCCL that is asked for; why one is missing is noted.
+fn measure_nccl(args: &Args, sweep: &Sweep, peers: &mut Vec<Measurement>, notes: &mut Vec<String>) {
+    let variants = variants(args.nccl);
+    let bar = progress_bar(variants.len() as u64, "NCCL", "{pos}/{len} variants");
+    for variant in variants {
+        bar.tick();
+        match nccl(args, sweep, variant) {
+            Ok((lines, note)) => {
+                peers.extend(lines);
+                notes.extend(note.filter(|note| !notes.contains(note)));
+            }
+            Err(reason) => {
+                let note = format!("NCCL {}: not measured, since {reason}", variant.name());
+                output::note(&note);
+                notes.push(note);
+                // Where its own choice cannot be had, nothing can be forced either.
+                if variant == Variant::AUTOMATIC {
+                    break;
+                }
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
 }
 
 fn method() -> String {

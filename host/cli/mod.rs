@@ -4,6 +4,8 @@ mod bench;
 mod bench_allreduce;
 mod bench_decode;
 mod bench_kernels;
+#[cfg(feature = "nvshmem")]
+mod build_kernels;
 mod demo;
 mod doctor;
 mod eval;
@@ -66,6 +68,9 @@ enum Command {
     Tune(tune::Command),
     /// Check every GPU kernel against f64 arithmetic on the CPU, on a GPU or an emulated one
     Selftest(selftest::Args),
+    /// Complete the kernels for NVSHMEM with its device code, once for each release
+    #[cfg(feature = "nvshmem")]
+    BuildKernels(build_kernels::Args),
     /// Say what this machine has, what works with it, and what to install for more
     Doctor(doctor::Args),
 }
@@ -78,6 +83,7 @@ impl Command {
             Self::Generate(args) => Some(args.sync()),
             Self::Eval(args) => Some(args.sync()),
             Self::Bench(bench::Command::Decode(args)) => Some(args.sync()),
+            Self::Bench(bench::Command::AllReduce(args)) => Some(args.sync()),
             _ => None,
         }
     }
@@ -91,6 +97,8 @@ impl Command {
             Self::Bench(command) => bench::run(command, json, world),
             Self::Tune(command) => tune::run(command, json),
             Self::Selftest(args) => selftest::run(args, json),
+            #[cfg(feature = "nvshmem")]
+            Self::BuildKernels(args) => build_kernels::run(args, json),
             Self::Doctor(args) => doctor::run(args, json),
         }
     }
@@ -131,7 +139,7 @@ fn join(command: &Command, launch: Option<Launch>) -> anyhow::Result<World> {
         (Some(launch), Some(sync)) => World::join(launch, sync),
         (Some(Launch { launcher, world, .. }), None) => bail!(
             "{launcher} started {world} processes, but this command runs in one: start it without a launcher; \
-             generate, eval, demo and bench decode run in several"
+             generate, eval, demo, bench decode and bench allreduce run in several"
         ),
     }
 }

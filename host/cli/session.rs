@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::world::World;
 use super::{memory, output};
 use crate::bench::allreduce::tuning_file::TuningFile;
-use crate::comm::bootstrap::{Bootstrap, shape_of_hosts};
+use crate::comm::bootstrap::{Bootstrap, Mesh, shape_of_hosts};
 use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
 use crate::comm::process::Lead;
 use crate::comm::{CommError, Shape};
@@ -79,6 +79,9 @@ pub(super) struct SyncArgs {
     /// How GPUs reach each other's memory [default: direct]
     #[arg(long, value_enum, value_name = "WAY")]
     pub(super) peer_memory: Option<PeerMemoryChoice>,
+    /// With NVSHMEM: put every message between nodes, also where it could be stored
+    #[arg(long)]
+    pub(super) no_direct: bool,
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
@@ -102,6 +105,8 @@ pub(super) enum PeerMemoryChoice {
     Direct,
     /// Through page-locked host memory, for GPUs without peer access; slow
     HostStaged,
+    /// In NVSHMEM's symmetric heap, for ranks that are processes, where it is the default
+    Nvshmem,
 }
 
 impl SyncArgs {
@@ -122,11 +127,39 @@ impl SyncArgs {
         let defaults = GroupOptions::default();
         let memory = match self.peer_memory {
             Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
+            Some(PeerMemoryChoice::Nvshmem) => PeerMemory::Nvshmem { direct: !self.no_direct },
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
         let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
         GroupOptions { memory, time_limit, tuning: self.forced, ..defaults }
     }
+}
+
+impl SyncArgs {
+    /// As GPUs of several processes take it, which meet in NVSHMEM's heap alone.
+    pub(super) fn group_of_processes(&self) -> anyhow::Result<GroupOptions> {
+        ensure!(
+            matches!(self.peer_memory, None | Some(PeerMemoryChoice::Nvshmem)),
+            "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
+             process for all GPUs"
+        );
+        ensure!(self.tuning.is_none(), "--tuning is for GPUs of one process: leave it out, or start one");
+        Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.untuned() })
+    }
+}
+
+/// This process's GPU: the one of its number among the processes of its host, or the only one that it sees.
+pub(super) fn local_gpu(world: &dyn Bootstrap) -> Result<Device, EngineError> {
+    let hosts = world.hosts();
+    let rank = world.rank();
+    let local = hosts[..rank].iter().filter(|host| **host == hosts[rank]).count();
+    let found = Device::cuda_count()? as usize;
+    let ordinal = if found == 1 { 0 } else { local };
+    if ordinal >= found {
+        let here = hosts.iter().filter(|host| **host == hosts[rank]).count();
+        return Err(EngineError::TooFewGpus { tp: here, found });
+    }
+    Ok(Device::cuda(ordinal as u32)?)
 }
 
 fn positive_seconds(s: &str) -> Result<Duration, String> {
@@ -248,14 +281,8 @@ fn load(
     layout: &LayoutArgs,
     world: &World,
 ) -> anyhow::Result<Box<dyn Runner>> {
-    match (world, layout.device) {
-        (World::Threads, _) => {}
-        (World::Processes(_), DeviceChoice::Cpu | DeviceChoice::Auto) => {
-            return Ok(Box::new(load_reference(model, plan, shape, layout, world)?));
-        }
-        (World::Processes(_), DeviceChoice::Cuda | DeviceChoice::Emulate) => {
-            bail!("ranks that are processes run on the CPU: give --device cpu, or start one process")
-        }
+    if let World::Processes(mesh) = world {
+        return load_process(model, plan, shape, layout, world, mesh);
     }
     match layout.device {
         DeviceChoice::Cpu => Ok(Box::new(load_reference(model, plan, shape, layout, world)?)),
@@ -283,6 +310,45 @@ fn load(
             },
         },
     }
+}
+
+/// Loads this process's rank; with `auto` onto GPUs if every process has one.
+fn load_process(
+    model: &Model,
+    plan: &Plan,
+    shape: Shape,
+    layout: &LayoutArgs,
+    world: &World,
+    mesh: &Arc<Mesh>,
+) -> anyhow::Result<Box<dyn Runner>> {
+    let on_gpus = match layout.device {
+        DeviceChoice::Cpu => false,
+        DeviceChoice::Cuda => true,
+        DeviceChoice::Emulate => bail!("emulated devices are for ranks of one process: start one"),
+        DeviceChoice::Auto => {
+            let mine = [u8::from(cfg!(feature = "nvshmem") && local_gpu(&**mesh).is_ok())];
+            mesh.all_gather("a GPU for each rank", &mine)?.iter().all(|has| **has == [1])
+        }
+    };
+    if !on_gpus {
+        return Ok(Box::new(load_reference(model, plan, shape, layout, world)?));
+    }
+    let devices = [local_gpu(&**mesh).map_err(RunError::from)?];
+    let options = EngineOptions {
+        page_size: layout.page_size,
+        kv_tokens: layout.kv_tokens,
+        shape: Some(shape),
+        processes: Some(Arc::<Mesh>::clone(mesh)),
+        comm: layout.sync.group_of_processes()?,
+        ..EngineOptions::default()
+    };
+    let weight_bytes = Engine::weight_bytes(&model.config, plan)? / shape.world() as u64;
+    let load = |loaded: &_| Engine::load(&model.config, &model.source, plan, &devices, &options, loaded);
+    let engine = with_progress(weight_bytes, load)?;
+    if layout.device == DeviceChoice::Auto {
+        output::note(&format!("device: {}", engine.device()));
+    }
+    Ok(Box::new(engine))
 }
 
 /// Loads onto the CPU.

@@ -145,6 +145,23 @@ pub enum CommError {
         /// Processes of the world.
         processes: usize,
     },
+    /// The symmetric heap has no place for a buffer.
+    #[error(
+        "no {needed_bytes} bytes are free at one place of all ranks' symmetric heaps of {heap_bytes} bytes; drop \
+         buffers, or make the heap larger"
+    )]
+    HeapFull {
+        /// Bytes of the buffer's slots.
+        needed_bytes: usize,
+        /// Size of the heap.
+        heap_bytes: usize,
+    },
+    /// NVSHMEM cannot be used.
+    #[error("NVSHMEM: {reason}")]
+    Nvshmem {
+        /// What it said, and what to do.
+        reason: String,
+    },
     /// This communicator cannot do it.
     #[error("not offered: {what}")]
     Unsupported {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Device, Kernel, LaunchConfig, PtxHeader, Result, Stream};
+use super::{Device, Kernel, LaunchConfig, Module, PtxHeader, Result, Stream};
 use crate::kernels::{Launch, PTX, Ptx};
 
 /// The embedded PTX on one device, every kernel looked up.
@@ -11,6 +11,7 @@ pub struct KernelLibrary {
     device: Device,
     ptx: &'static Ptx,
     kernels: HashMap<&'static str, Kernel>,
+    module: Module,
     programmatic: bool,
 }
 
@@ -36,10 +37,19 @@ impl KernelLibrary {
     /// # Errors
     /// If the device or its driver cannot take it.
     pub fn load_file(device: &Device, ptx: &'static Ptx) -> Result<Self> {
-        let module = device.load_module(ptx.text)?;
+        Self::load_linked(device, ptx, ptx.text)
+    }
+
+    /// Loads the kernels of an embedded PTX file out of `text`, which is that file with the functions that it
+    /// leaves open.
+    ///
+    /// # Errors
+    /// If the device or its driver cannot take it, or a kernel is not in it.
+    pub fn load_linked(device: &Device, ptx: &'static Ptx, text: &str) -> Result<Self> {
+        let module = device.load_module(text)?;
         let kernels = ptx.entries.iter().map(|entry| Ok((entry.name, module.kernel(entry.name)?)));
         let kernels = kernels.collect::<Result<_>>()?;
-        Ok(Self { device: device.clone(), ptx, kernels, programmatic: ptx.is_programmatic() })
+        Ok(Self { device: device.clone(), ptx, kernels, module, programmatic: ptx.is_programmatic() })
     }
 
     /// With or without programmatic dependent launch, where the PTX has it (the default is with).
@@ -55,6 +65,11 @@ impl KernelLibrary {
     /// The file that was loaded.
     pub fn ptx(&self) -> &'static Ptx {
         self.ptx
+    }
+
+    /// What was loaded, for other libraries.
+    pub fn module(&self) -> &Module {
+        &self.module
     }
 
     /// A kernel by the name of its [`Launch`].

@@ -30,8 +30,9 @@ use rank::{Blueprint, Rank, Seed};
 use ranks::Ranks;
 use step::Choice;
 
-use crate::comm::Shape;
+use crate::comm::bootstrap::Bootstrap;
 use crate::comm::gpu::{GpuComm, GroupOptions};
+use crate::comm::{CommError, Shape};
 use crate::driver::{Device, GpuError, KernelLibrary};
 use crate::generate::{Sampler, Sampling};
 use crate::kernels::PageSize;
@@ -59,6 +60,9 @@ pub struct EngineOptions {
     pub drop_alone: bool,
     /// How the ranks are laid out; none is one node.
     pub shape: Option<Shape>,
+    /// The other processes, where each is a rank with a GPU: this one then loads its own rank alone. None: all ranks
+    /// are threads of this process.
+    pub processes: Option<Arc<dyn Bootstrap>>,
     /// How the ranks reach each other's memory and how long they wait for each other; also whether kernels use
     /// programmatic dependent launch.
     pub comm: GroupOptions,
@@ -73,6 +77,7 @@ impl Default for EngineOptions {
             fuse_norms: false,
             drop_alone: false,
             shape: None,
+            processes: None,
             comm: GroupOptions::default(),
         }
     }
@@ -81,13 +86,15 @@ impl Default for EngineOptions {
 /// A model on one GPU or split over several.
 pub struct Engine {
     config: Config,
+    /// Ranks of the model, in this process and others.
+    tp: usize,
     devices: Vec<Device>,
     ranks: Ranks<Rank>,
 }
 
 impl Engine {
-    /// Loads the model, rank r on `devices[r]`, all at the same time. `loaded_bytes` grows to
-    /// [`Engine::weight_bytes`] while it goes.
+    /// Loads the model, rank r on `devices[r]`, all at the same time; where ranks are processes, this process's rank
+    /// on the only device, which is collective. `loaded_bytes` grows to [`Engine::weight_bytes`] while it goes.
     ///
     /// # Errors
     /// Too few GPUs, GPUs that do not reach each other, a shape without kernels, too little memory (all found before
@@ -105,16 +112,21 @@ impl Engine {
         let page_size = PageSize::try_from(options.page_size).map_err(EngineError::from)?;
         let sharding = Sharding::new(config, tp).map_err(PlanError::from)?;
         let shapes = rank_shapes(config, &sharding, plan)?;
-        let Some(devices) = devices.get(..tp) else {
-            return Err(EngineError::TooFewGpus { tp, found: devices.len() }.into());
+        let here = options.processes.as_ref().map_or(0..tp, |world| world.rank()..world.rank() + 1);
+        let Some(devices) = devices.get(..here.len()) else {
+            return Err(EngineError::TooFewGpus { tp: here.len(), found: devices.len() }.into());
         };
         let shape = options.shape.unwrap_or(Shape { nodes: 1, gpus_per_node: tp });
         if shape.world() != tp {
             return Err(EngineError::OtherShape { shape, tp }.into());
         }
-        let kv_tokens = kv_tokens(&shapes, devices, options.kv_tokens)?;
+        let Some(shapes) = shapes.get(here) else {
+            return Err(EngineError::OtherShape { shape, tp }.into());
+        };
+        let kv_tokens = kv_tokens(shapes, devices, options.kv_tokens)?;
+        let kv_tokens = agree(options.processes.as_deref(), kv_tokens)?;
         let kernels = load_kernels(devices, options.comm.dependent_launch)?;
-        let comms = GpuComm::group_with(&kernels, shape, options.comm.clone());
+        let comms = communicators(&kernels, shape, options);
         let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), RunError::from))?;
         let seeds = comms.into_iter().zip(kernels).map(|(comm, kernels)| Seed { comm, kernels }).collect();
         let blueprint = Blueprint {
@@ -128,7 +140,7 @@ impl Engine {
             loaded_bytes: Arc::clone(loaded_bytes),
         };
         let ranks = Ranks::make(seeds, move |seed| Rank::load(seed, &blueprint))?;
-        Ok(Self { config: config.clone(), devices: devices.to_vec(), ranks })
+        Ok(Self { config: config.clone(), tp, devices: devices.to_vec(), ranks })
     }
 
     /// Bytes of weights that a model takes on all GPUs together.
@@ -192,6 +204,33 @@ fn load_kernels(devices: &[Device], dependent_launch: bool) -> Result<Vec<Arc<Ke
     })
 }
 
+/// This process's ends of the communicator, in rank order.
+fn communicators(
+    kernels: &[Arc<KernelLibrary>],
+    shape: Shape,
+    options: &EngineOptions,
+) -> Result<Vec<GpuComm>, CommError> {
+    let comm = options.comm.clone();
+    match &options.processes {
+        None => GpuComm::group_with(kernels, shape, comm),
+        #[cfg(feature = "nvshmem")]
+        Some(world) => Ok(vec![GpuComm::over_nvshmem(&kernels[0], shape, comm, Arc::clone(world))?]),
+        #[cfg(not(feature = "nvshmem"))]
+        Some(_) => {
+            Err(CommError::Unsupported { what: "GPUs of several processes without the feature nvshmem" })
+        }
+    }
+}
+
+/// The smallest KV cache of all processes: pages are dealt alike on all ranks.
+fn agree(processes: Option<&dyn Bootstrap>, kv_tokens: usize) -> Result<usize, CommError> {
+    let Some(processes) = processes else { return Ok(kv_tokens) };
+    let all = processes.all_gather("the size of the KV cache", &(kv_tokens as u64).to_le_bytes())?;
+    let number =
+        |bytes: &Vec<u8>| bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte));
+    Ok(all.iter().map(number).min().unwrap_or(kv_tokens))
+}
+
 fn rank_shapes(config: &Config, sharding: &Sharding, plan: &Plan) -> Result<Vec<RankShape>, EngineError> {
     (0..sharding.tp()).map(|rank| RankShape::new(config, sharding, plan, rank)).collect()
 }
@@ -220,7 +259,7 @@ impl Runner for Engine {
     }
 
     fn tp(&self) -> usize {
-        self.ranks.len()
+        self.tp
     }
 
     fn device(&self) -> String {

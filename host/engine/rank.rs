@@ -304,11 +304,11 @@ impl Rank {
         }
     }
 
-    /// The first `count` rows of logits, over the whole vocabulary; empty on every rank but the first. Waits for
-    /// the stream on all.
+    /// The first `count` rows of logits, over the whole vocabulary; empty on every rank but the first of the process.
+    /// Waits for the stream on all.
     fn read_logits(&self, count: usize) -> Result<Vec<f32>, RunError> {
         self.stream.synchronize()?;
-        if self.comm.topology().rank != 0 {
+        if self.comm.topology().rank != 0 && self.options.processes.is_none() {
             return Ok(Vec::new());
         }
         let mut gathered = vec![0.0f32; count * self.layout.stride()];

@@ -42,5 +42,5 @@ pub use attention::{
 pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product, Tile};
 pub use launch::Launch;
 pub use pointwise::{Add, AddRmsNorm, Embedding, RmsNorm};
-pub use ptx::{Entry, PTX, Ptx};
+pub use ptx::{Entry, NVSHMEM_PTX, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};

@@ -9,6 +9,8 @@ use super::{Addr, Launch, params};
 
 /// Threads of a block that keep the books, beside its workers.
 pub const CLERKS: u32 = params::CLERKS;
+/// Threads beside the workers where messages are put: clerks and couriers.
+const PUT_LANES: u32 = params::CLERKS + params::COURIERS;
 
 /// By element type and format.
 const ONE_SHOT: [[&str; 2]; 3] = [
@@ -23,6 +25,10 @@ const TWO_SHOT: [[&str; 2]; 3] = [
 ];
 const NORM: [&str; 2] = ["allreduce_bf16_oneshot_cells_norm", "allreduce_bf16_oneshot_words_norm"];
 const GATHER: [&str; 2] = ["allgather_cells", "allgather_words"];
+
+/// The kernels that put between nodes; their all-reduces by element type.
+pub(super) const ALL_REDUCE_PUT: [&str; 3] = ["allreduce_bf16_put", "allreduce_f16_put", "allreduce_f32_put"];
+pub(super) const ALL_GATHER_PUT: &str = "allgather_put";
 
 /// The all-reduce kernels.
 pub(super) const ALL_REDUCE: [[&str; 2]; 7] = {
@@ -139,6 +145,18 @@ pub struct Execution {
     pub workers: u32,
     /// Blocks that share a row to be normalised, a cluster; each has units of it.
     pub row_blocks: u32,
+    /// How messages get to other nodes.
+    pub far: Far,
+}
+
+/// How messages get to ranks of other nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Far {
+    /// By stores into their regions, as within a node.
+    #[default]
+    Stores,
+    /// By NVSHMEM's puts: other kernels, several nodes only, in two shots, in words, a pass for each launch.
+    Puts,
 }
 
 /// Residual and RMSNorm behind a sum.
@@ -179,16 +197,22 @@ pub struct AllReduce {
     pub meta: u32,
     /// [`params::PHASE_REDUCE`] and so on: all of them, or with [`Algorithm::TwoShot`] one alone, in a single pass.
     pub phases: u32,
-    /// Unit that the first pass begins with, of the tensor or of each shard; 0 unless it is a phase alone.
+    /// Unit that the first pass begins with, of the tensor or of each shard; 0 unless it is a phase alone
+    /// or messages are put.
     pub first_unit: u32,
     /// What follows the sum; bf16 tensors and one-shot only.
     pub norm: Option<NormAfter>,
 }
 
 impl AllReduce {
-    /// A block's workers and its clerk, `blocks` × ranks of them.
+    /// A block's workers and who serves them, `blocks` × ranks of them.
     pub fn launch(&self) -> Launch {
         let Execution { format, blocks, workers, .. } = self.execution;
+        if self.execution.far == Far::Puts {
+            let params = params::Collective { passes: 1, ..self.params() };
+            let entry = ALL_REDUCE_PUT[self.element as usize];
+            return Launch::new(entry, [blocks, self.ranks.count, 1], workers + PUT_LANES, 0, &params);
+        }
         let entry = match (self.norm, self.execution.algorithm) {
             (Some(_), _) => NORM[format as usize],
             (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
@@ -261,7 +285,11 @@ impl AllGather<'_> {
             reserved: 0,
         };
         let grid = [execution.blocks, ranks.count, 1];
-        Launch::new(GATHER[execution.format as usize], grid, execution.workers + CLERKS, 0, &params)
+        let (entry, more) = match execution.far {
+            Far::Stores => (GATHER[execution.format as usize], CLERKS),
+            Far::Puts => (ALL_GATHER_PUT, PUT_LANES),
+        };
+        Launch::new(entry, grid, execution.workers + more, 0, &params)
     }
 }
 

@@ -71,7 +71,7 @@ struct Family {
 
 macro_rules! families {
     ($($params:ident: $addresses:literal addresses + $words:literal words => $names:expr,)*) => {
-        /// Every kernel that a typed launch can name.
+        /// Every kernel that a typed launch can name, but those that call NVSHMEM.
         const FAMILIES: &[Family] =
             &[$(Family { names: $names, param_bytes: size_of::<params::$params>() }),*];
         $(
@@ -100,14 +100,20 @@ families! {
     Gather: 13 addresses + 48 words => nvrar::ALL_GATHER,
 }
 
+/// The kernels that call NVSHMEM.
+const NVSHMEM_FAMILIES: &[Family] = &[
+    Family { names: &nvrar::ALL_REDUCE_PUT, param_bytes: size_of::<params::Collective>() },
+    Family { names: &[nvrar::ALL_GATHER_PUT], param_bytes: size_of::<params::Gather>() },
+];
+
 /// Bytes of the struct behind the typed launch of a kernel, 0 if there is none.
-const fn typed_param_bytes(name: &str) -> usize {
+const fn typed_param_bytes(families: &[Family], name: &str) -> usize {
     let mut f = 0;
-    while f < FAMILIES.len() {
+    while f < families.len() {
         let mut n = 0;
-        while n < FAMILIES[f].names.len() {
-            if equal(FAMILIES[f].names[n].as_bytes(), name.as_bytes()) {
-                return FAMILIES[f].param_bytes;
+        while n < families[f].names.len() {
+            if equal(families[f].names[n].as_bytes(), name.as_bytes()) {
+                return families[f].param_bytes;
             }
             n += 1;
         }
@@ -117,10 +123,10 @@ const fn typed_param_bytes(name: &str) -> usize {
 }
 
 /// How many kernels typed launches can name.
-const fn typed_count() -> usize {
+const fn typed_count(families: &[Family]) -> usize {
     let (mut count, mut f) = (0, 0);
-    while f < FAMILIES.len() {
-        count += FAMILIES[f].names.len();
+    while f < families.len() {
+        count += families[f].names.len();
         f += 1;
     }
     count
@@ -165,7 +171,8 @@ mod tests {
 
     #[test]
     fn names_are_compared_whole() {
-        assert!(typed_param_bytes("rmsnorm_bf16") > 0);
-        assert_eq!((typed_param_bytes("rmsnorm_bf1"), typed_param_bytes("rmsnorm_bf166")), (0, 0));
+        let bytes = |name| typed_param_bytes(FAMILIES, name);
+        assert!(bytes("rmsnorm_bf16") > 0);
+        assert_eq!((bytes("rmsnorm_bf1"), bytes("rmsnorm_bf166"), bytes("allgather_put")), (0, 0, 0));
     }
 }

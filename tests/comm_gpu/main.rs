@@ -6,6 +6,8 @@
 mod failures;
 #[path = "../gpu/mod.rs"]
 mod gpu;
+#[cfg(feature = "nvshmem")]
+mod processes;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

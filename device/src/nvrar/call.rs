@@ -32,7 +32,7 @@ pub struct Call<'a> {
     /// Its row.
     pub row: Global,
     /// Its own region.
-    home: Global,
+    pub home: Global,
     /// The rank after it, the first one again after the last.
     successor: u32,
     /// The successor's region.
@@ -53,7 +53,7 @@ pub struct Pass {
     /// Its first unit, of the tensor or of each shard.
     pub first: u32,
     /// The slots of its number's parity, relative to a region.
-    slots: u64,
+    pub slots: u64,
 }
 
 impl Pass {
@@ -61,6 +61,50 @@ impl Pass {
     #[inline(always)]
     pub fn flag(&self) -> u32 {
         self.sequence as u32
+    }
+}
+
+/// How a greeting gets to a rank.
+pub trait Post {
+    /// Writes two cells `offset` bytes into the region of rank `to`; each lane that greets calls it for its own rank.
+    unsafe fn greet(call: &Call, to: u32, offset: u64, cells: [u64; 2]);
+}
+
+/// By a store into the rank's region.
+pub struct Stores;
+
+impl Post for Stores {
+    #[inline(always)]
+    unsafe fn greet(call: &Call, to: u32, offset: u64, cells: [u64; 2]) {
+        st_v2_b64(call.region(to) + offset, cells);
+    }
+}
+
+/// Which units of a part a thread has, and every how many.
+#[derive(Clone, Copy)]
+pub struct Share {
+    /// The first.
+    pub first: u32,
+    /// Behind the last.
+    pub end: u32,
+    /// From one to the next.
+    pub step: u32,
+}
+
+/// How the units of a part are dealt to the threads of the grid.
+pub trait Deal {
+    /// This thread's share of `units`.
+    fn share(units: u32) -> Share;
+}
+
+/// To all workers in turn.
+pub struct InTurn;
+
+impl Deal for InTurn {
+    #[inline(always)]
+    fn share(units: u32) -> Share {
+        let (first, step) = Call::worker();
+        Share { first, end: units, step }
     }
 }
 
@@ -78,13 +122,13 @@ impl<'a> Call<'a> {
     /// Clerks have loads of their own, so that nothing stands between those of the others ([`Call::begin`]) and
     /// the first ones of the tensor that follow: all of them wait for memory together.
     #[inline(always)]
-    pub unsafe fn is_kept_by_clerk(p: &Collective, halves: u32) -> bool {
+    pub unsafe fn is_kept_by_clerk<P: Post>(p: &Collective, halves: u32) -> bool {
         pdl::launch_dependents();
         pdl::wait();
-        if tid_x() < Self::workers() {
+        if tid_x() < ntid_x() - CLERKS {
             return false;
         }
-        Call::begin(p, halves).keep_books();
+        Call::begin(p, halves).keep_books::<P>();
         true
     }
 
@@ -145,9 +189,9 @@ impl<'a> Call<'a> {
         (ctaid_x() * Self::workers() + tid_x(), nctaid_x() * Self::workers())
     }
 
-    /// The region of a rank.
+    /// The region of a rank; in `_put` kernels the PE of a rank of another node.
     #[inline(always)]
-    unsafe fn region(&self, rank: u32) -> Global {
+    pub unsafe fn region(&self, rank: u32) -> Global {
         if rank == self.successor {
             return self.next_door;
         }
@@ -230,7 +274,7 @@ impl<'a> Call<'a> {
     ///
     /// Greetings take turns by call, not by number: a call may have an even number of passes.
     #[inline(always)]
-    unsafe fn keep_books(&mut self) {
+    unsafe fn keep_books<P: Post>(&mut self) {
         let (block, blocks) = (ctaid_x() + ctaid_z(), nctaid_x() * nctaid_z());
         let greets = block == 0 && lane() < self.world && lane() != self.rank && !self.watch.over;
         let (numel, meta) = (self.p.numel, self.p.meta);
@@ -238,8 +282,8 @@ impl<'a> Call<'a> {
         let calls = load_u64_gpu(self.row + ROW_CALLS);
         let greetings = (calls & 1) * (MAX_RANKS as u64 * GREETING_BYTES);
         if greets {
-            let place = self.region(lane()) + greetings + u64::from(self.rank) * GREETING_BYTES;
-            st_v2_b64(place, [cell(numel), cell(meta)]);
+            let offset = greetings + u64::from(self.rank) * GREETING_BYTES;
+            P::greet(self, lane(), offset, [cell(numel), cell(meta)]);
         }
         sync_some::<NUMBER_READ>(ntid_x());
         if lane() == 0 {

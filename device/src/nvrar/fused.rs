@@ -1,6 +1,6 @@
 //! The two-shot and hierarchical all-reduce: reduce, put and broadcast in one launch, or one of them alone.
 
-use super::call::{Call, Pass};
+use super::call::{Call, InTurn, Pass, Stores};
 use super::element::{Bf16, Element, F16, F32};
 use super::schedule::Place;
 use super::wire::{Cells, Wire, Words};
@@ -36,7 +36,7 @@ pub unsafe fn push<W: Wire>(call: &Call, pass: &Pass, place: &Place, i: u32, uni
 
 #[inline(always)]
 unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
-    if Call::is_kept_by_clerk(p, p.numel * E::HALVES) {
+    if Call::is_kept_by_clerk::<Stores>(p, p.numel * E::HALVES) {
         return;
     }
     let mut call = Call::begin(p, p.numel * E::HALVES);
@@ -49,22 +49,22 @@ unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
             pass = call.pass_after(&pass);
         }
         if has(PHASE_REDUCE) {
-            reduce::send::<W>(&call, &pass, &shards);
+            reduce::send::<W, InTurn>(&call, &pass, &shards);
         }
         if number == 0 {
             Call::number_is_read();
         }
         if has(PHASE_REDUCE) && (p.gpus_per_node > 1 || p.addend != 0) {
-            reduce::sum::<E, W, K>(&mut call, &pass, &shards, onward);
+            reduce::sum::<E, W, InTurn, K>(&mut call, &pass, &shards, onward);
         }
         if has(PHASE_PUT) && p.nodes > 1 {
-            put::exchange::<E, W>(&mut call, &pass, &shards);
+            put::exchange::<E, W, InTurn>(&mut call, &pass, &shards);
         }
         if has(PHASE_BROADCAST) {
             if !onward {
-                broadcast::send::<W>(&call, &pass, &shards);
+                broadcast::send::<W, InTurn>(&call, &pass, &shards);
             }
-            broadcast::receive::<W>(&mut call, &pass, &shards);
+            broadcast::receive::<W, InTurn>(&mut call, &pass, &shards);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! All-gather: pieces go to the same local rank of other nodes (put), and each rank passes on in its node what it
 //! holds (broadcast), so that every piece enters a node once.
 
-use super::call::{Call, Pass};
+use super::call::{Call, Deal, InTurn, Pass, Share, Stores};
 use super::schedule::Place;
 use super::watch::Source;
 use super::wire::{Cells, Wire, Words};
@@ -14,18 +14,18 @@ const HALVES_PER_UNIT: u32 = 8;
 
 /// What this launch has of one rank's piece.
 #[derive(Clone, Copy)]
-struct Piece {
+pub(super) struct Piece {
     /// Its first half.
     at: Global,
     halves: u32,
     first_unit: u32,
     /// Units from `first_unit` on.
-    units: u32,
+    pub(super) units: u32,
 }
 
 impl Piece {
     #[inline(always)]
-    unsafe fn new(p: &Gather, call: &Call, rank: u32) -> Self {
+    pub(super) unsafe fn new(p: &Gather, call: &Call, rank: u32) -> Self {
         // Indexed by constants alone, the array stays in parameter space.
         let (mut start, mut end) = (0, 0);
         for r in 0..MAX_RANKS {
@@ -47,7 +47,7 @@ impl Piece {
     }
 
     #[inline(always)]
-    unsafe fn load(&self, i: u32) -> [u32; 4] {
+    pub(super) unsafe fn load(&self, i: u32) -> [u32; 4] {
         let unit = self.first_unit + i;
         if self.is_plain(i) {
             return ld_v4(self.at + u64::from(unit) * UNIT_BYTES);
@@ -73,7 +73,14 @@ fn broadcast_slot(place: &Place, origin: u32) -> u32 {
 
 /// Sends unit `i` of the piece of `origin` to all neighbours.
 #[inline(always)]
-unsafe fn pass_on<W: Wire>(call: &Call, pass: &Pass, place: &Place, origin: u32, i: u32, unit: [u32; 4]) {
+pub(super) unsafe fn pass_on<W: Wire>(
+    call: &Call,
+    pass: &Pass,
+    place: &Place,
+    origin: u32,
+    i: u32,
+    unit: [u32; 4],
+) {
     let mut local = place.local;
     for _ in 1..place.gpus {
         local = if local + 1 == place.gpus { 0 } else { local + 1 };
@@ -85,7 +92,7 @@ unsafe fn pass_on<W: Wire>(call: &Call, pass: &Pass, place: &Place, origin: u32,
 #[inline(always)]
 unsafe fn all_gather<W: Wire>(p: &Gather) {
     let c = &p.collective;
-    if Call::is_kept_by_clerk(c, c.numel * p.element_halves) {
+    if Call::is_kept_by_clerk::<Stores>(c, c.numel * p.element_halves) {
         return;
     }
     let mut call = Call::begin(c, c.numel * p.element_halves);
@@ -108,24 +115,29 @@ unsafe fn all_gather<W: Wire>(p: &Gather) {
         i += workers;
     }
     Call::number_is_read();
+    receive::<W, InTurn>(p, &mut call, &pass, &place);
+}
 
+/// Receives all other pieces.
+#[inline(always)]
+pub(super) unsafe fn receive<W: Wire, D: Deal>(p: &Gather, call: &mut Call, pass: &Pass, place: &Place) {
     // Pieces from other nodes, which go on to the neighbours.
     for node in 0..place.nodes {
         if node == place.node {
             continue;
         }
         let origin = place.counterpart(node);
-        let piece = Piece::new(p, &call, origin);
-        let slot = call.own_slot(&pass, node);
+        let piece = Piece::new(p, call, origin);
+        let slot = call.own_slot(pass, node);
         let from = Source { peer: origin, phase: PHASE_PUT, step: 0 };
-        let mut i = worker;
-        while i < piece.units {
-            let unit = call.receive_one::<W>(&pass, slot + W::offset(i), from);
+        let Share { first: mut i, end, step } = D::share(piece.units);
+        while i < end {
+            let unit = call.receive_one::<W>(pass, slot + W::offset(i), from);
             if !call.watch.over {
                 piece.store(i, unit);
-                pass_on::<W>(&call, &pass, &place, origin, i, unit);
+                pass_on::<W>(call, pass, place, origin, i, unit);
             }
-            i += workers;
+            i += step;
         }
     }
 
@@ -135,16 +147,16 @@ unsafe fn all_gather<W: Wire>(p: &Gather) {
         if local == place.local {
             continue;
         }
-        let piece = Piece::new(p, &call, origin);
-        let slot = call.own_slot(&pass, broadcast_slot(&place, origin));
+        let piece = Piece::new(p, call, origin);
+        let slot = call.own_slot(pass, broadcast_slot(place, origin));
         let from = Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 };
-        let mut i = worker;
-        while i < piece.units {
-            let unit = call.receive_one::<W>(&pass, slot + W::offset(i), from);
+        let Share { first: mut i, end, step } = D::share(piece.units);
+        while i < end {
+            let unit = call.receive_one::<W>(pass, slot + W::offset(i), from);
             if !call.watch.over {
                 piece.store(i, unit);
             }
-            i += workers;
+            i += step;
         }
     }
 }

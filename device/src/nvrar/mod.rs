@@ -10,7 +10,8 @@
 //!
 //! The layers: [`wire`] (formats), [`element`] (dtypes), [`watch`] (limits and failures), [`call`] (one
 //! call seen from one thread), [`schedule`] (who with whom), the phases [`reduce`], [`put`] and
-//! [`broadcast`], and the kernels [`one_shot`], [`fused`] and [`gather`].
+//! [`broadcast`], and the kernels [`one_shot`], [`fused`] and [`gather`]. With the feature `nvshmem`, the module of
+//! that name has kernels whose messages between nodes are NVSHMEM's puts.
 
 pub mod broadcast;
 pub mod call;
@@ -19,6 +20,8 @@ pub mod fused;
 pub mod gather;
 pub mod letters;
 pub mod norm;
+#[cfg(feature = "nvshmem")]
+pub mod nvshmem;
 pub mod one_shot;
 pub mod put;
 pub mod reduce;

@@ -1,6 +1,6 @@
 //! One-shot with what follows it in a transformer block: residual and RMSNorm, in the same launch.
 
-use super::call::{Call, Pass};
+use super::call::{Call, Pass, Stores};
 use super::element::{Bf16, Element};
 use super::letters::Letters;
 use super::one_shot::{send, sum};
@@ -65,7 +65,7 @@ fn at(array: Global, unit: u32) -> Global {
 unsafe fn all_reduce<W: Wire>(p: &Collective) {
     let row_units = p.hidden / PER_UNIT;
     let mut letters = Letters::begin();
-    if Call::is_kept_by_clerk(p, p.numel) {
+    if Call::is_kept_by_clerk::<Stores>(p, p.numel) {
         return;
     }
     let mut call = Call::begin(p, p.numel);

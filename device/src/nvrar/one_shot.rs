@@ -3,7 +3,7 @@
 //! One hop. The sum is that of [`super::reduce`], in rank order, so the bits are those of the two-shot
 //! form.
 
-use super::call::{Call, Pass};
+use super::call::{Call, Pass, Stores};
 use super::element::{Bf16, Element, F16, F32};
 use super::tensor::{self, NONE};
 use super::watch::Source;
@@ -17,7 +17,7 @@ const AHEAD: u32 = 2;
 /// Sums a tensor, units dealt to all workers of the grid in turn, `K` together.
 #[inline(always)]
 unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
-    if Call::is_kept_by_clerk(p, p.numel * E::HALVES) {
+    if Call::is_kept_by_clerk::<Stores>(p, p.numel * E::HALVES) {
         return;
     }
     let mut call = Call::begin(p, p.numel * E::HALVES);

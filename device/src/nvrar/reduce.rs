@@ -1,7 +1,7 @@
 //! Reduce: reduce-scatter in the node. Every rank pushes to each neighbour the shard that the neighbour owns;
 //! the owner sums in rank order.
 
-use super::call::{Call, Pass};
+use super::call::{Call, Deal, Pass, Share};
 use super::element::Element;
 use super::fused::{Shards, push};
 use super::tensor;
@@ -11,21 +11,20 @@ use crate::params::PHASE_REDUCE;
 
 /// Sends what the neighbours own.
 #[inline(always)]
-pub unsafe fn send<W: Wire>(call: &Call, pass: &Pass, shards: &Shards) {
+pub unsafe fn send<W: Wire, D: Deal>(call: &Call, pass: &Pass, shards: &Shards) {
     if call.watch.over {
         return;
     }
     let place = &shards.place;
-    let (worker, workers) = Call::worker();
     let mut local = place.local;
     for _ in 1..place.gpus {
         local = if local + 1 == place.gpus { 0 } else { local + 1 };
         let (first, units) = shards.part(call, pass, local);
         let slot = call.slot(pass, place.neighbour(local), place.reduce_slot(place.local));
-        let mut i = worker;
-        while i < units {
+        let Share { first: mut i, end, step } = D::share(units);
+        while i < end {
             W::send(slot + W::offset(i), call.own.unit(first + i), pass.flag());
-            i += workers;
+            i += step;
         }
     }
 }
@@ -33,17 +32,16 @@ pub unsafe fn send<W: Wire>(call: &Call, pass: &Pass, shards: &Shards) {
 /// Sums the own shard, `K` neighbours' messages at a time, in rank order, in fp32, rounded once. With `onward` each
 /// sum is pushed to the neighbours at once, as the broadcast phase does.
 #[inline(always)]
-pub unsafe fn sum<E: Element, W: Wire, const K: usize>(
+pub unsafe fn sum<E: Element, W: Wire, D: Deal, const K: usize>(
     call: &mut Call,
     pass: &Pass,
     shards: &Shards,
     onward: bool,
 ) {
     let place = shards.place;
-    let (worker, workers) = Call::worker();
     let (first, units) = shards.part(call, pass, place.local);
-    let mut i = worker;
-    while i < units {
+    let Share { first: mut i, end, step } = D::share(units);
+    while i < end {
         let own = call.own.unit(first + i);
         let mut sum = E::widen(own);
         let mut base = 0;
@@ -73,6 +71,6 @@ pub unsafe fn sum<E: Element, W: Wire, const K: usize>(
                 push::<W>(call, pass, &place, i, sum);
             }
         }
-        i += workers;
+        i += step;
     }
 }

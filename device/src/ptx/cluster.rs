@@ -11,7 +11,11 @@ use super::Shared;
 pub fn sync() {
     // SAFETY: a barrier has no operand that could be wrong; kernels call it in uniform control flow.
     unsafe {
-        asm!("barrier.cluster.arrive.release.aligned;", "barrier.cluster.wait.acquire.aligned;", options(nostack));
+        asm!(
+            "barrier.cluster.arrive.release.aligned;",
+            "barrier.cluster.wait.acquire.aligned;",
+            options(nostack)
+        );
     }
 }
 

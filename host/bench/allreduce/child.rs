@@ -57,6 +57,13 @@ pub fn run(variant: Variant, arguments: &[String]) -> Result<String, String> {
         command.env_remove(other);
     }
     command.envs(variant.environment());
+    // The child is a process by itself, whatever launched this one.
+    let launchers = ["OMPI_", "PMIX_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_"];
+    for (name, _) in std::env::vars_os() {
+        if launchers.iter().any(|launcher| name.to_string_lossy().starts_with(launcher)) {
+            command.env_remove(name);
+        }
+    }
     let child = command.spawn().map_err(|e| format!("no process could be started ({e})"))?;
     finish(child, LIMIT)
 }

@@ -1,12 +1,24 @@
 //! What is measured of whom, in which order.
 
+#[cfg(feature = "nvshmem")]
+use std::sync::Arc;
+
 use super::AllReduceBenchError as Error;
+#[cfg(feature = "nvshmem")]
+use super::nvshmem;
 use super::race::{Contestant, Effort, Task, time, verify};
 use super::record::{Call, Launching, Measurement};
 use super::{nccl, ours};
+use crate::comm::bootstrap::Bootstrap;
+#[cfg(feature = "nvshmem")]
+use crate::comm::gpu::GpuComm;
 use crate::comm::gpu::GroupOptions;
+#[cfg(feature = "nvshmem")]
+use crate::comm::gpu::nvshmem::{HEAP_BYTES, NvshmemHeap};
 use crate::comm::{DType, Shape};
 use crate::driver::Device;
+#[cfg(feature = "nvshmem")]
+use crate::driver::KernelLibrary;
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -94,7 +106,65 @@ pub fn run_ours(
     let tasks = sweep.tasks();
     let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
     let mut ranks = ours::ranks_for(devices, sweep, options, &all)?;
-    run(&mut ranks, variant, sweep, &tasks, done)
+    run(&mut ranks, variant, sweep, &tasks, None, done)
+}
+
+/// This process's rank among others, with NVSHMEM between them.
+#[cfg(feature = "nvshmem")]
+#[derive(Debug)]
+pub struct Process {
+    kernels: Arc<KernelLibrary>,
+    heap: Arc<NvshmemHeap>,
+    bootstrap: Arc<dyn Bootstrap>,
+}
+
+#[cfg(feature = "nvshmem")]
+impl Process {
+    /// Collective: brings NVSHMEM up on the device.
+    ///
+    /// # Errors
+    /// As [`NvshmemHeap::new`].
+    pub fn start(
+        device: &Device,
+        options: &GroupOptions,
+        bootstrap: Arc<dyn Bootstrap>,
+    ) -> Result<Self, Error> {
+        let kernels = Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch));
+        let heap = NvshmemHeap::new(device, &*bootstrap, HEAP_BYTES, options.meeting_limit)?;
+        Ok(Self { kernels, heap: Arc::new(heap), bootstrap })
+    }
+
+    /// Collective: [`run_ours`] with ranks that are processes.
+    ///
+    /// # Errors
+    /// As [`run_ours`].
+    pub fn run_ours(
+        &self,
+        sweep: &Sweep,
+        options: &GroupOptions,
+        variant: &str,
+        done: impl FnMut(&Measurement),
+    ) -> Result<Vec<Measurement>, Error> {
+        let tasks = sweep.tasks();
+        let (heap, others) = (Arc::clone(&self.heap), Arc::clone(&self.bootstrap));
+        let comm = GpuComm::in_processes(&self.kernels, sweep.shape, options.clone(), others, heap)?;
+        let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
+        let kernels = Arc::clone(&self.kernels);
+        let rank = ours::rank(comm, kernels, sweep.dtype, ours::room_for(&all))?;
+        run(&mut [rank], variant, sweep, &tasks, Some(&*self.bootstrap), done)
+    }
+
+    /// Collective: NVSHMEM's own sum on a stream.
+    ///
+    /// # Errors
+    /// A wrong sum; what NVSHMEM and the devices report.
+    pub fn run_nvshmem(&self, sweep: &Sweep) -> Result<Vec<Measurement>, Error> {
+        let tasks = sweep.plain_tasks();
+        let heap = Arc::clone(&self.heap);
+        let mut ranks = [nvshmem::rank(self.kernels.device(), heap, sweep.dtype, largest(&tasks))?];
+        let release = self.heap.nvshmem().library().release().to_string();
+        run(&mut ranks, &release, sweep, &tasks, Some(&*self.bootstrap), |_| {})
+    }
 }
 
 /// Measures NCCL in this process, with what its environment says; also returns its version.
@@ -108,7 +178,7 @@ pub fn run_nccl(
 ) -> Result<(Vec<Measurement>, String), Error> {
     let tasks = sweep.plain_tasks();
     let (mut ranks, version) = nccl::ranks(devices, sweep.dtype, largest(&tasks))?;
-    Ok((run(&mut ranks, variant, sweep, &tasks, |_| {})?, version))
+    Ok((run(&mut ranks, variant, sweep, &tasks, None, |_| {})?, version))
 }
 
 fn largest(tasks: &[(Task, Launching)]) -> usize {
@@ -120,13 +190,14 @@ fn run<C: Contestant>(
     variant: &str,
     sweep: &Sweep,
     tasks: &[(Task, Launching)],
+    others: Option<&dyn Bootstrap>,
     mut done: impl FnMut(&Measurement),
 ) -> Result<Vec<Measurement>, Error> {
     let mut lines = Vec::with_capacity(tasks.len());
     for (task, launching) in tasks {
         verify(ranks, task)?;
-        let us = time(ranks, task, *launching, Effort::FULL)?;
-        let (tp, topology) = (ranks.len(), sweep.shape.to_string());
+        let us = time(ranks, task, *launching, Effort::FULL, others)?;
+        let (tp, topology) = (sweep.shape.world(), sweep.shape.to_string());
         let line = Measurement::new(
             (C::NAME, variant),
             task.call,

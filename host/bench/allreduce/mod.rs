@@ -12,6 +12,8 @@ pub mod figure;
 pub mod join;
 mod nccl;
 mod numbers;
+#[cfg(feature = "nvshmem")]
+mod nvshmem;
 mod ours;
 pub mod race;
 pub mod record;

@@ -43,11 +43,16 @@ pub(super) fn ranks_for(
     options: &GroupOptions,
     tasks: &[Task],
 ) -> Result<Vec<OurRank>, Error> {
+    ranks(devices, sweep.shape, options, sweep.dtype, room_for(tasks))
+}
+
+/// Bytes of the largest tensor, elements of the largest fused one and of the longest row.
+pub(super) fn room_for(tasks: &[Task]) -> (usize, usize, usize) {
     let rows = || tasks.iter().filter(|task| task.hidden > 0);
     let max_bytes = tasks.iter().map(Task::bytes).max().unwrap_or(0);
     let max_fused = rows().map(|task| task.numel).max().unwrap_or(0);
     let max_hidden = rows().map(|task| task.hidden).max().unwrap_or(0);
-    ranks(devices, sweep.shape, options, sweep.dtype, (max_bytes, max_fused, max_hidden))
+    (max_bytes, max_fused, max_hidden)
 }
 
 /// One rank per device, for tensors of up to `max_bytes`, with the epilogue up to `max_fused` elements in rows of up
@@ -57,35 +62,44 @@ fn ranks(
     shape: Shape,
     options: &GroupOptions,
     dtype: DType,
-    (max_bytes, max_fused, max_hidden): (usize, usize, usize),
+    room: (usize, usize, usize),
 ) -> Result<Vec<OurRank>, Error> {
     let load = |device| Ok(Arc::new(KernelLibrary::load(device)?.programmatic(options.dependent_launch)));
     let kernels = devices.iter().map(load).collect::<Result<Vec<_>, Error>>()?;
     let comms = GpuComm::group_with(&kernels, shape, options.clone());
     let comms = comms.map_err(|e| EngineError::of_group(&e).map_or_else(|| e.into(), Error::from))?;
-    each(comms.into_iter().zip(kernels).zip(devices), |((comm, kernels), device)| {
-        let (rank, tp) = (comm.topology().rank, comm.topology().world());
-        let stream = Arc::new(device.stream()?);
-        let buf = comm.register(max_bytes)?;
-        let numbers = (0..max_bytes / dtype.size_bytes()).map(|i| numbers::contribution(rank, i, tp));
-        let bf16s = |n: usize, of: &dyn Fn(usize) -> f32| {
-            let values: Vec<bf16> = (0..n).map(|i| bf16::from_f32(of(i))).collect();
-            device.upload(&values, &stream)
-        };
-        let (residual, source) = (|i| numbers::contribution(tp, i, tp), numbers::bytes(numbers, dtype));
-        Ok(OurRank {
-            source: device.upload(&source, &stream)?,
-            dtype,
-            residual: bf16s(max_fused, &residual)?,
-            residual_source: bf16s(max_fused, &residual)?,
-            gain: bf16s(max_hidden, &gain)?,
-            out: device.allocate_zeroed(max_fused, &stream)?,
-            device: device.clone(),
-            comm,
-            kernels,
-            stream,
-            buf,
-        })
+    each(comms.into_iter().zip(kernels), |(comm, kernels)| rank(comm, kernels, dtype, room))
+}
+
+/// The rank of a communicator.
+pub(super) fn rank(
+    comm: GpuComm,
+    kernels: Arc<KernelLibrary>,
+    dtype: DType,
+    (max_bytes, max_fused, max_hidden): (usize, usize, usize),
+) -> Result<OurRank, Error> {
+    let device = kernels.device();
+    let (rank, tp) = (comm.topology().rank, comm.topology().world());
+    let stream = Arc::new(device.stream()?);
+    let buf = comm.register(max_bytes)?;
+    let numbers = (0..max_bytes / dtype.size_bytes()).map(|i| numbers::contribution(rank, i, tp));
+    let bf16s = |n: usize, of: &dyn Fn(usize) -> f32| {
+        let values: Vec<bf16> = (0..n).map(|i| bf16::from_f32(of(i))).collect();
+        device.upload(&values, &stream)
+    };
+    let (residual, source) = (|i| numbers::contribution(tp, i, tp), numbers::bytes(numbers, dtype));
+    Ok(OurRank {
+        source: device.upload(&source, &stream)?,
+        dtype,
+        residual: bf16s(max_fused, &residual)?,
+        residual_source: bf16s(max_fused, &residual)?,
+        gain: bf16s(max_hidden, &gain)?,
+        out: device.allocate_zeroed(max_fused, &stream)?,
+        device: device.clone(),
+        comm,
+        kernels: Arc::clone(&kernels),
+        stream,
+        buf,
     })
 }
 

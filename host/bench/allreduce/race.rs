@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::AllReduceBenchError as Error;
 use super::record::{Call, Launching};
 use crate::bench::stats::Percentiles;
+use crate::comm::bootstrap::Bootstrap;
 use crate::comm::{CommError, DType};
 use crate::driver::{Device, Event, Graph, Stream};
 
@@ -87,7 +88,7 @@ pub fn verify<C: Contestant>(ranks: &mut [C], task: &Task) -> Result<(), Error> 
     .map(drop)
 }
 
-/// Times a call: µs per call on the slowest rank, over samples.
+/// Times a call: µs per call on the slowest rank, over samples; `others` are the processes of ranks that are not here.
 ///
 /// # Errors
 /// What the ranks report.
@@ -96,11 +97,16 @@ pub fn time<C: Contestant>(
     task: &Task,
     launching: Launching,
     effort: Effort,
+    others: Option<&dyn Bootstrap>,
 ) -> Result<Percentiles, Error> {
     // No rank's calls begin while another one's graph is made: making one may wait for the device.
     let prepared = each(ranks.iter_mut(), |rank| Prepared::new(rank, task, launching, effort))?;
     let by_rank = each(ranks.iter_mut().zip(prepared), |(rank, prepared)| prepared.run(rank, task))?;
-    Ok(Percentiles::of(&slowest(&by_rank)))
+    let here = slowest(&by_rank);
+    let Some(others) = others else { return Ok(Percentiles::of(&here)) };
+    let all = others.all_gather("the times of a measurement", bytemuck::cast_slice(&here))?;
+    let times = |bytes: &Vec<u8>| bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+    Ok(Percentiles::of(&slowest(&all.iter().map(times).collect::<Vec<Vec<f64>>>())))
 }
 
 /// Of each sample the longest time.

@@ -80,6 +80,8 @@ impl fmt::Display for Launching {
 
 /// The name of this crate among the contenders.
 pub const OURS: &str = "fewsync";
+/// The name of NVSHMEM's own sum.
+pub const NVSHMEM: &str = "nvshmem";
 /// NCCL's.
 pub const NCCL: &str = "nccl";
 /// The variant of a contender that chooses by itself.

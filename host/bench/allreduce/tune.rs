@@ -67,7 +67,7 @@ fn tune_one(
             continue;
         }
         verify(ranks, task)?;
-        let us = time(ranks, task, Launching::Graph, effort)?;
+        let us = time(ranks, task, Launching::Graph, effort, None)?;
         seen.push((resolved, us.median));
         let (tp, topology) = (ranks.len(), sweep.shape.to_string());
         lines.push(Measurement::new(

@@ -12,6 +12,8 @@ use crate::bench::allreduce::sizes::Sizes;
 use crate::bench::allreduce::{Call, Launching};
 use crate::cli::results::ResultFiles;
 use crate::cli::session::{SyncArgs, at_least};
+#[cfg(feature = "nvshmem")]
+use crate::comm::TopologyError;
 use crate::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};
 use crate::comm::{DType, Shape};
 use crate::driver::Device;
@@ -158,6 +160,11 @@ impl ForcedArgs {
 }
 
 impl Args {
+    /// How ranks synchronise.
+    pub(in crate::cli) fn sync(&self) -> &SyncArgs {
+        &self.sync
+    }
+
     fn dtype(&self) -> DType {
         match self.dtype {
             DTypeChoice::Bf16 => DType::Bf16,
@@ -182,6 +189,12 @@ impl Args {
             "one rank has nobody to exchange anything with: give --tp 2 or more, on as many GPUs"
         );
         Ok(shape)
+    }
+
+    /// The layout over processes; without one, that of their hosts.
+    #[cfg(feature = "nvshmem")]
+    pub(super) fn shape_or(&self, of_hosts: Result<Shape, TopologyError>) -> anyhow::Result<Shape> {
+        if self.topology.is_some() || self.tp.is_some() { self.shape() } else { Ok(of_hosts?) }
     }
 
     pub(super) fn sweep(&self, shape: Shape) -> Sweep {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::layout::Layout;
 use crate::comm::{Shape, schedule};
-use crate::kernels::nvrar::{Algorithm, Execution, Format};
+use crate::kernels::nvrar::{Algorithm, Execution, Far, Format};
 use crate::kernels::params::{GRANULE_UNITS, UNIT_BYTES};
 
 /// Overrides parts of the measured choice; equal on all ranks.
@@ -60,6 +60,8 @@ pub(super) struct Site {
     pub(super) shape: Shape,
     /// Most blocks per rank.
     pub(super) max_blocks: u32,
+    /// How messages get to other nodes.
+    pub(super) far: Far,
     /// Most blocks that can share a row to be normalised.
     pub(super) max_row_blocks: u32,
 }
@@ -68,6 +70,8 @@ const WARP: u32 = 32;
 /// Most workers of a block; its clerk comes to them.
 const MAX_WORKERS: u32 = 384;
 const MAX_WORKERS_NORM: u32 = 256;
+/// The same where messages are put: their couriers come to them.
+const MAX_WORKERS_PUT: u32 = 256;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
 /// Workers from which on only long messages gain by more.
@@ -111,7 +115,11 @@ impl Site {
         };
         let most = if self.shape.world() > 2 { CELLS_UNITS_OF_MANY } else { CELLS_UNITS };
         let short = row_units.is_none() && longest <= most;
-        let format = tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words });
+        let far = if self.shape.nodes > 1 { self.far } else { Far::Stores };
+        let format = match far {
+            Far::Puts => Format::Words,
+            Far::Stores => tuning.format.unwrap_or(if short { Format::Cells } else { Format::Words }),
+        };
         let area = layout.area(format);
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
         let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
@@ -126,9 +134,9 @@ impl Site {
         let passes = longest.div_ceil(pass_units).max(1);
         let (mut blocks, workers, row_blocks) = match row_units {
             Some(row) => self.rows_grid(longest.min(pass_units), row, tuning),
-            None => self.grid(longest.min(pass_units), tuning),
+            None => self.grid(longest.min(pass_units), far, tuning),
         };
-        if passes > 1 && matches!(task, Task::Sum { .. }) {
+        if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
             let last = self.last_pass(task, algorithm, pass_units, passes);
             blocks = blocks.min(last / row_units.unwrap_or(workers) * row_blocks);
         }
@@ -143,6 +151,7 @@ impl Site {
             blocks,
             workers,
             row_blocks,
+            far,
         })
     }
 
@@ -188,11 +197,12 @@ impl Site {
     }
 
     /// Blocks and workers for so many units.
-    fn grid(&self, units: u32, tuning: Tuning) -> (u32, u32, u32) {
-        let most = if units <= LONG_UNITS { MANY_WORKERS } else { MAX_WORKERS };
+    fn grid(&self, units: u32, far: Far, tuning: Tuning) -> (u32, u32, u32) {
+        let there_are = if far == Far::Puts { MAX_WORKERS_PUT } else { MAX_WORKERS };
+        let most = if units <= LONG_UNITS { MANY_WORKERS } else { there_are };
         let many = MANY_BLOCKS.min(self.max_blocks);
         let measured = units.div_ceil(many).next_multiple_of(WARP).clamp(MIN_WORKERS, most);
-        let workers = tuning.workers.unwrap_or(measured).clamp(WARP, MAX_WORKERS) / WARP * WARP;
+        let workers = tuning.workers.unwrap_or(measured).clamp(WARP, there_are) / WARP * WARP;
         let workers = workers.min(units.max(1).next_multiple_of(WARP));
         let blocks = units.div_ceil(workers).max(1);
         (tuning.blocks.unwrap_or(blocks.min(many)).clamp(1, blocks.min(self.max_blocks)), workers, 1)
@@ -222,7 +232,7 @@ mod tests {
     use super::*;
 
     fn site(nodes: usize, gpus_per_node: usize, max_blocks: u32) -> Site {
-        Site { shape: Shape { nodes, gpus_per_node }, max_blocks, max_row_blocks: 8 }
+        Site { shape: Shape { nodes, gpus_per_node }, max_blocks, max_row_blocks: 8, far: Far::Stores }
     }
 
     #[test]
@@ -294,13 +304,14 @@ mod tests {
             kind in 0..3,
             max_blocks in 4u32..133,
             forced in prop_oneof![Just(None), Just(Some(Format::Cells)), Just(Some(Format::Words))],
+            far in prop_oneof![Just(Far::Stores), Just(Far::Puts)],
             (blocks, workers, row_blocks) in (
                 prop::option::of(0u32..200),
                 prop::option::of(0u32..2000),
                 prop::option::of(0u32..20),
             ),
         ) {
-            let site = site(nodes, gpus, max_blocks);
+            let site = Site { far, ..site(nodes, gpus, max_blocks) };
             let row = row.filter(|_| nodes == 1 && kind == 0);
             let units = row.map_or(units, |row| units / row * row);
             let layout = Layout::new(site.shape, registered.max(units) as usize * 16);
@@ -326,7 +337,10 @@ mod tests {
                 Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
             };
             prop_assert!(u64::from(e.pass_units) * u64::from(e.passes) >= u64::from(longest));
-            if e.passes > 1 && kind == 0 {
+            let puts = far == Far::Puts && nodes > 1;
+            prop_assert_eq!(e.far == Far::Puts, puts);
+            prop_assert!(!puts || e.format == Format::Words && e.workers <= MAX_WORKERS_PUT);
+            if e.passes > 1 && kind == 0 && !puts {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
                 prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
             }

@@ -6,11 +6,14 @@ use half::bf16;
 
 use super::choose::{self, Site, Task, Tuning};
 use super::failure::{Alarms, Meta};
+use super::heap::Place;
 use super::layout::Layout;
 use super::options::{GroupOptions, PeerMemory};
 use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
-use crate::driver::{Device, DeviceBuffer, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream};
-use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Format, NormAfter, Ranks};
+use crate::driver::{
+    Device, DeviceBuffer, DevicePtr, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream,
+};
+use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Far, Format, NormAfter, Ranks};
 use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 
 /// bf16 in a unit of 16 bytes.
@@ -33,6 +36,8 @@ pub(super) struct Crew {
     /// The group's shape and number.
     pub(super) shape: Shape,
     pub(super) group: u32,
+    /// The kernels that put between nodes, where messages go that way.
+    pub(super) puts: Option<Arc<KernelLibrary>>,
 }
 
 /// What peers write into: one rank's region of one buffer.
@@ -40,6 +45,18 @@ pub(super) struct Crew {
 pub(super) enum Region {
     Device(DeviceBuffer<u8>),
     Pinned(PinnedBuffer<u8>),
+    Symmetric(Place),
+}
+
+/// The regions of all ranks for one buffer, as one rank's kernels name them.
+#[derive(Debug)]
+pub(super) struct Regions {
+    /// Of each rank: its address, or its number in the world where messages to it are put.
+    pub(super) names: Vec<u64>,
+    /// Where messages to be put are staged; 0 if none are.
+    pub(super) staging: u64,
+    /// None is freed while this rank's kernels may write into it.
+    pub(super) kept: Arc<[Arc<Region>]>,
 }
 
 /// A buffer as a crew has it.
@@ -79,6 +96,7 @@ impl Part {
         match &*self.regions[rank] {
             Region::Device(region) => region.download_at(0, &mut bytes, stream)?,
             Region::Pinned(region) => bytes.copy_from_slice(region),
+            Region::Symmetric(_) => unreachable!("the ranks of a loopback are of one process"),
         }
         let words = self.layout.area(Format::Words);
         let words = words.offset..words.offset + 2 * words.bytes;
@@ -103,19 +121,49 @@ impl Region {
             region[words.offset..][..2 * words.bytes].fill(u8::MAX);
             return Ok(Self::Pinned(region));
         }
-        let region = device.allocate_zeroed::<u8>(layout.bytes, stream)?;
-        let (at, bytes) = (region.ptr_at(words.offset), 2 * words.bytes);
-        // SAFETY: within the region, which nobody else has yet; dropping it waits.
-        unsafe { device.gpu().fill(stream.id(), at, Pattern::U8(u8::MAX), bytes)? };
-        stream.synchronize()?;
-        Ok(Self::Device(region))
+        let region = Self::Device(device.allocate::<u8>(layout.bytes)?);
+        region.empty(device, layout, stream)?;
+        Ok(region)
     }
 
-    fn address(&self) -> u64 {
+    /// A place of a symmetric heap as a region in which nothing has arrived.
+    pub(super) fn in_heap(
+        place: Place,
+        device: &Device,
+        layout: &Layout,
+        stream: &Stream,
+    ) -> Result<Self, GpuError> {
+        let region = Self::Symmetric(place);
+        region.empty(device, layout, stream)?;
+        Ok(region)
+    }
+
+    /// Marks every place as empty; returns when that is done.
+    fn empty(&self, device: &Device, layout: &Layout, stream: &Stream) -> Result<(), GpuError> {
+        let words = layout.area(Format::Words);
+        let all = DevicePtr(self.address());
+        let (gpu, places) = (device.gpu(), all.add_bytes(words.offset));
+        // SAFETY: within the region, which nobody else has yet; the stream has run both on return.
+        unsafe {
+            gpu.fill(stream.id(), all, Pattern::U8(0), layout.bytes)?;
+            gpu.fill(stream.id(), places, Pattern::U8(u8::MAX), 2 * words.bytes)?;
+        }
+        stream.synchronize()
+    }
+
+    pub(super) fn address(&self) -> u64 {
         match self {
             Self::Device(region) => region.ptr().0,
             Self::Pinned(region) => region.ptr().0,
+            Self::Symmetric(place) => place.address(),
         }
+    }
+}
+
+impl Regions {
+    /// Of ranks whose regions are at hand.
+    pub(super) fn of(all: Arc<[Arc<Region>]>) -> Self {
+        Self { names: all.iter().map(|region| region.address()).collect(), staging: 0, kept: all }
     }
 }
 
@@ -135,7 +183,7 @@ impl Crew {
         &self,
         bytes: usize,
         layout: Layout,
-        regions: Arc<[Arc<Region>]>,
+        regions: Regions,
         options: &GroupOptions,
     ) -> Result<Part, GpuError> {
         let stream = self.device().stream()?;
@@ -148,13 +196,14 @@ impl Crew {
             };
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
-            for (at, region) in (params::ROW_REGIONS..).step_by(8).zip(&*regions) {
-                put(at, region.address());
+            put(params::ROW_STAGING, regions.staging);
+            for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&regions.names) {
+                put(at, name);
             }
         }
         let data = self.device().allocate_zeroed(self.count * stride, &stream)?;
         let rows = self.device().upload(&rows, &stream)?;
-        Ok(Part { data, stride, rows, layout, regions })
+        Ok(Part { data, stride, rows, layout, regions: regions.kept })
     }
 
     fn ranks(&self, part: &Part, options: &GroupOptions) -> Ranks {
@@ -172,7 +221,8 @@ impl Crew {
 
     fn site(&self) -> Site {
         let max_row_blocks = if self.kernels.ptx().has_clusters() { params::MAX_ROW_BLOCKS } else { 1 };
-        Site { shape: self.shape, max_blocks: self.max_blocks, max_row_blocks }
+        let far = if self.puts.is_some() { Far::Puts } else { Far::Stores };
+        Site { shape: self.shape, max_blocks: self.max_blocks, max_row_blocks, far }
     }
 
     /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
@@ -190,8 +240,7 @@ impl Crew {
             return self.launch(stream, &launch);
         }
         let plain = Sum { norm: None, ..sum };
-        let launch = self.sum_launch(part, options, &plain, execution, Collective::AllReduce, None);
-        self.launch(stream, &launch)?;
+        self.sum(stream, part, options, &plain, execution, Collective::AllReduce)?;
         let Some(norm) = sum.norm.filter(|_| sum.numel > 0) else { return Ok(()) };
         for rank in 0..self.count {
             let at = |slice: Addr<bf16>| slice.at(rank * sum.slice_stride);
@@ -237,11 +286,7 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let sum = Sum { numel, dtype, addend: Addr::NULL, norm: None, tuning: None, slice_stride: 0 };
-        let collective = Collective::Stage(phase);
-        for pass in 0..execution.passes {
-            self.launch(stream, &self.sum_launch(part, options, &sum, execution, collective, Some(pass)))?;
-        }
-        Ok(())
+        self.sum(stream, part, options, &sum, execution, Collective::Stage(phase))
     }
 
     /// Enqueues a gather of pieces that begin and end at `offsets`: a launch per pass.
@@ -260,7 +305,7 @@ impl Crew {
         let tuning = options.tuning.unwrap_or_default();
         let execution = self.site().execution(task, &part.layout, tuning).ok_or(NO_PASS)?;
         let mut alike: Vec<u64> = offsets.iter().map(|&offset| offset as u64).collect();
-        alike.extend([execution.format as u64, execution.pass_units.into()]);
+        alike.extend([execution.format as u64, execution.pass_units.into(), execution.far as u64]);
         let offsets: Vec<u32> = offsets.iter().map(|&offset| offset as u32).collect();
         for pass in 0..execution.passes {
             alike.push(pass.into());
@@ -279,6 +324,25 @@ impl Crew {
         Ok(())
     }
 
+    /// Enqueues a sum, or a phase of one: a launch, or one for each pass of a phase and of what is put.
+    fn sum(
+        &self,
+        stream: &Stream,
+        part: &Part,
+        options: &GroupOptions,
+        sum: &Sum,
+        execution: Execution,
+        collective: Collective,
+    ) -> Result<(), CommError> {
+        if collective == Collective::AllReduce && execution.far == Far::Stores {
+            let launch = self.sum_launch(part, options, sum, execution, collective, None);
+            return self.launch(stream, &launch);
+        }
+        (0..execution.passes).try_for_each(|pass| {
+            self.launch(stream, &self.sum_launch(part, options, sum, execution, collective, Some(pass)))
+        })
+    }
+
     /// The launch of all passes, or of one.
     fn sum_launch(
         &self,
@@ -294,6 +358,7 @@ impl Crew {
             execution.format as u64,
             execution.passes.into(),
             execution.pass_units.into(),
+            execution.far as u64,
         ];
         let execution = Execution { passes: only_pass.map_or(execution.passes, |_| 1), ..execution };
         if execution.passes > 1 {
@@ -324,9 +389,11 @@ impl Crew {
     }
 
     pub(super) fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CommError> {
+        let has_it = |kernels: &&Arc<KernelLibrary>| kernels.kernel(launch.entry).is_some();
+        let kernels = self.puts.as_ref().filter(has_it).unwrap_or(&self.kernels);
         // SAFETY: the launches of this module touch only registered buffers and slices whose lengths were checked;
         // `DeviceSlice::new` promised that they stay. All blocks are resident: see `max_blocks`.
-        Ok(unsafe { self.kernels.launch(stream, launch) }?)
+        Ok(unsafe { kernels.launch(stream, launch) }?)
     }
 }
 

@@ -7,9 +7,10 @@ use super::crew::Region;
 use super::failure::Alarms;
 use super::meeting::Meeting;
 use super::options::GroupOptions;
+use super::processes::Processes;
 use crate::comm::{CommError, Shape};
 
-/// What a rank brings to a meeting.
+/// What a rank brings to a meeting of threads.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
     /// Its region of a new buffer.
@@ -17,19 +18,28 @@ pub(super) enum Item {
     /// Whether its part of the buffer exists.
     Made(bool),
     /// The group that it wants to be in, and its place there.
-    Split { colour: usize, key: usize },
+    Split(Wish),
     /// The new group, made by the first of its members.
     Group(Option<Arc<Group>>),
+}
+
+/// Where a rank wants to be after a split.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish {
+    pub(super) colour: usize,
+    pub(super) key: usize,
 }
 
 /// All ranks, and the groups split from them.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) options: GroupOptions,
-    /// Where each rank's failure is noted.
-    alarms: Vec<(Arc<Alarms>, usize)>,
+    /// Where the failure of each rank of this process is noted, by rank.
+    alarms: BTreeMap<usize, (Arc<Alarms>, usize)>,
     /// The members of each group, by number.
     groups: Mutex<Vec<Vec<usize>>>,
+    /// The other processes, where ranks are processes.
+    pub(super) processes: Option<Processes>,
 }
 
 /// One communicator as all of its ranks see it.
@@ -40,31 +50,56 @@ pub(super) struct Group {
     pub(super) shape: Shape,
     /// The number in the world of each rank.
     pub(super) members: Vec<usize>,
+    /// Where its ranks meet if they are threads of this process.
     pub(super) meeting: Meeting<Item>,
 }
 
 impl World {
-    pub(super) fn new(options: GroupOptions, alarms: Vec<(Arc<Alarms>, usize)>) -> Arc<Self> {
-        Arc::new(Self { options, alarms, groups: Mutex::default() })
+    /// Ranks that are all here.
+    pub(super) fn of_threads(options: GroupOptions, alarms: Vec<(Arc<Alarms>, usize)>) -> Arc<Self> {
+        let alarms = alarms.into_iter().enumerate().collect();
+        Arc::new(Self { options, alarms, groups: Mutex::default(), processes: None })
+    }
+
+    /// Ranks of which this process is one.
+    pub(super) fn of_processes(
+        options: GroupOptions,
+        alarms: Arc<Alarms>,
+        processes: Processes,
+    ) -> Arc<Self> {
+        let alarms = BTreeMap::from([(processes.rank(), (alarms, 0))]);
+        Arc::new(Self { options, alarms, groups: Mutex::default(), processes: Some(processes) })
     }
 
     /// The failure of a rank, else that of another one that will make it fail, too.
     pub(super) fn check(&self, rank: usize) -> Result<(), CommError> {
         if let Some(error) = self.failure(rank) {
+            if let Some(processes) = &self.processes {
+                processes.tell(&error);
+            }
             return Err(error);
         }
-        let failed = (0..self.alarms.len()).find_map(|peer| Some((peer, self.failure(peer)?)));
-        failed.map_or(Ok(()), |(peer, error)| {
-            Err(CommError::PeerFailed { rank, peer, cause: error.to_string() })
-        })
+        let elsewhere = self.processes.as_ref().and_then(Processes::failure);
+        let here = || self.alarms.keys().find_map(|&peer| Some((peer, self.failure(peer)?.to_string())));
+        let failed = elsewhere.or_else(here);
+        failed.map_or(Ok(()), |(peer, cause)| Err(CommError::PeerFailed { rank, peer, cause }))
     }
 
     fn failure(&self, rank: usize) -> Option<CommError> {
-        let (alarms, index) = &self.alarms[rank];
+        let (alarms, index) = self.alarms.get(&rank)?;
         let record = alarms.read(*index)?;
         let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let members = groups.get(record.group() as usize).map_or(&[][..], Vec::as_slice);
         Some(record.error(members, self.options.time_limit))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let failed = self.alarms.keys().any(|&rank| self.failure(rank).is_some());
+        if let Some(processes) = &self.processes {
+            processes.end(failed);
+        }
     }
 }
 
@@ -85,24 +120,34 @@ impl Group {
         colour: usize,
         key: usize,
     ) -> Result<(Arc<Self>, usize), CommError> {
-        let wishes = self.meeting.exchange(rank, "split".to_owned(), Item::Split { colour, key })?;
-        let mut colours: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
-        for (peer, wish) in wishes.iter().enumerate() {
-            if let Item::Split { colour, key } = *wish {
-                colours.entry(colour).or_default().push((key, peer));
-            }
-        }
-        let mut ranks = colours.remove(&colour).unwrap_or_default();
-        ranks.sort_unstable();
-        let ranks: Vec<usize> = ranks.into_iter().map(|(_, peer)| peer).collect();
-        let leads = ranks.first() == Some(&rank);
-        let members = || ranks.iter().map(|&peer| self.members[peer]).collect();
-        let new = leads.then(|| Self::new(&self.world, self.shape.subgroup(&ranks), members()));
-        let groups = self.meeting.exchange(rank, "split".to_owned(), Item::Group(new))?;
+        let wishes = self.wishes(rank, Wish { colour, key })?;
+        let mut ranks: Vec<_> = wishes.iter().enumerate().filter(|(_, wish)| wish.colour == colour).collect();
+        ranks.sort_by_key(|&(peer, wish)| (wish.key, peer));
+        let ranks: Vec<usize> = ranks.into_iter().map(|(peer, _)| peer).collect();
         let place = ranks.iter().position(|&peer| peer == rank).expect("a rank is in its own group");
-        match &groups[ranks[0]] {
+        let new = || {
+            let members = ranks.iter().map(|&peer| self.members[peer]).collect();
+            Self::new(&self.world, self.shape.subgroup(&ranks), members)
+        };
+        if self.world.processes.is_some() {
+            return Ok((new(), place));
+        }
+        let made = Item::Group((place == 0).then(new));
+        match &self.meeting.exchange(rank, "split".to_owned(), made)?[ranks[0]] {
             Item::Group(Some(group)) => Ok((Arc::clone(group), place)),
             other => unreachable!("the first member makes the group, not {other:?}"),
         }
+    }
+
+    fn wishes(&self, rank: usize, mine: Wish) -> Result<Vec<Wish>, CommError> {
+        if let Some(processes) = &self.world.processes {
+            return processes.wishes(self, mine);
+        }
+        let items = self.meeting.exchange(rank, "split".to_owned(), Item::Split(mine))?;
+        let wish = |item: &Item| match item {
+            Item::Split(wish) => *wish,
+            other => unreachable!("ranks agreed to split, not on {other:?}"),
+        };
+        Ok(items.iter().map(wish).collect())
     }
 }

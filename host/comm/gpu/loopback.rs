@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::crew::{Crew, Part, Sum, max_blocks};
+use super::crew::{Crew, Part, Regions, Sum, max_blocks};
 use super::failure::Alarms;
 use super::group::{Group, World};
 use super::layout::Layout;
@@ -82,7 +82,7 @@ impl Loopback {
         });
         let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
         let of_rank = (0..world).map(|rank| (Arc::clone(&alarms[rank / count]), rank % count)).collect();
-        let group = Group::new(&World::new(options, of_rank), shape, (0..world).collect());
+        let group = Group::new(&World::of_threads(options, of_rank), shape, (0..world).collect());
         let max_blocks = max_blocks(kernels, count, group.world.options.in_flight);
         let crew = |(gpu, (kernels, alarms)): (usize, (&Arc<KernelLibrary>, Arc<Alarms>))| Crew {
             kernels: Arc::clone(kernels),
@@ -93,6 +93,7 @@ impl Loopback {
             max_blocks,
             shape,
             group: group.number,
+            puts: None,
         };
         let crews = kernels.iter().zip(alarms).enumerate().map(crew).collect();
         Ok(Self { crews, group })
@@ -118,7 +119,7 @@ impl Loopback {
             regions.extend(crew.regions(&layout, self.options().memory)?);
         }
         let regions: Arc<[_]> = regions.into();
-        let part = |crew: &Crew| crew.part(bytes, layout, Arc::clone(&regions), self.options());
+        let part = |crew: &Crew| crew.part(bytes, layout, Regions::of(Arc::clone(&regions)), self.options());
         let parts = self.crews.iter().map(part).collect::<Result<_, _>>()?;
         Ok(LoopbackBuffer { owner: Arc::clone(&self.group), parts, bytes })
     }

@@ -1,7 +1,8 @@
-//! Ranks that are GPUs of one process: NVRAR in one launch per collective.
+//! Ranks that are GPUs: NVRAR in one launch per collective.
 //!
-//! A rank is a thread and a GPU. Peers write into each other's *regions* by direct stores, or through pinned host
-//! memory ([`PeerMemory`]); neither MPI nor NVSHMEM is needed. The protocol is that of `docs/sync.md`, the kernels
+//! A rank is a thread and a GPU ([`GpuComm::group`]): peers write into each other's *regions* by direct stores, or
+//! through pinned host memory ([`PeerMemory`]), and neither MPI nor NVSHMEM is needed. Or it is a process and a GPU
+//! ([`GpuComm::in_processes`]), with regions in a [`SymmetricHeap`]. The protocol is that of `docs/sync.md`, the kernels
 //! are those of `device/src/nvrar/`. What is refused: two ranks on one GPU in different launches (they would wait
 //! for each other's multiprocessors; [`Loopback`] shares one launch), more than [`MAX_RANKS`] ranks, epilogues and
 //! addends of other types than bf16.
@@ -13,10 +14,14 @@ mod choose;
 mod crew;
 mod failure;
 mod group;
+mod heap;
 mod layout;
 mod loopback;
 mod meeting;
+#[cfg(feature = "nvshmem")]
+pub mod nvshmem;
 mod options;
+mod processes;
 #[cfg(test)]
 mod schedule_tests;
 mod solo;
@@ -28,12 +33,14 @@ use std::sync::Arc;
 use half::bf16;
 
 pub use self::choose::Tuning;
-use self::crew::{Crew, Part, Sum, max_blocks};
+use self::crew::{Crew, Part, Regions, Sum, max_blocks};
 use self::failure::Alarms;
 use self::group::{Group, Item, World};
+pub use self::heap::SymmetricHeap;
 use self::layout::Layout;
 pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
+use self::processes::Processes;
 pub use self::table::{Measured, TuningTable};
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
@@ -133,6 +140,9 @@ impl GpuComm {
         options: GroupOptions,
     ) -> Result<Vec<Self>, CommError> {
         check_devices(kernels, shape)?;
+        if let PeerMemory::Nvshmem { .. } = options.memory {
+            return Err(CommError::Unsupported { what: "NVSHMEM between ranks of one process" });
+        }
         check_in_flight(kernels, &options)?;
         if options.memory == PeerMemory::Direct {
             open_paths(kernels)?;
@@ -144,7 +154,7 @@ impl GpuComm {
             Ok((Arc::new(alarms), 0))
         });
         let alarms = alarms.collect::<Result<Vec<_>, CommError>>()?;
-        let world = World::new(options, alarms.clone());
+        let world = World::of_threads(options, alarms.clone());
         let max_blocks = max_blocks(kernels, 1, world.options.in_flight);
         let group = Group::new(&world, shape, (0..shape.world()).collect());
         let ranks = kernels.iter().zip(alarms).enumerate();
@@ -169,6 +179,7 @@ impl GpuComm {
             max_blocks,
             shape: group.shape,
             group: group.number,
+            puts: group.world.processes.as_ref().and_then(Processes::puts).cloned(),
         };
         let topology = Topology { nodes, gpus_per_node, rank };
         Self { topology, crew, group: Arc::clone(group), counts: Cell::default(), tuning: Cell::default() }
@@ -211,6 +222,35 @@ impl GpuComm {
 
     fn options(&self) -> &GroupOptions {
         &self.group.world.options
+    }
+
+    /// The regions of all ranks, which are threads of this process.
+    fn regions(&self, layout: &Layout, bytes: usize) -> Result<Regions, CommError> {
+        let [mine] = <[_; 1]>::try_from(self.crew.regions(layout, self.options().memory)?)
+            .expect("a crew of one has one region");
+        let call = format!("register({bytes} bytes)");
+        let items = self.group.meeting.exchange(self.topology.rank, call, Item::Region(mine))?;
+        let region = |item: &Item| match item {
+            Item::Region(region) => Arc::clone(region),
+            other => unreachable!("ranks agreed to register, not on {other:?}"),
+        };
+        Ok(Regions::of(items.iter().map(region).collect()))
+    }
+
+    /// No rank's kernels wait for a rank that is still asking the driver for memory.
+    fn await_parts(&self, is_made: bool, bytes: usize) -> Result<(), CommError> {
+        let (group, rank) = (&self.group, self.topology.rank);
+        let absent = match &group.world.processes {
+            Some(processes) => processes.first_without_part(group, is_made, bytes)?,
+            None => {
+                let made = group.meeting.exchange(rank, "register".to_owned(), Item::Made(is_made))?;
+                made.iter().position(|item| matches!(item, Item::Made(false)))
+            }
+        };
+        let Some(peer) = absent.filter(|&peer| peer != rank) else { return Ok(()) };
+        let (rank, peer) = (group.members[rank], group.members[peer]);
+        let cause = format!("it could not allocate its part of {bytes} bytes of symmetric memory");
+        Err(CommError::PeerFailed { rank, peer, cause })
     }
 
     /// Refuses what does not fit before anything is enqueued.
@@ -311,23 +351,15 @@ impl Communicator for GpuComm {
     fn register(&self, bytes: usize) -> Result<GpuBuffer, CommError> {
         self.check()?;
         let layout = Layout::new(self.group.shape, if self.topology.world() == 1 { 0 } else { bytes });
-        let [mine] = <[_; 1]>::try_from(self.crew.regions(&layout, self.options().memory)?)
-            .expect("a crew of one has one region");
-        let (rank, call) = (self.topology.rank, format!("register({bytes} bytes)"));
-        let items = self.group.meeting.exchange(rank, call, Item::Region(mine))?;
-        let region = |item: &Item| match item {
-            Item::Region(region) => Arc::clone(region),
-            other => unreachable!("ranks agreed to register, not on {other:?}"),
+        let rank = self.topology.rank;
+        let regions = match &self.group.world.processes {
+            Some(processes) => processes.regions(&self.group, rank, &self.crew, &layout, bytes)?,
+            None => self.regions(&layout, bytes)?,
         };
-        let part = self.crew.part(bytes, layout, items.iter().map(region).collect(), self.options());
-        // No rank's kernels wait for a rank that is still asking the driver for memory.
-        let made = self.group.meeting.exchange(rank, "register".to_owned(), Item::Made(part.is_ok()))?;
+        let part = self.crew.part(bytes, layout, regions, self.options());
+        let others = self.await_parts(part.is_ok(), bytes);
         let part = part?;
-        if let Some(peer) = made.iter().position(|item| matches!(item, Item::Made(false))) {
-            let (rank, peer) = (self.group.members[rank], self.group.members[peer]);
-            let cause = format!("it could not allocate its part of {bytes} bytes of symmetric memory");
-            return Err(CommError::PeerFailed { rank, peer, cause });
-        }
+        others?;
         Ok(GpuBuffer { part, bytes, owner: (Arc::clone(&self.group), rank) })
     }
 

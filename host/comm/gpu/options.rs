@@ -15,6 +15,12 @@ pub enum PeerMemory {
     Direct,
     /// In pinned host memory, for GPUs without a path to each other; every message crosses PCIe twice.
     HostStaged,
+    /// In NVSHMEM's symmetric heap, for ranks that are processes, on one host or many.
+    Nvshmem {
+        /// Store to ranks of other nodes wherever there is a path for it; otherwise every message between nodes is an
+        /// NVSHMEM put.
+        direct: bool,
+    },
 }
 
 impl PeerMemory {
@@ -23,6 +29,8 @@ impl PeerMemory {
         match self {
             Self::Direct => "direct",
             Self::HostStaged => "host-staged",
+            Self::Nvshmem { direct: true } => "nvshmem",
+            Self::Nvshmem { direct: false } => "nvshmem, all put",
         }
     }
 }
