@@ -203,6 +203,11 @@ fn grouping_writes_an_order_and_evaluation_compares() {
         assert!((ms(again) - ms(of(dropped))).abs() < 1e-4 && again["dropped"] == dropped, "{again}");
     }
 
+    // The synchronised model alone.
+    let alone = stage.json("evaluate", &[&["--only", "latency", "--levels", "0"][..], &quick].concat());
+    let alone = alone["measurements"].as_array().unwrap();
+    assert!(alone.len() == 2 && alone.iter().all(|line| line["dropped"] == 0), "{alone:?}");
+
     // Without levels every plan is a line, beside the synchronised model.
     let plans = ["--plan", &plain, "--plan", &grouped, "--only", "quality"];
     let report = stage.json("evaluate", &[&plans[..], &SMALL].concat());
@@ -261,6 +266,7 @@ fn what_cannot_be_grouped_or_evaluated() {
     evaluate("1", &["--plan", &plan], &["nothing to drop"]);
     evaluate("2", &["--plan", &plan, "--only", "latency", "--prompt", "5000"], &["model's context"]);
     evaluate("2", &["--only", "quality"], &["give --sensitivity or --plan"]);
+    evaluate("2", &["--only", "latency", "--over", "direct", "--device", "cpu"], &["--over is about GPUs"]);
     misuse(&stage.args("evaluate", "2", &[]), &["--plan"]);
     misuse(&stage.args("evaluate", "2", &["--plan", &plan, "--over", "nvlink"]), &["'nvlink' is not a way"]);
     misuse(&stage.args("evaluate", "2", &["--plan", &plan, "--levels", "101"]), &["--levels"]);

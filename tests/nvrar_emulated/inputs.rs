@@ -4,7 +4,7 @@ use fewsync::comm::{DType, Element};
 use half::{bf16, f16};
 
 use crate::model;
-use crate::run::Found;
+use crate::run::{Found, NormOfRank};
 use crate::scenario::{Call, Kind, Scenario};
 use crate::seeds::Random;
 
@@ -92,13 +92,19 @@ pub(crate) fn judge(scenario: &Scenario, inputs: &Inputs, found: &Found) -> Resu
             own[..fresh.len()].copy_from_slice(fresh);
         }
         dtypes[call.buf] = call.dtype;
+        let brought = of_rank.clone();
         match call.dtype {
             DType::F32 => apply::<f32>(scenario, call, &inputs.slices[i], of_rank),
             DType::F16 => apply::<f16>(scenario, call, &inputs.slices[i], of_rank),
             DType::Bf16 => apply::<bf16>(scenario, call, &inputs.slices[i], of_rank),
         }
         if let Kind::Sum { hidden: Some(hidden), .. } = call.kind {
-            let sums = decode::<bf16>(&of_rank[0], call.numel);
+            // In one launch the residual gets the sum before it is rounded.
+            let sums = if scenario.is_one_launch(hidden) {
+                fp32_sums(call, &inputs.slices[i], &brought)
+            } else {
+                decode::<bf16>(&of_rank[0], call.numel).into_iter().map(bf16::to_f32).collect()
+            };
             norms(&inputs.slices[i], &sums, hidden, &found.norms[i])
                 .map_err(|it| format!("call {i}: {it}"))?;
         }
@@ -123,8 +129,17 @@ fn decode<T: Element>(bytes: &[u8], numel: usize) -> Vec<T> {
     bytes[..numel * size_of::<T>()].chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
 }
 
-fn plus(a: bf16, b: bf16) -> bf16 {
-    bf16::from_f32(a.to_f32() + b.to_f32())
+/// In rank order.
+fn fp32_sums(call: &Call, given: &GivenSlices, brought: &[Vec<u8>]) -> Vec<f32> {
+    let mut sums = vec![0.0; call.numel];
+    for (rank, bytes) in brought.iter().enumerate() {
+        for (i, x) in decode::<bf16>(bytes, call.numel).into_iter().enumerate() {
+            let more = given.addend[rank].get(i).map(|more| bf16::from_f32(x.to_f32() + more.to_f32()));
+            let own = more.unwrap_or(x).to_f32();
+            sums[i] = if rank == 0 { own } else { sums[i] + own };
+        }
+    }
+    sums
 }
 
 /// The call's effect on the buffer.
@@ -146,13 +161,9 @@ fn apply<T: Element>(scenario: &Scenario, call: &Call, given: &GivenSlices, stat
 }
 
 /// Residuals to the bit, norms within their tolerance, and alike on all ranks.
-fn norms(
-    given: &GivenSlices,
-    sums: &[bf16],
-    hidden: usize,
-    found: &[(Vec<bf16>, Vec<bf16>)],
-) -> Result<(), String> {
-    let residual: Vec<bf16> = given.residual[0].iter().zip(sums).map(|(&a, &b)| plus(a, b)).collect();
+fn norms(given: &GivenSlices, sums: &[f32], hidden: usize, found: &[NormOfRank]) -> Result<(), String> {
+    let after = given.residual[0].iter().zip(sums).map(|(a, b)| bf16::from_f32(a.to_f32() + b));
+    let residual: Vec<bf16> = after.collect();
     let wide = |x: &bf16| f64::from(*x);
     for (rank, (after, out)) in found.iter().enumerate() {
         if let Some(wrong) = first_wrong::<bf16>(bytemuck::cast_slice(&residual), bytemuck::cast_slice(after))

@@ -14,13 +14,16 @@ use crate::scenario::{Call, Home, Kind, Scenario};
 
 type Result<T = ()> = std::result::Result<T, CommError>;
 
+/// Residual and output of one rank.
+pub(crate) type NormOfRank = (Vec<bf16>, Vec<bf16>);
+
 /// What a run left.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     /// The bytes of each buffer on each rank.
     pub(crate) buffers: Vec<Vec<Vec<u8>>>,
-    /// By call: residual and output of each rank, where there is a norm.
-    pub(crate) norms: Vec<Vec<(Vec<bf16>, Vec<bf16>)>>,
+    /// By call and rank, where there is a norm.
+    pub(crate) norms: Vec<Vec<NormOfRank>>,
     /// Words that nobody took; known of a loopback alone.
     pub(crate) untaken_words: usize,
 }
@@ -105,7 +108,7 @@ impl Brought {
     }
 
     /// Residuals and outputs of each of `ranks` ranks.
-    fn norms(&self, calls: &[Call], stream: &Stream) -> Result<Vec<Vec<(Vec<bf16>, Vec<bf16>)>>> {
+    fn norms(&self, calls: &[Call], stream: &Stream) -> Result<Vec<Vec<NormOfRank>>> {
         let of_call = |(call, slices): (&Call, &Slices)| {
             let Some(NormSlices { residual, out, .. }) = &slices.norm else { return Ok(Vec::new()) };
             let (residual, out) = (residual.download(stream)?, out.download(stream)?);

@@ -121,6 +121,12 @@ impl Scenario {
         longest.next_multiple_of(4) + 4 * (self.seed % 8 + 1) as usize
     }
 
+    /// Whether sum and norm of rows of `hidden` are one launch: one shot, in whole units.
+    pub(crate) fn is_one_launch(&self, hidden: usize) -> bool {
+        let algorithm = self.options.tuning.and_then(|tuning| tuning.algorithm);
+        self.shape.nodes == 1 && hidden.is_multiple_of(8) && algorithm != Some(Algorithm::TwoShot)
+    }
+
     pub(crate) fn has_passes(&self) -> bool {
         self.options.tuning.is_some_and(|tuning| tuning.pass_units.is_some())
     }

@@ -35,8 +35,11 @@ fn setup(shape: Shape, machine: &str) -> Result<Setup> {
     Ok(Setup { ranks, streams, buf })
 }
 
-/// Kinds of calls, for a rank of its own device.
-const CALLS: [fn(&mut Setup, usize, usize, DType) -> Result; 3] = [
+/// Enqueues a call of one rank: its number of elements and their type.
+type Enqueue = fn(&mut Setup, usize, usize, DType) -> Result;
+
+/// A sum, a phase, a gather.
+const CALLS: [Enqueue; 3] = [
     |it, rank, numel, dtype| {
         // SAFETY: no slices.
         unsafe {

@@ -14,7 +14,7 @@ use crate::bench::machine::Machine;
 use crate::bench::report::Report;
 use crate::cli::output;
 use crate::cli::results::ResultFiles;
-use crate::cli::session::{ModelArgs, Session, load_reference, progress_bar};
+use crate::cli::session::{DeviceChoice, ModelArgs, Session, load_reference, progress_bar};
 use crate::cli::world::World;
 use crate::runner::Runner;
 use crate::spd::{Meter, Plan, Quality, Sensitivity, SpdSpec, ascending, at_level, qualities};
@@ -92,7 +92,9 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         "there is nothing to judge: give --sensitivity or --plan"
     );
     args.files.check::<Line>(BENCH)?;
+    args.timing.check_device(args.model.layout.device == DeviceChoice::Cpu)?;
     let mut session = Session::open(&args.timing.first(&args.model), &SpdSpec::None, &World::Threads)?;
+    args.timing.check_device(session.device() == "cpu")?;
     args.timing.check(session.model.config.context)?;
     let variants = variants(args, &session)?;
     ensure!(!variants.is_empty(), "no level is left to evaluate: give --levels");

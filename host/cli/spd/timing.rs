@@ -106,6 +106,15 @@ pub(super) struct TimedOver {
 }
 
 impl TimingArgs {
+    /// Refuses links where there are none.
+    pub(super) fn check_device(&self, on_cpu: bool) -> anyhow::Result<()> {
+        ensure!(
+            self.over.is_empty() || !on_cpu,
+            "--over is about GPUs, whose ranks reach each other in several ways: leave it out on the CPU"
+        );
+        Ok(())
+    }
+
     /// Refuses what the model has no room for.
     pub(super) fn check(&self, context: usize) -> anyhow::Result<()> {
         let longest = self.prompt.iter().max().copied().unwrap_or(0);
@@ -194,18 +203,17 @@ impl TimingArgs {
 
 /// The plans, zero-shot, each set of blocks once; before all the synchronised one, with which they are compared.
 fn distinct(plans: &[Plan]) -> Vec<Plan> {
+    let Some(first) = plans.first() else { return Vec::new() };
+    let (tp, n_layers) = (first.tp(), first.blocks().len());
     let mut patterns: Vec<Vec<bool>> = plans.iter().map(pattern).collect();
     patterns.sort_unstable();
     patterns.dedup();
     let zero_shot = |syncs: Vec<bool>| {
         let block = |sync_attention| BlockPlan { sync_attention, ..BlockPlan::default() };
-        Plan::new(plans[0].tp(), syncs.into_iter().map(block).collect())
+        Plan::new(tp, syncs.into_iter().map(block).collect())
     };
-    let mut plans: Vec<Plan> =
-        patterns.into_iter().map(zero_shot).filter(|plan| plan.n_dropped() > 0).collect();
-    let synchronised = plans.first().map(|plan| Plan::synchronised(plan.tp(), plan.blocks().len()));
-    plans.splice(0..0, synchronised);
-    plans
+    let dropping = patterns.into_iter().map(zero_shot).filter(|plan| plan.n_dropped() > 0);
+    std::iter::once(Plan::synchronised(tp, n_layers)).chain(dropping).collect()
 }
 
 fn link_name(link: Option<Link>, args: &ModelArgs, session: &Session) -> String {
@@ -290,6 +298,15 @@ mod tests {
         for wrong in ["", "nvlink", "direct:", "host-staged:0", "host-staged:x"] {
             assert!(wrong.parse::<Link>().unwrap_err().contains("is not a way"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn every_set_of_blocks_is_timed_once_behind_the_synchronised_model() {
+        let plan = |dropped: &[usize]| crate::spd::dropping(2, 3, dropped);
+        let patterns = |plans: &[Plan]| distinct(plans).iter().map(pattern).collect::<Vec<_>>();
+        let all = [plan(&[2]), plan(&[]), plan(&[1, 2]), plan(&[2])];
+        assert_eq!(patterns(&all), [[true; 3], [true, false, false], [true, true, false]]);
+        assert_eq!(patterns(&[plan(&[])]), [[true; 3]]);
     }
 
     #[test]

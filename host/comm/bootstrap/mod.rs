@@ -44,7 +44,7 @@ pub trait Bootstrap: Debug + Send + Sync {
     /// equal on all. Without a limit the wait is for as long as all ranks live.
     ///
     /// # Errors
-    /// [`CommError::Disagreement`], on all alike; [`CommError::Absent`] names who did not come within the limit;
+    /// [`CommError::Disagreement`] on all that see it, alike; [`CommError::Absent`] names who did not come within the limit;
     /// [`CommError::PeerFailed`] as soon as any rank of the world has failed. The failure of this rank is for the
     /// caller to tell, with [`fail`](Self::fail).
     fn meet(

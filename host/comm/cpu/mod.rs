@@ -38,7 +38,7 @@ pub struct Options {
     /// Longest wait for all ranks to meet in `register` or `split`, counted likewise; none is for as long as all of
     /// them live.
     pub meeting_timeout: Option<Duration>,
-    /// Whether each rank records its transfers ([`CpuComm::take_log`]).
+    /// Whether each rank records its transfers (`take_log`).
     pub log: bool,
     /// Sequence number of a buffer's first call.
     pub first_sequence: u64,

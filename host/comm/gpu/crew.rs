@@ -103,7 +103,7 @@ impl Part {
         let is_untaken = |(index, word): (usize, &[u8])| {
             word.iter().any(|&byte| byte != if words.contains(&(4 * index)) { u8::MAX } else { 0 })
         };
-        Ok(bytes.chunks_exact(4).enumerate().filter(|&(index, word)| is_untaken((index, word))).count())
+        Ok(bytes.chunks_exact(4).enumerate().filter(|&word| is_untaken(word)).count())
     }
 }
 

@@ -32,7 +32,7 @@ impl Layout {
         let mut end = (GREETINGS_BYTES as usize).next_multiple_of(ALIGN_BYTES);
         let areas = [Format::Cells, Format::Words].map(|format| {
             let message = bytes.div_ceil(UNIT_BYTES as usize).next_multiple_of(64) * format.unit_bytes();
-            // Of shards, the two-shot form needs more slots: between two nodes of one rank five for the whole tensor.
+            // The two-shot form has more slots, of a shard each: between nodes of one rank, of the whole tensor.
             let Shape { nodes, gpus_per_node } = shape;
             let put_rounds = if nodes == 1 { 0 } else { nodes.ilog2() as usize + 2 };
             let slots = (shape.world() + 2).max((2 * gpus_per_node + put_rounds).div_ceil(gpus_per_node));

@@ -267,14 +267,20 @@ fn disagreements_and_wrong_worlds_are_named() {
         let text = if mesh.rank() == 0 { "1x2" } else { "2x1" };
         world(mesh, shape(text), Options::default()).map(drop).unwrap_err().to_string()
     });
-    assert!(outcomes.iter().all(|text| text.starts_with("rank 0 calls world(1x2,")), "{outcomes:?}");
+    assert!(outcomes.iter().all(|text| text.contains("rank 0 calls world(1x2,")), "{outcomes:?}");
     let outcomes = on_meshes(2, |mesh| world(mesh, shape("1x3"), Options::default()).map(drop));
     assert!(outcomes.iter().all(|o| *o == Err(CommError::WrongWorld { shape: shape("1x3"), processes: 2 })));
     let outcomes = on_ranks(shape("1x3"), &Options::default(), |comm| {
         comm.register(if comm.topology().rank == 2 { 8 } else { 4 }).map(drop)
     });
-    let text = outcomes[0].as_ref().unwrap_err().to_string();
-    assert!(text.starts_with("rank 0 calls register(4 bytes), but rank 2 calls register(8 bytes)"), "{text}");
+    // Who has not seen all requests when another one fails hears it from that one.
+    for outcome in &outcomes {
+        let text = outcome.as_ref().unwrap_err().to_string();
+        assert!(
+            text.contains("rank 0 calls register(4 bytes), but rank 2 calls register(8 bytes)"),
+            "{text}"
+        );
+    }
 }
 
 #[test]
