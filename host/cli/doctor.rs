@@ -1,7 +1,6 @@
 //! `fewsync doctor`: what this machine has, what works with it, what to install for more.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use device_builder::Toolchain;
@@ -63,7 +62,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         Finding::new(
             "nvshmem",
             nvshmem(),
-            "found for later: all-reduce between nodes is not in this version",
+            "mpirun -n 2 fewsync … --device cuda gives each process a GPU; on several hosts, after build-kernels",
         ),
         Finding::new("mpi", program("mpirun", &["--version"], MPI_HELP), MPI_WORKS),
         Finding::new(
@@ -228,21 +227,16 @@ fn emulator() -> Result<String, String> {
     Ok(format!("{}, {}", devices[0].label(), devices[0].properties().driver))
 }
 
-/// NVSHMEM's host library: `NVSHMEM_HOME`, else the wheel's place in Python's site-packages.
+/// NVSHMEM's host library.
+#[cfg(feature = "nvshmem")]
 fn nvshmem() -> Result<String, String> {
-    const LIBRARY: &str = "libnvshmem_host.so.3";
-    let home = std::env::var_os("NVSHMEM_HOME").map(PathBuf::from);
-    let wheel = "import sysconfig; print(sysconfig.get_paths()['platlib'])";
-    let site =
-        program("python3", &["-c", wheel], "").ok().map(|path| Path::new(&path).join("nvidia/nvshmem"));
-    let found = [home, site]
-        .into_iter()
-        .flatten()
-        .map(|folder| folder.join("lib").join(LIBRARY))
-        .find(|p| p.is_file());
-    found
-        .map(|path| path.display().to_string())
-        .ok_or_else(|| "not found, and not used in this version (NVSHMEM_HOME says where it is)".into())
+    let library = nvshmem_sys::Library::open().map_err(|e| e.to_string())?;
+    Ok(format!("{}, {}", library.release(), library.path().display()))
+}
+
+#[cfg(not(feature = "nvshmem"))]
+fn nvshmem() -> Result<String, String> {
+    Err("this build is without the feature nvshmem".to_owned())
 }
 
 fn toolchain() -> Result<String, String> {

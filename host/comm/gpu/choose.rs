@@ -342,7 +342,7 @@ mod tests {
             prop_assert!(!puts || e.format == Format::Words && e.workers <= MAX_WORKERS_PUT);
             if e.passes > 1 && kind == 0 && !puts {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
-                prop_assert!(last >= e.blocks * row.unwrap_or(e.workers));
+                prop_assert!(last >= e.blocks / e.row_blocks * row.unwrap_or(e.workers));
             }
             if let Some(row) = row {
                 prop_assert!((1..=8).contains(&e.row_blocks), "a cluster");
