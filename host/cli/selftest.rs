@@ -56,7 +56,7 @@ pub(super) struct GpuArgs {
 impl GpuArgs {
     pub(super) fn open(&self) -> anyhow::Result<Device> {
         Device::cuda(self.device).context(
-            "this command times kernels on a GPU, and bench/stage.sh gathers all that runs on such a machine into a folder",
+            "this command runs on a GPU; bench/stage.sh gathers all that a machine with one needs into a folder",
         )
     }
 }

@@ -68,7 +68,7 @@ fn synchronisation_that_cannot_be() {
     let bench = ["bench", "allreduce"];
     misuse(&[&bench[..], &["--sizes", "1KB"]].concat(), &["'1KB' is not a size", "such as 8KiB,1MiB"]);
     misuse(&[&bench[..], &["--sizes", "2MiB..1KiB"]].concat(), &["ends before it begins"]);
-    misuse(&[&bench[..], &["--calls", "sum"]].concat(), &["plain, fused, phases"]);
+    misuse(&[&bench[..], &["--calls", "sum"]].concat(), &["plain, fused, norm, phases"]);
     misuse(&[&bench[..], &["--launch", "twice"]].concat(), &["graph, eager"]);
     misuse(&[&bench[..], &["--blocks", "0"]].concat(), &["--blocks"]);
     fails_with(&[&bench[..], &["--tp", "1"]].concat(), &["one rank has nobody", "--tp 2 or more"]);

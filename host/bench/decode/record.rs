@@ -112,7 +112,7 @@ pub(super) mod tests {
         let known = "random:llama3-8b,layers=2;1;1x1;0;cpu;1;32;128;3;1000.0;1.0000;0.9000;1.1000;50.00;45.00;55.00;\
                      178.0;160.2;195.8;0;0;";
         assert_eq!(measurement(1, false).cells().join(";"), format!("{known}{}", ";".repeat(11)));
-        let parts = "200.0;200.0;200.0;0.0;200.0;100.0;100.0;50.0;50.0;50.0;0.0;50.0";
+        let parts = "125.0;125.0;125.0;0.0;125.0;400.0;100.0;50.0;50.0;50.0;0.0;50.0";
         assert_eq!(measurement(1, true).cells().join(";"), format!("{known}{parts}"));
         assert_eq!(measurement(1, true).cells().len(), Measurement::COLUMNS.len());
     }
