@@ -123,7 +123,7 @@ fn fetching_leaves_nothing_that_looks_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (cache, python) = (dir.path().join("cache"), dir.path().join("python3"));
     // Half a download, and then nothing more.
-    let script = "#!/bin/sh\necho half > \"$TMPDIR\"/part\nexec sleep 5\n";
+    let script = "#!/bin/sh\necho half > \"$TMPDIR\"/part\nexec sleep 30\n";
     fs::write(&python, script).unwrap();
     fs::set_permissions(&python, PermissionsExt::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());

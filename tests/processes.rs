@@ -234,7 +234,6 @@ fn an_error_of_all_is_told_once() {
         (&["generate", "--model", "/nowhere", "--prompt", "a"][..], 1, "no model '/nowhere'"),
         (&[&TINY[..], &["--tp", "3"]].concat(), 1, "2 processes were started, but --tp asks for 3 ranks"),
         (&[&TINY[..], &["--topology", "3x1"]].concat(), 1, "--topology asks for 3 ranks"),
-        (&[&TINY[..], &["--device", "cuda"]].concat(), 1, "--device cpu"),
         (&["selftest"], 1, "this command runs in one"),
         (&["spd", "sensitivity", "--model", "random:tiny"], 1, "start it without a launcher"),
         (&["generate"], 2, "--prompt"),
