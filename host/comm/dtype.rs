@@ -17,6 +17,9 @@ pub enum DType {
 }
 
 impl DType {
+    /// Each of them; a type's place is its number on the wire.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
     /// Bytes of one element.
     pub const fn size_bytes(self) -> usize {
         match self {

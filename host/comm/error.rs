@@ -200,6 +200,17 @@ pub enum Collective {
     AllGather,
 }
 
+impl Collective {
+    /// Each of them; a collective's place is its number on the wire.
+    pub const ALL: [Self; 5] = [
+        Self::AllReduce,
+        Self::Stage(Phase::Reduce),
+        Self::Stage(Phase::Put),
+        Self::Stage(Phase::Broadcast),
+        Self::AllGather,
+    ];
+}
+
 /// What a message says about itself, so that a peer in another call is an error and not a wrong sum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {

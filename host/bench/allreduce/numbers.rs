@@ -64,12 +64,10 @@ pub(super) fn first_wrong(bytes: &[u8], numel: usize, dtype: DType, tp: usize) -
 mod tests {
     use super::*;
 
-    const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
-
     #[test]
     fn numbers_and_their_sums_are_exact_in_every_type() {
         for tp in [1, 2, 3, 8, 64] {
-            for dtype in DTYPES {
+            for dtype in DType::ALL {
                 let numbers = |of: &dyn Fn(usize) -> f32| (0..500).map(of).collect::<Vec<f32>>();
                 for exact in [numbers(&|i| contribution(tp - 1, i, tp)), numbers(&|i| sum(i, tp))] {
                     let stored = bytes(exact.iter().copied(), dtype);
@@ -90,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_wrong_element_is_found() {
-        for dtype in DTYPES {
+        for dtype in DType::ALL {
             let mut stored = bytes((0..100).map(|i| sum(i, 2)), dtype);
             assert_eq!(first_wrong(&stored, 100, dtype, 2), None);
             let wrong = bytes(std::iter::once(3.0), dtype);

@@ -87,22 +87,14 @@ fn header(sequence: u64, numel: u32, meta: Meta) -> Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta(u32);
 
-const KINDS: [Collective; 5] = [
-    Collective::AllReduce,
-    Collective::Stage(Phase::Reduce),
-    Collective::Stage(Phase::Put),
-    Collective::Stage(Phase::Broadcast),
-    Collective::AllGather,
-];
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const KIND_BITS: u32 = 3;
 const DTYPE_BITS: u32 = 2;
 
 impl Meta {
     pub(super) fn new(collective: Collective, dtype: DType, rest: &[u64]) -> Self {
         let place = |found: Option<usize>| found.expect("the tables are complete") as u32;
-        let kind = place(KINDS.iter().position(|&k| k == collective));
-        let dtype = place(DTYPES.iter().position(|&d| d == dtype));
+        let kind = place(Collective::ALL.iter().position(|&k| k == collective));
+        let dtype = place(DType::ALL.iter().position(|&d| d == dtype));
         // FNV-1a over 64-bit words; its upper bits are the mixed ones.
         let mix = |hash: u64, word: &u64| (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
         let digest = rest.iter().fold(0xcbf2_9ce4_8422_2325, mix);
@@ -116,12 +108,12 @@ impl Meta {
 
     fn collective(self) -> Collective {
         let kind = (self.0 & ((1 << KIND_BITS) - 1)) as usize;
-        KINDS.get(kind).copied().unwrap_or(Collective::AllReduce)
+        Collective::ALL.get(kind).copied().unwrap_or(Collective::AllReduce)
     }
 
     fn dtype(self) -> DType {
         let dtype = (self.0 >> KIND_BITS & ((1 << DTYPE_BITS) - 1)) as usize;
-        DTYPES.get(dtype).copied().unwrap_or(DType::F32)
+        DType::ALL.get(dtype).copied().unwrap_or(DType::F32)
     }
 }
 
@@ -132,8 +124,8 @@ mod tests {
     #[test]
     fn kind_and_dtype_survive_and_the_rest_tells_calls_apart() {
         let mut seen = std::collections::HashSet::new();
-        for kind in KINDS {
-            for dtype in DTYPES {
+        for kind in Collective::ALL {
+            for dtype in DType::ALL {
                 for rest in [&[][..], &[1], &[2], &[1, 2], &[2, 1], &[1 << 40]] {
                     let meta = Meta::new(kind, dtype, rest);
                     assert_eq!((meta.collective(), meta.dtype()), (kind, dtype));

@@ -13,22 +13,13 @@ use std::{
 
 use super::shared::{DATA, Shared, Unwritten};
 use crate::comm::{
-    Collective, DType, Element, Header, Phase,
+    Collective, DType, Element, Header,
     bootstrap::wire::{Packer, Unpacker, nonsense},
     cpu::{Countdown, Stop, Words},
 };
 
 /// Pieces of memory kept for later messages.
 const MAX_SPARE: usize = 64;
-
-const COLLECTIVES: [Collective; 5] = [
-    Collective::AllReduce,
-    Collective::Stage(Phase::Reduce),
-    Collective::Stage(Phase::Put),
-    Collective::Stage(Phase::Broadcast),
-    Collective::AllGather,
-];
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// A message that came.
 #[derive(Debug)]
@@ -145,8 +136,8 @@ fn pack_header(packer: Packer, header: &Header) -> Packer {
     let place = |found: Option<usize>| found.expect("the tables are complete") as u8;
     packer
         .u64(*sequence)
-        .u8(place(COLLECTIVES.iter().position(|known| known == collective)))
-        .u8(place(DTYPES.iter().position(|known| known == dtype)))
+        .u8(place(Collective::ALL.iter().position(|known| known == collective)))
+        .u8(place(DType::ALL.iter().position(|known| known == dtype)))
         .u64(*numel as u64)
         .u64(range.start as u64)
         .u64(range.end as u64)
@@ -155,8 +146,8 @@ fn pack_header(packer: Packer, header: &Header) -> Packer {
 fn unpack_header(from: &mut Unpacker<impl Read>) -> io::Result<Header> {
     let unknown = || nonsense("a message of unknown form");
     let sequence = from.u64()?;
-    let collective = COLLECTIVES.get(usize::from(from.u8()?)).copied().ok_or_else(unknown)?;
-    let dtype = DTYPES.get(usize::from(from.u8()?)).copied().ok_or_else(unknown)?;
+    let collective = Collective::ALL.get(usize::from(from.u8()?)).copied().ok_or_else(unknown)?;
+    let dtype = DType::ALL.get(usize::from(from.u8()?)).copied().ok_or_else(unknown)?;
     let (numel, range) = (from.index()?, from.index()?..from.index()?);
     if range.start > range.end || range.end > numel || numel > isize::MAX as usize / 8 {
         return Err(unknown());
