@@ -178,6 +178,14 @@ impl Topology {
     }
 }
 
+/// The members of the group that `rank` wishes to be in, in their order there. `wishes` are colour and key, by rank.
+pub(super) fn same_colour(wishes: &[(usize, usize)], rank: usize) -> Vec<usize> {
+    let mut ranks: Vec<usize> =
+        (0..wishes.len()).filter(|&other| wishes[other].0 == wishes[rank].0).collect();
+    ranks.sort_by_key(|&other| wishes[other].1);
+    ranks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

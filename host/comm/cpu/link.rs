@@ -99,11 +99,3 @@ pub enum Stop {
     /// The message is of another call.
     Unexpected(Header),
 }
-
-/// The members of the group that `rank` wishes to be in, in their order there. `wishes` are colour and key, by rank.
-pub(in crate::comm) fn same_colour(wishes: &[(usize, usize)], rank: usize) -> Vec<usize> {
-    let mut ranks: Vec<usize> =
-        (0..wishes.len()).filter(|&other| wishes[other].0 == wishes[rank].0).collect();
-    ranks.sort_by_key(|&other| wishes[other].1);
-    ranks
-}

@@ -20,7 +20,6 @@ pub(in crate::comm) use countdown::Countdown;
 #[cfg(feature = "model")]
 pub(crate) use epilogue::rms_norm;
 use half::{bf16, f16};
-pub(in crate::comm) use link::same_colour;
 pub(crate) use link::{Link, Place, Stop};
 use plan::Plan;
 pub(in crate::comm) use words::Words;

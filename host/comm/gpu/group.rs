@@ -8,6 +8,7 @@ use super::failure::Alarms;
 use super::meeting::Meeting;
 use super::options::GroupOptions;
 use super::processes::Processes;
+use crate::comm::topology::same_colour;
 use crate::comm::{CommError, Shape};
 
 /// What a rank brings to a meeting of threads.
@@ -121,9 +122,8 @@ impl Group {
         key: usize,
     ) -> Result<(Arc<Self>, usize), CommError> {
         let wishes = self.wishes(rank, Wish { colour, key })?;
-        let mut ranks: Vec<_> = wishes.iter().enumerate().filter(|(_, wish)| wish.colour == colour).collect();
-        ranks.sort_by_key(|&(peer, wish)| (wish.key, peer));
-        let ranks: Vec<usize> = ranks.into_iter().map(|(peer, _)| peer).collect();
+        let wishes: Vec<_> = wishes.iter().map(|wish| (wish.colour, wish.key)).collect();
+        let ranks = same_colour(&wishes, rank);
         let place = ranks.iter().position(|&peer| peer == rank).expect("a rank is in its own group");
         let new = || {
             let members = ranks.iter().map(|&peer| self.members[peer]).collect();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{group::Group, slot::SlotTable};
-use crate::comm::{CommError, cpu::same_colour};
+use crate::comm::{CommError, topology::same_colour};
 
 /// What a rank asks of its group.
 #[derive(Debug, Clone, PartialEq, Eq)]

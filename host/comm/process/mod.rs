@@ -16,7 +16,8 @@ pub use super::cpu::{Options, Transfer};
 use super::{
     CommError, Element, Header, Shape,
     bootstrap::{Bootstrap, Inbox, Mesh, Unwritten},
-    cpu::{CpuBuffer, CpuComm, Link, Place, Stop, same_colour},
+    cpu::{CpuBuffer, CpuComm, Link, Place, Stop},
+    topology::same_colour,
 };
 
 /// A rank of a group of processes.
