@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fewsync::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};
 use fewsync::comm::{DType, Phase, Shape};
-use fewsync::driver::{EmulatorOptions, Schedule};
+use fewsync::driver::{EmulatorOptions, PutUnit, Schedule};
 
 use crate::seeds::Random;
 
@@ -28,6 +28,8 @@ pub(crate) enum Home {
     Group,
     /// The ranks dealt to so many GPUs, each GPU's in one launch.
     Loopback { gpus: usize },
+    /// A GPU per rank, a PE of NVSHMEM: messages to other nodes are puts, of which so much arrives whole.
+    Pes { unit: PutUnit },
 }
 
 /// A kind of call.
@@ -98,6 +100,27 @@ impl Scenario {
         let nans = random.once_in(8);
         let machine = machine(&mut random, if let Home::Loopback { gpus } = home { gpus } else { world });
         Self { seed, machine, shape, home, arch, options, calls, nans }
+    }
+
+    /// Of ranks that are PEs: up to five nodes of up to three.
+    pub(crate) fn of_puts(seed: u64) -> Self {
+        let mut scenario = Self::new(seed);
+        let mut random = Random(seed ^ 0xbeef);
+        // Large worlds are the slow ones.
+        let (most_nodes, most_gpus) = random.pick(&[(3, 1), (3, 2), (4, 2), (5, 3)]);
+        let shape =
+            Shape { nodes: 2 + random.below(most_nodes - 1), gpus_per_node: 1 + random.below(most_gpus) };
+        let mut options = options(&mut random, shape.nodes);
+        options.memory = PeerMemory::Nvshmem { direct: random.once_in(2) };
+        // Several passes are several launches.
+        let most_calls = if shape.world() > 6 { 2 } else { 5 };
+        let tuning = options.tuning.unwrap_or_default();
+        scenario.calls =
+            sequence_of_calls(&mut random, shape, &tuning, 1 + seed as usize % 4 / 3, most_calls);
+        options.in_flight = scenario.buffers() as u32;
+        options.dependent_launch &= options.in_flight == 1;
+        scenario.machine.devices = shape.world() as u32;
+        Self { shape, options, home: Home::Pes { unit: PutUnit::B8 }, ..scenario }
     }
 
     /// With so many short calls on two buffers, the numbers of both wrapping on the way.

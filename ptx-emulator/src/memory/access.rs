@@ -23,8 +23,9 @@ impl Site {
     pub const NONE: Self = Self(u32::MAX);
 }
 
-/// An agent that accesses memory: a thread of a block, or one asynchronous copy of it
-/// ([`Memory::begin_async`](super::Memory::begin_async)).
+/// An agent that accesses memory: a thread of a block, one asynchronous copy of it
+/// ([`Memory::begin_async`](super::Memory::begin_async)), or a message
+/// ([`Memory::begin_message`](super::Memory::begin_message)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Thread {
     /// Its block.
@@ -34,6 +35,8 @@ pub struct Thread {
 }
 
 const ASYNC: u32 = 1 << 31;
+/// Of the thread of a block that is a message.
+const MESSAGE: u32 = 1 << 30;
 
 impl Thread {
     /// The host, as an agent that reads and writes device memory directly.
@@ -49,6 +52,21 @@ impl Thread {
         Self { block, index: ASYNC | number }
     }
 
+    /// The message that is all of `block`.
+    pub(super) const fn message(block: BlockId) -> Self {
+        Self { block, index: MESSAGE }
+    }
+
+    /// Whether it is a message on its way.
+    pub const fn is_message(self) -> bool {
+        self.index & (ASYNC | MESSAGE) == MESSAGE
+    }
+
+    /// Its place among the threads of its block; of an asynchronous copy, none's.
+    pub(super) const fn state_index(self) -> usize {
+        (self.index & !MESSAGE) as usize
+    }
+
     /// The running number of the asynchronous copy that this agent is, or `None` for a thread.
     pub const fn async_copy(self) -> Option<u32> {
         if self.index & ASYNC != 0 { Some(self.index & !ASYNC) } else { None }
@@ -60,6 +78,7 @@ impl fmt::Display for Thread {
         match self.async_copy() {
             _ if *self == Self::HOST => f.write_str("host"),
             Some(number) => write!(f, "asynchronous copy {number} of block #{}", self.block.0),
+            None if self.is_message() => write!(f, "message #{}", self.block.0),
             None => write!(f, "thread {} of block #{}", self.index, self.block.0),
         }
     }

@@ -137,7 +137,7 @@ impl Parts<'_> {
     pub(super) fn is_morally_strong(&self, access: &Access, piece: &Piece, at: usize) -> bool {
         let Some(message) = self.history(piece).map(|history| history.get(at)) else { return false };
         let (ours, theirs) = (access.thread.block, message.by.block);
-        message.mask == piece.mask
+        overlap_completely((piece.mask, access.thread), (message.mask, message.by))
             && message.scope.is_some_and(|scope| self.causality.includes(scope, theirs, ours))
             && strength(access).is_some_and(|scope| self.causality.includes(scope, ours, theirs))
     }
@@ -205,6 +205,13 @@ impl Parts<'_> {
         let value = if at == end { value } else { history.last_value() };
         self.region.store_masked(piece.granule, piece.mask, value);
     }
+}
+
+/// Whether two strong accesses, by what they touch and by whom, overlap completely (PTX ISA, "Morally Strong
+/// Operations"). A unit of a message arrives as a whole: it does so with an access to any part of it.
+#[inline]
+pub(super) fn overlap_completely((mask, who): (u8, Thread), (other, whose): (u8, Thread)) -> bool {
+    mask == other || whose.is_message() && mask & !other == 0 || who.is_message() && other & !mask == 0
 }
 
 /// The scope of a strong access.

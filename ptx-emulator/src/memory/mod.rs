@@ -37,7 +37,8 @@
 //! same bytes, or is anything but arithmetic, a branch, or a plain or relaxed load or store.
 //!
 //! *Agents.* Asynchronous copies are agents of their own: what they read and write is ordered by what precedes
-//! their start and by the wait for their end, and by nothing else. The host is one, too.
+//! their start and by the wait for their end, and by nothing else. The host is one, too. *Messages* are what a network
+//! writes for a thread ([`Memory::begin_message`]): relaxed stores of system scope, each of whose units arrives whole.
 //!
 //! # Where it differs from PTX
 //! Stricter, so that an outcome that PTX allows is never seen:
@@ -99,6 +100,7 @@ mod fault;
 mod granule;
 mod history;
 mod lanes;
+mod messages;
 mod ordered;
 mod region;
 mod shadow;

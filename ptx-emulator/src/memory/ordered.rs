@@ -130,10 +130,10 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether a range that `agent` accesses is to be taken granule by granule: the data of asynchronous copies is
-    /// as late, and as stale, as anybody's.
+    /// Whether a range that `agent` accesses is to be taken granule by granule: the data of asynchronous copies and
+    /// messages is as late, and as stale, as anybody's.
     pub(super) fn is_piecewise(&self, agent: Thread) -> bool {
-        self.weak.is_some() && agent.async_copy().is_some()
+        self.weak.is_some() && (agent.async_copy().is_some() || agent.is_message())
     }
 
     pub(super) fn read_piecewise(&mut self, access: &Access, place: Place, out: &mut [u8]) -> Result<()> {

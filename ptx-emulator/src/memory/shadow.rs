@@ -4,6 +4,7 @@
 //! superfluous; lanes of a warp that do the same share one record.
 
 use super::causality::Causality;
+use super::granule::overlap_completely;
 use super::tracking::Histories;
 use super::view::View;
 use super::{AccessKind, BlockId, Scope, Site, Thread};
@@ -80,7 +81,8 @@ impl Record {
         let speaks = |from: &Self, to: &Self| {
             from.scope.is_some_and(|scope| causality.includes(scope, from.block, to.block))
         };
-        self.mask == other.mask && speaks(self, other) && speaks(other, self)
+        let whole = overlap_completely((self.mask, self.thread()), (other.mask, other.thread()));
+        whole && speaks(self, other) && speaks(other, self)
     }
 
     /// Whether everything that races with `self`, which precedes `new`, races with `new` as well.
