@@ -111,12 +111,16 @@ impl Scenario {
         let shape =
             Shape { nodes: 2 + random.below(most_nodes - 1), gpus_per_node: 1 + random.below(most_gpus) };
         let mut options = options(&mut random, shape.nodes);
+        if shape.world() > 4 {
+            // What takes long shows on few ranks as well.
+            options.tuning = options.tuning.map(|it| Tuning { pass_units: None, ..it });
+        }
         options.memory = PeerMemory::Nvshmem { direct: random.once_in(2) };
-        // Several passes are several launches.
-        let most_calls = if shape.world() > 6 { 2 } else { 5 };
         let tuning = options.tuning.unwrap_or_default();
-        scenario.calls =
-            sequence_of_calls(&mut random, shape, &tuning, 1 + seed as usize % 4 / 3, most_calls);
+        // Several passes are several launches.
+        let most_calls = if shape.world() > 6 || tuning.pass_units.is_some() { 2 } else { 4 };
+        let (count, buffers) = (1 + random.below(most_calls), 1 + usize::from(random.once_in(4)));
+        scenario.calls = sequence_of_calls(&mut random, shape, &tuning, buffers, count);
         options.in_flight = scenario.buffers() as u32;
         options.dependent_launch &= options.in_flight == 1;
         scenario.machine.devices = shape.world() as u32;
@@ -132,6 +136,14 @@ impl Scenario {
         scenario.calls = sequence_of_calls(&mut random, shape, &Tuning::default(), 2, count);
         (scenario.options.in_flight, scenario.options.dependent_launch) = (2, false);
         Self { shape, ..scenario }
+    }
+
+    /// The same between PEs of NVSHMEM.
+    pub(crate) fn as_pes(mut self) -> Self {
+        self.home = Home::Pes { unit: PutUnit::B8 };
+        self.machine.devices = self.shape.world() as u32;
+        self.options.memory = PeerMemory::Nvshmem { direct: true };
+        self
     }
 
     pub(crate) fn buffers(&self) -> usize {

@@ -133,7 +133,9 @@ impl Machine {
         let Cause::Memory(fault) = cause else { return (None, None) };
         let place = accused(fault).and_then(|(thread, site)| self.place_of_site(thread, site));
         let other = match &**fault {
-            Fault::Race { first, .. } => self.place_of_site(first.thread, first.site),
+            Fault::Race { first, .. } | Fault::Proxy { first, .. } => {
+                self.place_of_site(first.thread, first.site)
+            }
             _ => None,
         };
         (place, other)
@@ -175,7 +177,7 @@ fn accused(fault: &Fault) -> Option<(Thread, Site)> {
         | Fault::Misaligned { access, .. }
         | Fault::Uninitialised { access, .. }
         | Fault::NoPeerAccess { access, .. } => Some((access.thread, access.site)),
-        Fault::Race { second, .. } => Some((second.thread, second.site)),
+        Fault::Race { second, .. } | Fault::Proxy { second, .. } => Some((second.thread, second.site)),
         _ => None,
     }
 }

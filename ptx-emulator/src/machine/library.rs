@@ -7,8 +7,6 @@ use crate::program::{ExternalFunction, Module};
 
 /// Turns without progress after which libraries work in each turn.
 const QUIET_TURNS: u64 = 16;
-/// Of the pieces of work between two turns, the binary logarithm is less.
-const MAX_BURST_LOG2: usize = 7;
 
 impl Machine {
     /// Provides functions to modules that are loaded from now on. Of two with one name the older one is called.
@@ -47,11 +45,12 @@ impl Machine {
         if !self.libraries_are_busy() {
             return Ok(());
         }
-        let seldom = if self.options.policy == Policy::Adversarial { 64 } else { 4 };
-        if self.stall.turns < QUIET_TURNS && self.random.below(seldom) != 0 {
+        // Seldom, and then much of it; in powers of two.
+        let (seldom, burst) = if self.options.policy == Policy::Adversarial { (6, 10) } else { (2, 7) };
+        if self.stall.turns < QUIET_TURNS && self.random.below(1 << seldom) != 0 {
             return Ok(());
         }
-        let burst = 1 << self.random.below(MAX_BURST_LOG2);
+        let burst = 1 << self.random.below(burst);
         (0..burst).try_for_each(|_| self.let_library_work().map(drop))
     }
 

@@ -420,6 +420,7 @@ impl Warp {
             Op::Store(op) => access::store(&mut context, op)?,
             Op::Atomic(op) => atomic::execute(&mut context, op)?,
             Op::Fence(op) => access::execute_fence(&mut context, op),
+            Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),
             Op::Async(op) => asynchronous::execute(&mut context, op)?,
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,

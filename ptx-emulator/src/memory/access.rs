@@ -35,7 +35,9 @@ pub struct Thread {
 }
 
 const ASYNC: u32 = 1 << 31;
-/// Of the thread of a block that is a message.
+/// Of an asynchronous copy: it is of the asynchronous proxy.
+const PROXY: u32 = 1 << 30;
+/// Of a thread: it is a message, and alone in its block.
 const MESSAGE: u32 = 1 << 30;
 
 impl Thread {
@@ -50,6 +52,16 @@ impl Thread {
     /// The agent of the `number`-th asynchronous copy of `block`.
     pub(super) const fn copy(block: BlockId, number: u32) -> Self {
         Self { block, index: ASYNC | number }
+    }
+
+    /// The same, of the asynchronous proxy.
+    pub(super) const fn proxy(block: BlockId, number: u32) -> Self {
+        Self { block, index: ASYNC | PROXY | number }
+    }
+
+    /// Whether its accesses are of the asynchronous proxy (PTX ISA, "Async Proxy").
+    pub const fn is_of_async_proxy(self) -> bool {
+        self.index & (ASYNC | PROXY) == ASYNC | PROXY
     }
 
     /// The message that is all of `block`.
@@ -77,7 +89,7 @@ impl fmt::Display for Thread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.async_copy() {
             _ if *self == Self::HOST => f.write_str("host"),
-            Some(number) => write!(f, "asynchronous copy {number} of block #{}", self.block.0),
+            Some(number) => write!(f, "asynchronous copy {} of block #{}", number & !PROXY, self.block.0),
             None if self.is_message() => write!(f, "message #{}", self.block.0),
             None => write!(f, "thread {} of block #{}", self.index, self.block.0),
         }

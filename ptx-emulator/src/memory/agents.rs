@@ -97,9 +97,22 @@ impl Memory {
     }
 
     /// Asynchronous copies that `thread` starts at one [`Memory::moment`]: an agent for the accesses of `cp.async` up to
-    /// a commit, or of one `cp.async.bulk`.
+    /// a commit.
     pub fn begin_async(&mut self, thread: Thread) -> Thread {
-        if self.is_ordered() { self.causality.begin_async(thread) } else { thread }
+        if self.is_ordered() { self.causality.begin_async(thread, false) } else { thread }
+    }
+
+    /// An agent of the asynchronous proxy: for one `cp.async.bulk`, or what a tensor core reads for `thread`. In shared
+    /// memory its accesses come after a store of the generic proxy only with a [proxy fence](Memory::proxy_fence) between.
+    pub fn begin_proxy(&mut self, thread: Thread) -> Thread {
+        if self.is_ordered() { self.causality.begin_async(thread, true) } else { thread }
+    }
+
+    /// `fence.proxy.async` of `thread`, for shared memory: what it knows of becomes known to the asynchronous proxy.
+    pub fn proxy_fence(&mut self, thread: Thread) {
+        if self.is_ordered() {
+            self.causality.proxy_fence(thread);
+        }
     }
 
     /// The present moment of `thread`: copies that it starts at different ones come after different operations.

@@ -138,6 +138,8 @@ pub(crate) enum Op {
     Store(Box<exec::access::Store>),
     Atomic(Box<exec::atomic::Atomic>),
     Fence(exec::access::Fence),
+    /// `fence.proxy.async`, of shared memory.
+    ProxyFence,
     ConvertAddress(exec::address::ConvertAddress),
     Warp(Box<exec::warp::Collective>),
     Barrier(exec::barrier::Barrier),

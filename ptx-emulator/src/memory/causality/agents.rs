@@ -8,11 +8,12 @@ use crate::memory::{BlockId, Clock, GridId, Scope, Thread};
 /// Asynchronous copies.
 impl Causality {
     /// An asynchronous copy by `thread`, which is not waited for by anybody yet.
-    pub(in crate::memory) fn begin_async(&mut self, thread: Thread) -> Thread {
+    pub(in crate::memory) fn begin_async(&mut self, thread: Thread, is_of_proxy: bool) -> Thread {
         let known = self.advance(thread);
         let block = &mut self.states.blocks[thread.block.0 as usize];
-        let copy = Thread::copy(thread.block, block.n_copies);
-        block.copies.push((block.n_copies, known));
+        let make = if is_of_proxy { Thread::proxy } else { Thread::copy };
+        let copy = make(thread.block, block.n_copies);
+        block.copies.extend(copy.async_copy().map(|number| (number, known)));
         block.n_copies += 1;
         copy
     }
@@ -45,6 +46,7 @@ impl Causality {
             threads,
             copies: Vec::new(),
             n_copies: 0,
+            proxy_fences: Vec::new(),
         });
     }
 

@@ -6,12 +6,14 @@
 
 mod agents;
 mod order;
+mod proxies;
 mod questions;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use order::Domain;
+use proxies::ProxyFence;
 
 use super::clock::{Finished, Grids, VectorClock};
 use super::{BlockId, Clock, DeviceId, GridId, Scope, Thread};
@@ -70,6 +72,8 @@ struct BlockState {
     /// Asynchronous copies under way: what precedes them.
     copies: Vec<(u32, Arc<VectorClock>)>,
     n_copies: u32,
+    /// In time's order.
+    proxy_fences: Vec<ProxyFence>,
 }
 
 #[derive(Debug)]
@@ -113,7 +117,14 @@ impl Causality {
         let grid = GridState { device: None, gathered: known.clone(), start: known.clone(), finished: None };
         let threads = vec![ThreadState::new(known)];
         let (grid_id, cluster) = (GridId(0), BlockId(0));
-        let block = BlockState { grid: grid_id, cluster, threads, copies: Vec::new(), n_copies: 0 };
+        let block = BlockState {
+            grid: grid_id,
+            cluster,
+            threads,
+            copies: Vec::new(),
+            n_copies: 0,
+            proxy_fences: Vec::new(),
+        };
         let states = States { grids: vec![grid], blocks: vec![block] };
         Self { states, chains: Vec::new(), sc_fences: HashMap::new() }
     }
@@ -133,7 +144,14 @@ impl Causality {
             ..ThreadState::new(start.clone())
         };
         let threads = (0..n_threads).map(|_| thread()).collect();
-        self.states.blocks.push(BlockState { grid, cluster, threads, copies: Vec::new(), n_copies: 0 });
+        self.states.blocks.push(BlockState {
+            grid,
+            cluster,
+            threads,
+            copies: Vec::new(),
+            n_copies: 0,
+            proxy_fences: Vec::new(),
+        });
     }
 
     pub(super) fn join_cluster(&mut self, blocks: &[BlockId]) {
@@ -147,7 +165,7 @@ impl Causality {
         let block = &mut self.states.blocks[id.0 as usize];
         let threads = std::mem::take(&mut block.threads);
         let grid = block.grid.0 as usize;
-        block.copies = Vec::new();
+        (block.copies, block.proxy_fences) = (Vec::new(), Vec::new());
         let mut gathered = std::mem::take(&mut self.states.grids[grid].gathered);
         let mut last: Option<Arc<VectorClock>> = None;
         for thread in threads {
