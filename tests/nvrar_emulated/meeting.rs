@@ -19,11 +19,12 @@ struct Table {
 struct State {
     /// Whose turn it is.
     turn: usize,
-    /// What the ranks have brought to the meeting that is to come, and whether they have left for good.
+    /// What the ranks have brought to the meeting that is to come.
     brought: Vec<Option<Vec<u8>>>,
-    gone: Vec<bool>,
     /// What they brought to the last one.
     last: Vec<Vec<u8>>,
+    /// Who failed first, and why.
+    failed: Option<(usize, String)>,
 }
 
 /// One rank's chair at the table.
@@ -36,7 +37,7 @@ pub(crate) struct Chair {
 impl Chair {
     /// All chairs of a table.
     pub(crate) fn all(world: usize) -> Vec<Arc<Self>> {
-        let state = State { brought: vec![None; world], gone: vec![false; world], ..State::default() };
+        let state = State { brought: vec![None; world], ..State::default() };
         let hosts = (0..world).map(|rank| format!("host {rank}")).collect();
         let table = Arc::new(Table { state: Mutex::new(state), changed: Condvar::new(), hosts });
         (0..world).map(|rank| Arc::new(Self { table: Arc::clone(&table), rank })).collect()
@@ -49,7 +50,6 @@ impl Chair {
     /// Waits for the rank's turn.
     pub(crate) fn sit_down(&self) {
         let mut state = self.lock();
-        state.gone[self.rank] = false;
         while state.turn != self.rank {
             state = self.table.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -58,7 +58,6 @@ impl Chair {
     /// The rank does no more for now; its thread ends.
     pub(crate) fn leave(&self) {
         let mut state = self.lock();
-        state.gone[self.rank] = true;
         self.hand_on(&mut state);
     }
 
@@ -87,6 +86,9 @@ impl Bootstrap for Chair {
     ) -> Result<Vec<Vec<u8>>, CommError> {
         assert_eq!(members.len(), self.world(), "{call}: all ranks meet");
         let mut state = self.lock();
+        if let Some((peer, cause)) = state.failed.clone() {
+            return Err(CommError::PeerFailed { rank: self.rank, peer, cause });
+        }
         state.brought[self.rank] = Some(mine.to_vec());
         if self.rank + 1 == self.world() {
             let brought: Option<Vec<_>> = state.brought.iter_mut().map(Option::take).collect();
@@ -102,7 +104,13 @@ impl Bootstrap for Chair {
         None
     }
 
-    fn fail(&self, _: &str, _: Option<usize>) {}
+    fn fail(&self, cause: &str, _: Option<usize>) {
+        self.lock().failed.get_or_insert_with(|| (self.rank, cause.to_owned()));
+    }
+
+    fn failure(&self) -> Option<(usize, String)> {
+        self.lock().failed.clone().filter(|(rank, _)| *rank != self.rank)
+    }
 
     fn reports(&self) -> Reports {
         Reports::default()

@@ -8,7 +8,9 @@ use crate::exec::context::{Context, Environment, lanes};
 use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
-use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
+use crate::exec::{
+    Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, subbyte, warp, wmma,
+};
 use crate::external::{self, Bound, Library};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
@@ -337,7 +339,7 @@ impl Warp {
                 // Groups with masks of their own execute one after the other and meet behind.
                 Ok(self.execute_apart(fragment, same, pc + 1))
             }
-            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+            Op::Mma(_) | Op::SubByteMma(_) | Op::Matrix(_) | Op::Wmma(_) => {
                 self.together(inst, fragment, active, Mask::MAX, shared)
             }
             // Each thread counts for itself: those that the guard keeps out go on.
@@ -426,6 +428,7 @@ impl Warp {
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
+            Op::SubByteMma(op) => subbyte::execute(&mut context, op),
             Op::Cluster(op) => cluster::execute(&mut context, *op)?,
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,

@@ -144,6 +144,7 @@ pub(crate) enum Op {
     Warp(Box<exec::warp::Collective>),
     Barrier(exec::barrier::Barrier),
     Mma(Box<exec::mma::Mma>),
+    SubByteMma(Box<exec::subbyte::SubByteMma>),
     Matrix(Box<exec::matrix::MatrixAccess>),
     Wmma(Box<exec::wmma::Wmma>),
     Async(Box<exec::asynchronous::Async>),

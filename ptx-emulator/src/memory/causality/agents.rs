@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockState, Causality, Release, ThreadState, join};
+use super::{BlockState, Causality, Copy, Release, ThreadState, join};
 use crate::memory::{BlockId, Clock, GridId, Scope, Thread};
 
 /// Asynchronous copies.
@@ -13,7 +13,7 @@ impl Causality {
         let block = &mut self.states.blocks[thread.block.0 as usize];
         let make = if is_of_proxy { Thread::proxy } else { Thread::copy };
         let copy = make(thread.block, block.n_copies);
-        block.copies.extend(copy.async_copy().map(|number| (number, known)));
+        block.copies.extend(copy.async_copy().map(|number| Copy { number, issuer: thread, known }));
         block.n_copies += 1;
         copy
     }
@@ -22,8 +22,8 @@ impl Causality {
     pub(in crate::memory) fn end_async(&mut self, copy: Thread, clock: &mut Clock) {
         let Some(number) = copy.async_copy() else { return };
         let copies = &mut self.states.blocks[copy.block.0 as usize].copies;
-        if let Some(at) = copies.iter().position(|it| it.0 == number) {
-            let mut known = copies.remove(at).1;
+        if let Some(at) = copies.iter().position(|it| it.number == number) {
+            let mut known = copies.remove(at).known;
             Arc::make_mut(&mut known).insert(copy, 0);
             join(&mut clock.0, &known, &self.states);
         }
@@ -40,14 +40,7 @@ impl Causality {
         let began = self.thread(sender).map_or_else(Arc::default, |state| state.began.clone());
         let fences = vec![Release { known: began.clone(), scope: Scope::Sys, block }];
         let threads = vec![ThreadState { fences, began, ..ThreadState::new(known) }];
-        self.states.blocks.push(BlockState {
-            grid,
-            cluster: block,
-            threads,
-            copies: Vec::new(),
-            n_copies: 0,
-            proxy_fences: Vec::new(),
-        });
+        self.states.blocks.push(BlockState::new(grid, block, threads));
     }
 
     /// The message comes after what `clock` has, and says so.

@@ -9,7 +9,7 @@ mod order;
 mod proxies;
 mod questions;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use order::Domain;
@@ -69,11 +69,26 @@ struct BlockState {
     cluster: BlockId,
     /// By index; empty once the block has ended.
     threads: Vec<ThreadState>,
-    /// Asynchronous copies under way: what precedes them.
-    copies: Vec<(u32, Arc<VectorClock>)>,
+    /// Asynchronous copies under way.
+    copies: Vec<Copy>,
     n_copies: u32,
-    /// In time's order.
-    proxy_fences: Vec<ProxyFence>,
+    /// By thread, in time's order.
+    proxy_fences: BTreeMap<u32, Vec<ProxyFence>>,
+}
+
+/// An asynchronous copy under way.
+#[derive(Debug)]
+struct Copy {
+    number: u32,
+    issuer: Thread,
+    /// What precedes it.
+    known: Arc<VectorClock>,
+}
+
+impl BlockState {
+    fn new(grid: GridId, cluster: BlockId, threads: Vec<ThreadState>) -> Self {
+        Self { grid, cluster, threads, copies: Vec::new(), n_copies: 0, proxy_fences: BTreeMap::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -117,14 +132,7 @@ impl Causality {
         let grid = GridState { device: None, gathered: known.clone(), start: known.clone(), finished: None };
         let threads = vec![ThreadState::new(known)];
         let (grid_id, cluster) = (GridId(0), BlockId(0));
-        let block = BlockState {
-            grid: grid_id,
-            cluster,
-            threads,
-            copies: Vec::new(),
-            n_copies: 0,
-            proxy_fences: Vec::new(),
-        };
+        let block = BlockState::new(grid_id, cluster, threads);
         let states = States { grids: vec![grid], blocks: vec![block] };
         Self { states, chains: Vec::new(), sc_fences: HashMap::new() }
     }
@@ -144,14 +152,7 @@ impl Causality {
             ..ThreadState::new(start.clone())
         };
         let threads = (0..n_threads).map(|_| thread()).collect();
-        self.states.blocks.push(BlockState {
-            grid,
-            cluster,
-            threads,
-            copies: Vec::new(),
-            n_copies: 0,
-            proxy_fences: Vec::new(),
-        });
+        self.states.blocks.push(BlockState::new(grid, cluster, threads));
     }
 
     pub(super) fn join_cluster(&mut self, blocks: &[BlockId]) {
@@ -165,7 +166,7 @@ impl Causality {
         let block = &mut self.states.blocks[id.0 as usize];
         let threads = std::mem::take(&mut block.threads);
         let grid = block.grid.0 as usize;
-        (block.copies, block.proxy_fences) = (Vec::new(), Vec::new());
+        (block.copies, block.proxy_fences) = (Vec::new(), BTreeMap::new());
         let mut gathered = std::mem::take(&mut self.states.grids[grid].gathered);
         let mut last: Option<Arc<VectorClock>> = None;
         for thread in threads {

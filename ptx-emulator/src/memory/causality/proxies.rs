@@ -6,14 +6,13 @@
 use std::sync::Arc;
 
 use super::Causality;
-use crate::memory::Thread;
 use crate::memory::clock::VectorClock;
 use crate::memory::view::View;
+use crate::memory::{BlockId, Thread};
 
 /// `fence.proxy.async`
 #[derive(Debug)]
 pub(super) struct ProxyFence {
-    by: Thread,
     clock: u32,
     /// What precedes it, the thread's own operations included.
     known: Arc<VectorClock>,
@@ -23,19 +22,32 @@ impl Causality {
     pub(in crate::memory) fn proxy_fence(&mut self, by: Thread) {
         let Some(clock) = self.thread(by).map(|state| state.clock) else { return };
         let known = self.advance(by);
-        self.states.blocks[by.block.0 as usize].proxy_fences.push(ProxyFence { by, clock, known });
+        let fences = &mut self.states.blocks[by.block.0 as usize].proxy_fences;
+        fences.entry(by.index).or_default().push(ProxyFence { clock, known });
     }
 
-    /// Whether a proxy fence lies between the write of `who` at `clock` and the next operation of a view.
+    /// Whether a proxy fence lies between the write of `who` at `clock` and the next operation of an agent.
     pub(in crate::memory) fn is_proxy_fenced(&self, who: Thread, clock: u32, view: &View<'_>) -> bool {
-        let lies_between = |fence: &ProxyFence| {
-            view.knows(fence.by, fence.clock) && fence.known.contains(who, clock, &self.states)
+        // Mostly the writer's, or that of the thread that the agent acts for.
+        let issuer = view.thread.async_copy().and_then(|number| self.copy(view.thread.block, number));
+        let usual = [Some(who), issuer.map(|copy| copy.issuer)];
+        let mut others = [who.block, view.thread.block].into_iter().flat_map(|block| self.fencing(block));
+        usual.into_iter().flatten().any(|by| self.lies_between(by, who, clock, view))
+            || others.any(|by| self.lies_between(by, who, clock, view))
+    }
+
+    /// Threads of a block that have executed proxy fences.
+    fn fencing(&self, block: BlockId) -> impl Iterator<Item = Thread> {
+        let fences = self.states.blocks[block.0 as usize].proxy_fences.keys();
+        fences.map(move |&index| Thread { block, index })
+    }
+
+    /// Whether a fence `by` a thread does: the last one that the agent knows of follows all that those before it do.
+    fn lies_between(&self, by: Thread, who: Thread, clock: u32, view: &View<'_>) -> bool {
+        let Some(fences) = self.states.blocks[by.block.0 as usize].proxy_fences.get(&by.index) else {
+            return false;
         };
-        let fences =
-            |block: crate::memory::BlockId| self.states.blocks[block.0 as usize].proxy_fences.iter().rev();
-        // Mostly the writer's own.
-        fences(who.block).filter(|fence| fence.by == who).any(lies_between)
-            || fences(who.block).any(lies_between)
-            || who.block != view.thread.block && fences(view.thread.block).any(lies_between)
+        let known = fences.partition_point(|fence| view.knows(by, fence.clock));
+        fences[..known].last().is_some_and(|fence| fence.known.contains(who, clock, &self.states))
     }
 }

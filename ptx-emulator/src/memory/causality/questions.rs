@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Causality, Release};
+use super::{Causality, Copy, Release};
 use crate::memory::view::View;
 use crate::memory::{BlockId, DeviceId, Scope, Thread};
 
@@ -10,12 +10,15 @@ impl Causality {
     /// What `thread` knows, to ask it more than once.
     #[inline]
     pub(in crate::memory) fn view(&self, thread: Thread) -> View<'_> {
-        let block = &self.states.blocks[thread.block.0 as usize];
         let (known, clock) = match thread.async_copy() {
-            Some(number) => (block.copies.iter().find(|it| it.0 == number).map(|it| &it.1), 0),
+            Some(number) => (self.copy(thread.block, number).map(|it| &it.known), 0),
             None => (self.thread(thread).map(|it| &it.known), self.clock(thread)),
         };
         View::new(&self.states, thread, clock, known.map(Arc::as_ref))
+    }
+
+    pub(super) fn copy(&self, block: BlockId, number: u32) -> Option<&Copy> {
+        self.states.blocks[block.0 as usize].copies.iter().find(|copy| copy.number == number)
     }
 
     #[inline]
