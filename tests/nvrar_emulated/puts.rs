@@ -53,14 +53,16 @@ fn calls_follow_each_other() {
 #[test]
 fn cells_that_tear_are_noticed() {
     let _loaded = keep_all_loaded();
-    let (caught, tried) = search(0, SCHEDULES, |seed| {
-        let scenario = Scenario { home: Home::Pes { unit: PutUnit::B4 }, ..Scenario::of_puts(seed) };
-        let reason = attempt(&scenario, shipped(scenario.arch)).err()?;
-        Some((seed, reason))
-    });
-    let (seed, reason) =
-        caught.unwrap_or_else(|| panic!("units of 4 bytes did no harm in {tried} schedules"));
-    println!("caught by seed {seed}: {}", reason.lines().next().unwrap_or_default());
+    for race in [true, false] {
+        let (caught, tried) = search(0, SCHEDULES, |seed| {
+            let mut scenario = Scenario { home: Home::Pes { unit: PutUnit::B4 }, ..Scenario::of_puts(seed) };
+            scenario.machine.race = race;
+            let reason = attempt(&scenario, shipped(scenario.arch)).err()?;
+            Some((seed, reason))
+        });
+        let (seed, reason) = caught.unwrap_or_else(|| panic!("race {race}: no harm in {tried} schedules"));
+        println!("race {race}: caught by seed {seed}: {}", reason.lines().next().unwrap_or_default());
+    }
 }
 
 const MUTATIONS: [Mutation; 7] = [

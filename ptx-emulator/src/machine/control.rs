@@ -1,6 +1,6 @@
 //! Control flow of fragments: branches, calls, returns and exits.
 
-use super::step::{Next, Shared};
+use super::shared::{Next, Shared};
 use super::warp::{Fragment, Frame, Warp};
 use crate::exec::context::{self, PrivateBase, lanes};
 use crate::exec::rows::{Counts, Mask, Slot};

@@ -3,7 +3,7 @@
 use super::Machine;
 use super::report::{Deadlock, Place, Report, RunError, Waiter};
 use super::run::Address;
-use super::step::Failure;
+use super::shared::Failure;
 use super::warp::State;
 use crate::exec::Cause;
 use crate::memory::{Fault, Site, Thread};

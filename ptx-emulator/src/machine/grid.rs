@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::step::{Failure, Shared, Turn};
+use super::shared::{Failure, Shared, Turn};
 use super::warp::Warp;
 use super::{Launch, LaunchError, MachineOptions, Policy};
 use crate::exec::asynchronous::AsyncState;

@@ -18,8 +18,10 @@ mod options;
 mod random;
 mod report;
 mod run;
+mod shared;
 mod step;
 mod stream;
+mod wake;
 mod warp;
 
 use std::collections::BTreeMap;

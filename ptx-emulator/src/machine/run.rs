@@ -2,7 +2,7 @@
 
 use super::grid::{Executed, Surroundings, budget};
 use super::report::RunError;
-use super::step::{Failure, Turn};
+use super::shared::{Failure, Turn};
 use super::stream::Command;
 use super::warp::{Spin, State};
 use super::{Counters, Machine, Outcome, Policy};
