@@ -6,7 +6,7 @@ use fewsync::driver::{PutUnit, Schedule};
 use fewsync::kernels::{NVSHMEM_PTX, PTX, Ptx};
 
 use crate::inputs::Inputs;
-use crate::mutations::{Mutation, ONE_SLOT, ONE_WORD, WORDS_STAY, assert_caught};
+use crate::mutations::{Mutation, ONE_WORD, WORDS_STAY, assert_caught};
 use crate::pes::Pes;
 use crate::scenario::{Home, Scenario, TIME_LIMIT};
 use crate::schedules::{attempt, keep_loaded, try_all};
@@ -99,9 +99,18 @@ const MUTATIONS: [Mutation; 7] = [
         edit: |_, line| line.strip_prefix("bar.sync")?.trim().starts_with("2,").then(String::new),
         concerns: |_| true,
     },
+    Mutation {
+        what: "one slot instead of two",
+        edit: |before, line| {
+            let (to, _) = line.strip_prefix("selp.b64")?.split_once(", ")?;
+            let &[.., parity, tests] = before else { return None };
+            let is_parity = parity.starts_with("and.b64") && parity.ends_with(", 1;");
+            (is_parity && tests.starts_with("setp.ne.b64")).then(|| format!("mov.b64 {to}, 0;"))
+        },
+        concerns: |it| it.calls.len() > 1,
+    },
     WORDS_STAY,
     ONE_WORD,
-    ONE_SLOT,
 ];
 
 /// Each is caught by the race check, and without it by what arrives.
