@@ -14,7 +14,7 @@ use super::call::Call;
 use crate::params::MAX_ROW_BLOCKS;
 use crate::ptx::barrier::sync_some;
 use crate::ptx::{Shared, shared};
-use crate::ptx::special::{lane, tid_x, warp};
+use crate::ptx::special::{lane, nctaid_x, tid_x, warp};
 use crate::tile::reduce::warp_sum;
 
 /// The barrier of the threads that move data.
@@ -50,18 +50,16 @@ impl Letters {
     /// For the first row, which the blocks in x share. All threads of the cluster call it together.
     #[inline(always)]
     pub unsafe fn begin() -> Self {
-        // Words and letters; mbarriers have an initial state of their own.
+        // Words of no warp and letters of no block stay 0.
         let (set, word) = (tid_x() / WORDS, tid_x() % WORDS);
-        if set < 2 {
+        let is_used = word < Call::workers() / 32 || word.wrapping_sub(MAX_WARPS as u32) < nctaid_x();
+        if set < 2 && !is_used {
             shared::st_b32(sets() + set * SET_BYTES + word * 4, 0);
         }
         #[cfg(cuda_arch_min = "90")]
         return Self { number: 1, post: post::Post::begin() };
         #[cfg(not(cuda_arch_min = "90"))]
-        {
-            crate::ptx::barrier::sync_block();
-            Self { number: 1 }
-        }
+        Self { number: 1 }
     }
 
     /// The sum of `value` over all workers of all blocks of the row; all of them call it.
@@ -111,7 +109,7 @@ mod post {
                 mbarrier::init(sets() + SET_BYTES + MBARRIER_AT, 1);
                 mbarrier::fence_init();
             }
-            cluster::sync();
+            cluster::arrive();
             Self { addressee: cluster::map(sets(), if lane() < nctaid_x() { lane() } else { ctaid_x() }) }
         }
 
@@ -121,6 +119,10 @@ mod post {
             let blocks = nctaid_x();
             if blocks == 1 {
                 return own;
+            }
+            if number == 1 {
+                // The others' mbarriers are ready: their blocks began long ago.
+                cluster::wait();
             }
             if tid_x() < blocks {
                 let there = self.addressee + set;

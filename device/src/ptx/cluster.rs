@@ -5,18 +5,19 @@ use core::arch::asm;
 
 use super::Shared;
 
-/// `barrier.cluster.arrive.release`, then `barrier.cluster.wait.acquire`: all threads of the cluster that have not
-/// exited; orders their memory accesses.
+/// `barrier.cluster.arrive.release.aligned`: orders what the thread has done before [`wait`] of the others.
 #[inline(always)]
-pub fn sync() {
-    // SAFETY: a barrier has no operand that could be wrong; kernels call it in uniform control flow.
-    unsafe {
-        asm!(
-            "barrier.cluster.arrive.release.aligned;",
-            "barrier.cluster.wait.acquire.aligned;",
-            options(nostack)
-        );
-    }
+pub fn arrive() {
+    // SAFETY: a barrier has no operand that could be wrong; kernels call it once, in uniform control flow.
+    unsafe { asm!("barrier.cluster.arrive.release.aligned;", options(nostack)) };
+}
+
+/// `barrier.cluster.wait.acquire`: until all threads of the cluster that have not exited have [arrived](arrive), as
+/// this one has.
+#[inline(always)]
+pub fn wait() {
+    // SAFETY: as above; lanes of a warp may come by themselves.
+    unsafe { asm!("barrier.cluster.wait.acquire;", options(nostack)) };
 }
 
 /// `mapa.shared::cluster.u32`: the cluster's address of what lies at `address` in block `rank`.
