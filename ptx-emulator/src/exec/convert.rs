@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::conversion::{Conversion, Form, convert, is_float, small_bits};
+use super::float8;
 use super::halves::Small;
 use super::rounding::{Rounding, canonical};
 use super::rows::{Class, RowFn, Slots, lanes};
@@ -76,6 +77,9 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let finite = line.flag("satfinite");
     let relu = line.flag("relu");
     let (to, from) = (line.ty()?, line.ty()?);
+    if (float8::is_pair(to) || float8::is_pair(from)) && !flushed && !saturated {
+        return float8::decode(line, to, from, &float8::Modifiers { nearest: form == 1, finite, relu });
+    }
     if matches!(to, T::F16x2 | T::Bf16x2) && from == T::F32 {
         if finite || flushed || saturated {
             return line.refuse();

@@ -11,6 +11,7 @@ use super::context::Context;
 use super::halves::Small;
 use super::rounding::canonical;
 use super::rows::{LANES, Row, Slot, each};
+use super::subbyte;
 use crate::program::{Decoded, Line, Op};
 use crate::text::ScalarType as T;
 
@@ -32,13 +33,18 @@ pub(crate) struct Mma {
     d: Box<[Slot]>,
 }
 
-const SHAPES: [(&str, (usize, usize)); 6] = [
+const SHAPES: [(&str, (usize, usize)); 11] = [
     ("m16n8k4", (16, 4)),
     ("m16n8k8", (16, 8)),
     ("m16n8k16", (16, 16)),
     ("m16n8k32", (16, 32)),
     ("m8n8k4", (8, 4)),
     ("m8n8k16", (8, 16)),
+    ("m8n8k32", (8, 32)),
+    ("m16n8k64", (16, 64)),
+    ("m8n8k128", (8, 128)),
+    ("m16n8k128", (16, 128)),
+    ("m16n8k256", (16, 256)),
 ];
 
 /// Elements of a type in a register.
@@ -63,6 +69,9 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     }
     let Some((rows, k)) = line.choice(&SHAPES) else { return line.refuse() };
     let saturate = line.flag("satfinite");
+    if let Some(ty) = line.choice(&subbyte::TYPES) {
+        return subbyte::decode(line, (rows, k), ty, saturate);
+    }
     let (d_type, a_type, b_type, c_type) = (line.ty()?, line.ty()?, line.ty()?, line.ty()?);
     let integer = c_type == T::S32;
     let results = d_type == c_type || (a_type == T::F16 && matches!(d_type, T::F16 | T::F32));

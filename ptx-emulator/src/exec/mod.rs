@@ -15,6 +15,7 @@ mod conversion;
 mod convert;
 mod data;
 mod float;
+mod float8;
 mod halves;
 #[cfg(test)]
 mod harness;
@@ -27,6 +28,7 @@ pub(crate) mod pending;
 mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
+pub(crate) mod subbyte;
 pub(crate) mod warp;
 pub(crate) mod wmma;
 

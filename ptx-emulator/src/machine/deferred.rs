@@ -6,7 +6,7 @@
 //! or anything but arithmetic, branches, plain and relaxed loads and stores. Nothing that a thread learns lies
 //! between, so the put-off load reads what it could read at its place, and what has become visible since.
 
-use super::step::{Failure, Shared};
+use super::shared::{Failure, Shared};
 use super::warp::{Fragment, Frame, Warp};
 use crate::exec::access;
 use crate::exec::address::generic;

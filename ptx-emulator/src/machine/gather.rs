@@ -1,6 +1,6 @@
 //! Instructions that lanes execute together: fragments wait at them until all members are there.
 
-use super::step::{Failure, Next, Shared};
+use super::shared::{Failure, Next, Shared};
 use super::warp::{Fragment, State, Warp};
 use crate::exec::Cause;
 use crate::exec::barrier::{self, Barrier};

@@ -1,98 +1,21 @@
 //! Execution of one warp, until it waits, ends, gives way or has used up its turn.
 
+use super::shared::{Failure, Next, Shared, Turn};
 use super::warp::{Fragment, Frame, Spin, State, Warp};
-use crate::exec::asynchronous::AsyncState;
-use crate::exec::barrier::{self, Barriers};
-use crate::exec::cluster::{self, Cluster};
-use crate::exec::context::{Context, Environment, lanes};
+use crate::exec::barrier;
+use crate::exec::context::lanes;
 use crate::exec::control::GridControl;
-use crate::exec::rows::{Constants, Mask, Slot};
+use crate::exec::rows::{Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
-use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
-use crate::memory::{BlockId, Clock, Memory, Order, Scope, Site, Thread};
+use crate::exec::{
+    Cause, access, address, asynchronous, atomic, cluster, matrix, mbarrier, mma, special, subbyte, warp,
+    wmma,
+};
+use crate::external;
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
 
 /// A fragment that spins this long while lanes wait for it lets them go on.
 const PATIENCE: u64 = 20_000;
-
-/// How a turn ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// It could go on at once.
-    Ready,
-    /// Every fragment waits.
-    Blocked,
-    /// All lanes have exited.
-    Finished,
-}
-
-/// What a warp shares with its block, grid and machine.
-pub(crate) struct Shared<'a> {
-    pub(crate) program: &'a Program,
-    pub(crate) constants: &'a Constants,
-    pub(crate) site_base: u32,
-    pub(crate) block: BlockId,
-    pub(crate) memory: &'a mut Memory,
-    pub(crate) environment: &'a Environment,
-    pub(crate) barriers: &'a mut Barriers,
-    pub(crate) cluster: &'a mut Cluster,
-    pub(crate) asynchronous: &'a mut AsyncState,
-    pub(crate) output: &'a mut String,
-    pub(crate) progress: &'a mut u64,
-    /// Whether grids before this one have ended, and what `griddepcontrol.wait` then acquires.
-    pub(crate) predecessors: Option<&'a Clock>,
-    /// Set by `griddepcontrol.launch_dependents`.
-    pub(crate) triggered: &'a mut bool,
-    pub(crate) check_registers: bool,
-    pub(crate) find_spins: bool,
-    pub(crate) warp_instructions: u64,
-    pub(crate) thread_instructions: u64,
-    /// The lane that an instruction worked on when it failed.
-    pub(crate) culprit: Option<usize>,
-}
-
-/// A failure, and where.
-pub(crate) struct Failure {
-    pub(crate) cause: Cause,
-    pub(crate) pc: Pc,
-    /// Lanes that executed the instruction.
-    pub(crate) mask: Mask,
-}
-
-pub(super) enum Next {
-    /// Go on with this fragment.
-    Same(Fragment),
-    /// It was put away: waits, ended, or merged.
-    Other,
-    /// Go on, but let other warps run first.
-    Yield(Fragment),
-}
-
-impl Shared<'_> {
-    pub(super) fn context<'c>(
-        &'c mut self,
-        warp: &'c mut Warp,
-        frame: Frame,
-        pc: Pc,
-        mask: Mask,
-    ) -> Context<'c> {
-        Context {
-            rows: warp.registers.frame(frame.registers, self.constants, mask),
-            memory: self.memory,
-            privates: &mut warp.privates,
-            base: frame.private,
-            environment: self.environment,
-            barriers: self.barriers,
-            cluster: self.cluster,
-            asynchronous: self.asynchronous,
-            first: Thread::new(self.block, warp.first_thread),
-            site: Site(self.site_base + pc),
-            output: self.output,
-            progress: self.progress,
-            culprit: &mut self.culprit,
-        }
-    }
-}
 
 impl Warp {
     /// Runs up to `budget` instructions.
@@ -115,89 +38,6 @@ impl Warp {
             if !self.run_fragment(fragment, shared, end)? {
                 return Ok(if self.is_finished() { Turn::Finished } else { Turn::Ready });
             }
-        }
-    }
-
-    /// The first fragment that can run, after those whose wait has ended were woken.
-    fn runnable(&mut self, shared: &mut Shared<'_>) -> Option<usize> {
-        let mut index = 0;
-        while index < self.fragments.len() {
-            let before = self.fragments.len();
-            if self.wake(index, shared) {
-                return Some(index);
-            }
-            // One that was woken may have gone to wait at a join.
-            index += usize::from(self.fragments.len() == before);
-        }
-        None
-    }
-
-    /// Lanes that wait for others of `members` where the fragment does.
-    pub(super) fn gathered(&self, program: &Program, pc: Pc, frame: Frame, members: Mask) -> Mask {
-        let here = self.fragments.iter().filter(|other| other.is_met_at(program, pc, frame));
-        here.fold(0, |bits, other| match other.state {
-            State::Members { active, members: same } if same == members => bits | active,
-            _ => bits,
-        })
-    }
-
-    fn wake(&mut self, index: usize, shared: &mut Shared<'_>) -> bool {
-        let Fragment { pc, mask, .. } = self.fragments[index];
-        let frame = self.fragments[index].frame();
-        match self.fragments[index].state {
-            State::Ready => return true,
-            State::Members { members, .. } => {
-                // Lanes may have exited since.
-                let gathered = self.gathered(shared.program, pc, frame, members);
-                let complete = members & self.live & !gathered == 0;
-                if complete {
-                    self.fragments[index].state = State::Ready;
-                }
-                return complete;
-            }
-            State::Barrier { id, generation } => {
-                if shared.barriers.generation(id) == generation {
-                    return false;
-                }
-                if let Op::Barrier(op) = &shared.program.code[pc as usize].op {
-                    barrier::finish(&mut shared.context(self, frame, pc, mask), op, id, generation);
-                }
-            }
-            State::Sleeping { until_ns } => {
-                if shared.environment.time_ns < until_ns {
-                    return false;
-                }
-            }
-            State::Cluster => {
-                let rank = shared.environment.cluster_rank();
-                let threads = || lanes(mask).map(|lane| self.first_thread + lane as u32);
-                if threads().any(|thread| shared.cluster.holds(rank, thread)) {
-                    return false;
-                }
-                for thread in threads() {
-                    shared.cluster.go_on(rank, Thread::new(shared.block, thread), shared.memory);
-                }
-            }
-            State::Grid => {
-                let Some(clock) = shared.predecessors else { return false };
-                for lane in lanes(mask) {
-                    let thread = Thread::new(shared.block, self.first_thread + lane as u32);
-                    shared.memory.acquire(thread, clock);
-                    shared.memory.fence(thread, Order::Release, Scope::Sys);
-                }
-            }
-        }
-        // Lanes that a guard had kept out went along.
-        let fragment = &mut self.fragments[index];
-        fragment.state = State::Ready;
-        fragment.pc += 1;
-        let fragment = self.fragments.remove(index);
-        match self.settle(fragment) {
-            Some(fragment) => {
-                self.fragments.insert(index, fragment);
-                true
-            }
-            None => false,
         }
     }
 
@@ -315,7 +155,7 @@ impl Warp {
             Op::Exit => Ok(self.leave(fragment, active, shared)),
             Op::Return => self.give_back(fragment, active, shared),
             Op::Trap => Err(Cause::Trap),
-            Op::Call(op) => self.call(op, fragment, active, shared),
+            Op::Call(op) => self.call(inst, op, fragment, active, shared),
             Op::Warp(op) if op.kind != CollectiveKind::ActiveMask => {
                 let row = *self
                     .registers
@@ -333,7 +173,7 @@ impl Warp {
                 // Groups with masks of their own execute one after the other and meet behind.
                 Ok(self.execute_apart(fragment, same, pc + 1))
             }
-            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+            Op::Mma(_) | Op::SubByteMma(_) | Op::Matrix(_) | Op::Wmma(_) => {
                 self.together(inst, fragment, active, Mask::MAX, shared)
             }
             // Each thread counts for itself: those that the guard keeps out go on.
@@ -404,6 +244,7 @@ impl Warp {
         let mut context = shared.context(self, fragment.frame(), fragment.pc, active);
         match op {
             Op::Special { d, which } => special::read(&mut context, *d, *which),
+            Op::Call(op) => external::execute(&mut context, op)?,
             Op::FrameAddress { d, offset, frame } => {
                 let base = match frame {
                     crate::program::Frame::Params => context.base.params,
@@ -415,11 +256,13 @@ impl Warp {
             Op::Store(op) => access::store(&mut context, op)?,
             Op::Atomic(op) => atomic::execute(&mut context, op)?,
             Op::Fence(op) => access::execute_fence(&mut context, op),
+            Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),
             Op::Async(op) => asynchronous::execute(&mut context, op)?,
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
+            Op::SubByteMma(op) => subbyte::execute(&mut context, op),
             Op::Cluster(op) => cluster::execute(&mut context, *op)?,
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,

@@ -239,3 +239,95 @@ proptest! {
         }
     }
 }
+
+/// The value of an 8-bit float: sign, exponent, fraction (OCP 8-bit Floating Point Specification, revision 1.0).
+fn of_8_bits(bits: u8, fraction_bits: i32) -> f64 {
+    let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (exponent, fraction) = (i32::from(bits & 0x7F) >> fraction_bits, bits & ((1 << fraction_bits) - 1));
+    let bias = (1 << (6 - fraction_bits)) - 1;
+    let part = f64::from(fraction) / f64::from(1 << fraction_bits);
+    match (fraction_bits, exponent) {
+        (3, 15) if fraction == 7 => f64::NAN,
+        (2, 31) if fraction == 0 => sign * f64::INFINITY,
+        (2, 31) => f64::NAN,
+        (_, 0) => sign * part * f64::from(1 - bias).exp2(),
+        (_, exponent) => sign * (1.0 + part) * f64::from(exponent - bias).exp2(),
+    }
+}
+
+/// The nearest finite one, of two the one with an even last bit: found among all of them.
+fn to_8_bits(value: f64, fraction_bits: i32, relu: bool) -> u8 {
+    if value.is_nan() {
+        return 0x7F;
+    }
+    if relu && value.is_sign_negative() {
+        return 0;
+    }
+    let distance = |bits: &u8| (of_8_bits(*bits, fraction_bits) - value.abs()).abs();
+    let mut finite = (0..0x80_u8).filter(|bits| of_8_bits(*bits, fraction_bits).is_finite());
+    // Far beyond, distances are all the same.
+    let is_far = value.abs() > 65536.0;
+    let nearest = finite.clone().min_by(|a, b| {
+        let order = distance(a).total_cmp(&distance(b));
+        order.then((a & 1).cmp(&(b & 1)))
+    });
+    let magnitude = if is_far { finite.next_back() } else { nearest };
+    magnitude.unwrap() | if value.is_sign_negative() { 0x80 } else { 0 }
+}
+
+const SMALLEST: [(&str, i32); 2] = [("e4m3x2", 3), ("e5m2x2", 2)];
+
+#[test]
+fn every_8_bit_float_becomes_a_half() {
+    for (ty, fraction_bits) in SMALLEST {
+        for relu in [false, true] {
+            let name = format!("cvt.rn{}.f16x2.{ty}", if relu { ".relu" } else { "" });
+            for first in (0..256_u64).step_by(64) {
+                let pairs: Vec<u64> = (first..first + 64).map(|low| (255 - low) << 8 | low).collect();
+                let half = |bits: u64| {
+                    let value = of_8_bits(bits as u8, fraction_bits);
+                    match value.is_nan() {
+                        true => 0x7FFF,
+                        false if relu && value.is_sign_negative() => 0,
+                        false => u64::from(half::f16::from_f64(value).to_bits()),
+                    }
+                };
+                agree(&name, "b32", ["b16"], [&pairs], |[pair]| half(pair) | half(pair >> 8) << 16);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_half_becomes_an_8_bit_float() {
+    for (ty, fraction_bits) in SMALLEST {
+        for relu in [false, true] {
+            let name = format!("cvt.rn.satfinite{}.{ty}.f16x2", if relu { ".relu" } else { "" });
+            let small = |bits: u64| {
+                u64::from(to_8_bits(half::f16::from_bits(bits as u16).to_f64(), fraction_bits, relu))
+            };
+            for first in (0..1_u64 << 16).step_by(1024) {
+                let pairs: Vec<u64> =
+                    (first..first + 1024).map(|low| ((low * 40503 + 77) % (1 << 16)) << 16 | low).collect();
+                agree(&name, "b16", ["b32"], [&pairs], |[pair]| small(pair) | small(pair >> 16) << 8);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn singles_become_8_bit_floats(a in words(32), b in words(32), c in moderate(-600.0, 600.0)) {
+        for (ty, fraction_bits) in SMALLEST {
+            for relu in [false, true] {
+                let name = format!("cvt.rn.satfinite{}.{ty}.f32", if relu { ".relu" } else { "" });
+                let small = |bits: u64| u64::from(to_8_bits(f64::from(single(bits)), fraction_bits, relu));
+                let model = |[high, low]: [u64; 2]| small(high) << 8 | small(low);
+                agree(&name, "b16", ["b32", "b32"], [&a, &b], model);
+                agree(&name, "b16", ["b32", "b32"], [&c, &a], model);
+            }
+        }
+    }
+}

@@ -20,5 +20,6 @@ mod integer;
 mod lanes;
 mod matrices;
 mod mma;
+mod subbyte;
 mod vectors;
 mod warp;

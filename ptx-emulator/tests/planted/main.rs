@@ -10,6 +10,7 @@ mod common;
 
 mod memory;
 mod messages;
+mod proxies;
 mod waiting;
 
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Whole programs on [`Memory`](super::Memory): what it allows, and what it catches.
 
+mod grids;
 mod litmus;
 mod machine;
 mod oracle;
