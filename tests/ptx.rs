@@ -41,7 +41,7 @@ fn both_files_hold_the_same_kernels() {
 #[test]
 fn versions_are_the_oldest_that_have_the_instructions() {
     assert!(file("sm_80").text.contains("\n.version 7.4\n.target sm_80\n"));
-    assert!(file("sm_90a").text.contains("\n.version 8.0\n.target sm_90a\n"));
+    assert!(file("sm_90a").text.contains("\n.version 8.1\n.target sm_90a\n"));
 }
 
 #[test]

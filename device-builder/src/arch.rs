@@ -22,9 +22,9 @@ pub enum Arch {
     Sm86,
     /// Ada, PTX 7.8.
     Sm89,
-    /// Hopper and everything after it, PTX 8.0.
+    /// Hopper and everything after it, PTX 8.1.
     Sm90,
-    /// Hopper only, with its own instructions (`wgmma`, `setmaxnreg`), PTX 8.0.
+    /// Hopper only, with its own instructions (`wgmma`, `setmaxnreg`), PTX 8.1.
     Sm90a,
     /// Blackwell data centre and everything after it, PTX 8.6.
     Sm100,
@@ -68,7 +68,7 @@ impl Arch {
             Self::Sm70 | Self::Sm75 => 70,
             Self::Sm80 | Self::Sm86 => 74,
             Self::Sm89 => 78,
-            Self::Sm90 | Self::Sm90a => 80,
+            Self::Sm90 | Self::Sm90a => 81,
             Self::Sm100 => 86,
         }
     }

@@ -202,3 +202,71 @@ fn clusters_that_no_device_takes_are_refused() {
         assert!(matches!(refused, Err(LaunchError::ClusterSize { limit: 6, .. })), "{refused:?}");
     }
 }
+
+/// Every block sends the number of each of its threads to the next one by `st.async`, which that one waits for: `wait`
+/// is how it tests its mbarrier.
+fn send(wait: &str, behind: &str) -> String {
+    format!(
+        ".reg .b64 %state; .reg .pred %done;
+        mov.u32 %r20, box; add.u32 %r20, %r20, 248;
+        setp.ne.u32 %p1, %r1, 0;
+        @%p1 bra READY;
+        mbarrier.init.shared.b64 [%r20], 1; fence.mbarrier_init.release.cluster;
+        mbarrier.arrive.expect_tx.shared.b64 %state, [%r20], 128;
+        READY: {MEET}
+        mapa.shared::cluster.u32 %r12, %r5, %r4; mapa.shared::cluster.u32 %r21, %r20, %r4;
+        st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r12], %r11, [%r21];
+        WAIT: {wait}
+        @!%done bra WAIT;
+        ld.shared.u32 %r13, [%r5]; st.global.u32 [%rd3], %r13;
+        {behind}"
+    )
+}
+
+const WAIT_CLUSTER: &str = "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %done, [%r20], 0;";
+
+#[test]
+fn asynchronous_stores_arrive_with_their_mbarrier() {
+    for seed in 0..60 {
+        let blocks = 1 + seed as u32 % 4;
+        let got = launch(&send(WAIT_CLUSTER, ""), [blocks, 1, 1], [blocks, 1, 1], options(seed)).unwrap();
+        for (at, value) in got.into_iter().enumerate() {
+            let (block, thread) = (at as u32 / 32, at as u32 % 32);
+            assert_eq!(value, (block + blocks - 1) % blocks * 32 + thread, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_wait_within_the_block_does_not_order_stores_of_others() {
+    let wait = WAIT_CLUSTER.replace(".acquire.cluster", ".acquire.cta");
+    for seed in 0..20 {
+        let cause = fault(&send(&wait, ""), seed);
+        assert!(matches!(&cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{cause}");
+    }
+}
+
+#[test]
+fn a_block_stays_until_stores_to_it_have_arrived() {
+    let leaves =
+        send("setp.eq.u32 %done, %r1, %r1;", "").replace("ld.shared.u32 %r13, [%r5];", "mov.u32 %r13, 0;");
+    let mut found = [0; 2];
+    for seed in 0..60 {
+        match launch(&leaves, [4, 1, 1], [4, 1, 1], options(seed)) {
+            Err(RunError::Fault(report)) => match report.cause {
+                Cause::LateStore { bytes: 4, .. } => found[0] += 1,
+                Cause::Memory(fault) if matches!(*fault, Fault::UseAfterFree { .. }) => found[1] += 1,
+                other => panic!("seed {seed}: {other}"),
+            },
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+    assert!(found.iter().all(|&count| count > 0), "{found:?}");
+}
+
+#[test]
+fn an_asynchronous_store_tells_an_mbarrier_of_its_own_block() {
+    let elsewhere = send(WAIT_CLUSTER, "").replace(", [%r21];", ", [%r20];");
+    let cause = fault(&elsewhere, 0);
+    assert!(matches!(cause, Cause::AsyncCopy { .. }), "{cause}");
+}

@@ -5,47 +5,38 @@ use core::arch::asm;
 
 use super::Shared;
 
-/// `barrier.cluster.arrive.release`, then `barrier.cluster.wait.acquire`: all threads of the cluster that have not
-/// exited; orders their memory accesses.
+/// `barrier.cluster.arrive.release.aligned`: orders what the thread has done before [`wait`] of the others.
 #[inline(always)]
-pub fn sync() {
-    // SAFETY: a barrier has no operand that could be wrong; kernels call it in uniform control flow.
-    unsafe {
-        asm!(
-            "barrier.cluster.arrive.release.aligned;",
-            "barrier.cluster.wait.acquire.aligned;",
-            options(nostack)
-        );
-    }
+pub fn arrive() {
+    // SAFETY: a barrier has no operand that could be wrong; kernels call it once, in uniform control flow.
+    unsafe { asm!("barrier.cluster.arrive.release.aligned;", options(nostack)) };
 }
 
-/// `mapa.shared::cluster.u32`, `cvta.shared::cluster.u64`: the generic address of what lies at `address` in block
-/// `rank` of the cluster.
+/// `barrier.cluster.wait.acquire`: until all threads of the cluster that have not exited have [arrived](arrive), as
+/// this one has.
 #[inline(always)]
-pub fn map(address: Shared, rank: u32) -> u64 {
-    let generic: u64;
+pub fn wait() {
+    // SAFETY: as above; lanes of a warp may come by themselves.
+    unsafe { asm!("barrier.cluster.wait.acquire;", options(nostack)) };
+}
+
+/// `mapa.shared::cluster.u32`: the cluster's address of what lies at `address` in block `rank`.
+#[inline(always)]
+pub fn map(address: Shared, rank: u32) -> Shared {
+    let mapped: u32;
     // SAFETY: registers only.
     unsafe {
-        asm!("{{ .reg .b32 %there; .reg .b64 %wide;",
-            "mapa.shared::cluster.u32 %there, {}, {};", "cvt.u64.u32 %wide, %there;",
-            "cvta.shared::cluster.u64 {}, %wide; }}",
-            in(reg32) address, in(reg32) rank, out(reg64) generic, options(pure, nomem, nostack));
+        asm!("mapa.shared::cluster.u32 {}, {}, {};", out(reg32) mapped, in(reg32) address, in(reg32) rank,
+            options(pure, nomem, nostack));
     }
-    generic
+    mapped
 }
 
-/// `st.relaxed.cluster.b64`: to a [mapped](map) address whose block has begun and not ended.
+/// `st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32`: stores to a [mapped](map) address and tells the
+/// mbarrier at `barrier`, of the same block, of 4 bytes. Who waits for that with
+/// [`try_wait`](super::mbarrier::try_wait) sees the value.
 #[inline(always)]
-pub unsafe fn st_relaxed_b64(mapped: u64, value: u64) {
-    asm!("st.relaxed.cluster.b64 [{}], {};", in(reg64) mapped, in(reg64) value, options(nostack));
-}
-
-/// `ld.relaxed.cluster.shared.v2.b64`: of the own block, where others of the cluster store; two 8-byte elements,
-/// 16-byte aligned.
-#[inline(always)]
-pub unsafe fn ld_relaxed_v2_b64(address: Shared) -> [u64; 2] {
-    let (x, y): (u64, u64);
-    asm!("ld.relaxed.cluster.shared.v2.b64 {{{}, {}}}, [{}];",
-        out(reg64) x, out(reg64) y, in(reg32) address, options(nostack));
-    [x, y]
+pub unsafe fn st_async_b32(mapped: Shared, value: u32, barrier: Shared) {
+    asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [{}], {}, [{}];",
+        in(reg32) mapped, in(reg32) value, in(reg32) barrier, options(nostack));
 }

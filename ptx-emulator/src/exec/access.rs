@@ -90,6 +90,9 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         _ => return hint(line),
     }
     let load = line.name != "st";
+    if !load && line.flag("async") {
+        return super::asynchronous::decode_store(line);
+    }
     let (order, scope) =
         ordering(line, if load { ("acquire", Order::Acquire) } else { ("release", Order::Release) })?;
     let space = line.space();

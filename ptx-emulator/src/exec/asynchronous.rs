@@ -1,4 +1,4 @@
-//! Asynchronous copies: `cp.async` and its groups, `cp.async.bulk` with mbarriers and bulk groups.
+//! Asynchronous copies: `cp.async` and its groups, `cp.async.bulk` with mbarriers and bulk groups; `st.async`.
 //!
 //! Sources are read when a copy is issued; destinations are written as late as PTX allows: when its group is
 //! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses; a bulk copy that is only
@@ -9,10 +9,10 @@ use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
 use super::mbarrier;
 pub(crate) use super::pending::{AsyncState, Late};
-use super::pending::{Groups, Pending};
+use super::pending::{Groups, Parcel, Pending};
 use super::rows::Class;
-use crate::memory::{Access, Memory, Thread, Width};
-use crate::program::{Address, Decoded, Line, Op, Refusal, Typed};
+use crate::memory::{Access, Memory, SHARED_WINDOW, Thread, Width, cluster_offset};
+use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["cp"];
@@ -51,6 +51,13 @@ pub(crate) enum Async {
         from_space: Space,
         bytes: Typed,
         barrier: Option<Address>,
+    },
+    /// `st.async`: to shared memory of the cluster, whose mbarrier is told.
+    Store {
+        to: Address,
+        width: Width,
+        elements: Box<[Typed]>,
+        barrier: Address,
     },
 }
 
@@ -93,6 +100,34 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let sized = line.count() - usize::from(policy) == 4;
     let read = if sized { Some(Typed { slot: line.source(3, T::U32)?, class: Class::Word }) } else { None };
     Ok(boxed(Async::Copy { to: line.address(0)?, from: line.address(1)?, bytes, read }))
+}
+
+/// `st.async`, whose `.async` is taken.
+pub(crate) fn decode_store(line: &mut Line<'_, '_>) -> Decoded<Op> {
+    line.flag("weak");
+    let to_cluster = line.flag("shared::cluster");
+    if !to_cluster || !line.flag("mbarrier::complete_tx::bytes") {
+        return line.refuse();
+    }
+    let lanes = line.choice(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
+    let ty = line.ty()?;
+    line.exactly(3)?;
+    let parts = line.elements(1)?;
+    let width = match ty.bytes() {
+        4 => Width::B4,
+        8 => Width::B8,
+        _ => return line.refuse(),
+    };
+    if parts.len() != lanes {
+        return line.refuse();
+    }
+    let class = class_of(ty);
+    let source = |line: &mut Line<'_, '_>, index: usize| -> Decoded<Typed> {
+        let typed = line.any_source_in(&line.elements(1)?[index], ty)?;
+        if typed.class == class { Ok(typed) } else { line.refuse() }
+    };
+    let elements = (0..lanes).map(|index| source(line, index)).collect::<Decoded<Box<[Typed]>>>()?;
+    Ok(boxed(Async::Store { to: line.address(0)?, width, elements, barrier: line.address(2)? }))
 }
 
 fn boxed(op: Async) -> Op {
@@ -205,6 +240,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Async) -> Done {
             Ok(())
         }
         Async::Bulk { .. } => start_bulk(context, op),
+        Async::Store { to, width, elements, barrier } => store(context, to, *width, elements, barrier),
     }
 }
 
@@ -316,6 +352,43 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
             Some(row) => context.asynchronous.signal_bytes(row[lane], copy),
             None => groups_of(context, lane, true).open.copies.push(copy),
         }
+    }
+    *context.progress += 1;
+    Ok(())
+}
+
+/// Sends values to shared memory of a block of the cluster, whose mbarrier learns of their bytes.
+fn store(
+    context: &mut Context<'_>,
+    to: &Address,
+    width: Width,
+    elements: &[Typed],
+    barrier: &Address,
+) -> Done {
+    let [to, barriers] =
+        [to, barrier].map(|at| context.addresses(at).map(|at| generic(Space::SharedCluster, at)));
+    let values: Vec<_> = elements.iter().map(|typed| context.rows.wide(typed.slot, typed.class)).collect();
+    let size = width.bytes() as usize;
+    for lane in context.active() {
+        *context.culprit = Some(lane);
+        let (to, barrier) = (to[lane], barriers[lane]);
+        let bytes: Vec<u8> =
+            values.iter().flat_map(|row| row[lane].to_le_bytes().into_iter().take(size)).collect();
+        if !to.is_multiple_of(bytes.len() as u64) {
+            return Err(Cause::Misaligned { address: to, bytes: bytes.len() as u32 });
+        }
+        let [rank, other] = [to, barrier].map(|at| cluster_offset(at - SHARED_WINDOW).0);
+        if rank != other {
+            let (bytes, from) = (bytes.len() as u64, barrier);
+            let why = "an asynchronous store and its mbarrier lie in one block (the second address is the mbarrier's)";
+            return Err(Cause::AsyncCopy { bytes, from, to, why });
+        }
+        let thread = context.thread(lane);
+        let agent = context.memory.begin_async(thread);
+        let (site, number) = (context.site, context.asynchronous.next_number());
+        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes };
+        let rank = rank.unwrap_or_else(|| context.environment.cluster_rank());
+        context.cluster.parcels.push(Parcel { rank, barrier, store });
     }
     *context.progress += 1;
     Ok(())

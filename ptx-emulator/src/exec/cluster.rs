@@ -1,6 +1,7 @@
 //! Clusters: `mapa`, and the barrier of all blocks of a cluster (PTX ISA, "barrier.cluster").
 
 use super::context::{Cause, Context, Done};
+use super::pending::Parcel;
 use super::rows::{Row, Slot};
 use crate::memory::{Clock, Memory, Thread, cluster_address, cluster_offset};
 use crate::program::{Decoded, Line, Op, Refusal};
@@ -81,6 +82,8 @@ pub(crate) struct Cluster {
     /// What the present phase and the last one have released.
     released: Clock,
     last: Clock,
+    /// Stores that have just been issued to blocks of the cluster.
+    pub(crate) parcels: Vec<Parcel>,
 }
 
 impl Cluster {

@@ -1,7 +1,8 @@
 //! `mbarrier` objects (PTX ISA, "mbarrier"): arrivals and bytes that a phase waits for.
 //!
 //! The object is its 64-bit word: pending and expected arrivals, transaction count and phase, changed by
-//! atomic accesses, so that memory checks them like any other. Order is kept in clocks beside it.
+//! atomic accesses, so that memory checks them like any other. Order is kept in clocks beside it, by the object's
+//! address in its own block: `st.async` completes bytes of objects of other blocks of the cluster.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +10,7 @@ use super::access::SCOPES;
 use super::address::generic;
 use super::context::{Cause, Context, Done, lanes};
 use super::rows::{Class, LANES, Row, Slot};
-use crate::memory::{Access, Clock, Memory, Order, Scope, Width};
+use crate::memory::{Access, Clock, Memory, Order, SHARED_WINDOW, Scope, Width, cluster_offset};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{Operand, ScalarType as T, Space};
 
@@ -39,6 +40,8 @@ pub(crate) struct Operation {
     kind: Kind,
     /// Orders nothing; else arrivals release, and tests acquire.
     relaxed: bool,
+    /// A test acquires what other blocks of the cluster have released, too.
+    acquires_cluster: bool,
     /// The phase may not end with this arrival.
     no_complete: bool,
     space: Space,
@@ -58,9 +61,27 @@ impl Operation {
 /// What has been released into the current and by the last phase of each object, by address.
 #[derive(Debug, Default)]
 pub(crate) struct PhaseClocks {
-    clocks: HashMap<u64, [Clock; 2]>,
+    clocks: HashMap<u64, Released>,
     /// The objects as they were left, for reports.
     words: BTreeMap<u64, u64>,
+}
+
+/// What threads of the block, and those of other blocks of its cluster, have released.
+#[derive(Debug, Default)]
+struct Released {
+    now: [Clock; 2],
+    last: [Clock; 2],
+}
+
+/// Operations on an object are atomic for the whole cluster; their own scope says what they order.
+pub(super) const OBJECT: Scope = Scope::Cluster;
+
+const BLOCK: usize = 0;
+const CLUSTER: usize = 1;
+
+/// The address in its own block of an object in the window of shared memory.
+fn at_home(address: u64) -> u64 {
+    SHARED_WINDOW + cluster_offset(address.wrapping_sub(SHARED_WINDOW)).1
 }
 
 impl PhaseClocks {
@@ -105,10 +126,8 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if !orderly || no_complete && !matches!(kind, Kind::Arrive { expects: false, .. }) {
         return line.refuse();
     }
-    if line.choice(&SCOPES) == Some(Scope::Cluster)
-        && matches!(kind, Kind::Arrive { .. })
-        && line.flag("shared::cluster")
-    {
+    let scope = line.choice(&SCOPES);
+    if scope == Some(Scope::Cluster) && matches!(kind, Kind::Arrive { .. }) && line.flag("shared::cluster") {
         return Err(Refusal::Cluster("remote arrivals on an mbarrier"));
     }
     let space = line.space();
@@ -118,7 +137,17 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     line.ty()?;
     let none = Typed { slot: Slot::NONE, class: Class::Word };
     let relaxed = order == Some(Order::Relaxed);
-    let mut op = Operation { kind, relaxed, no_complete, space, address: None, d: none, operand: None };
+    let acquires_cluster = scope.is_some_and(|scope| scope != Scope::Cta);
+    let mut op = Operation {
+        kind,
+        relaxed,
+        acquires_cluster,
+        no_complete,
+        space,
+        address: None,
+        d: none,
+        operand: None,
+    };
     // Arrivals and expect_tx may have no destination.
     let result = match kind {
         Kind::Arrive { .. } => !matches!(line.operand(0)?, Operand::Address(..)),
@@ -194,6 +223,8 @@ struct Change {
     /// What the thread did before is for those who wait to see.
     releases: bool,
     no_complete: bool,
+    /// By another block of the cluster.
+    from_cluster: bool,
 }
 
 /// Changes the object at `address` for `access`'s agent; returns the old word.
@@ -216,22 +247,24 @@ fn change(
             why: "`.noComplete` is said of the arrival that ends the phase",
         });
     }
-    clocks.words.insert(address, new);
-    let entry = clocks.clocks.entry(address).or_default();
+    let home = at_home(address);
+    clocks.words.insert(home, new);
+    let entry = clocks.clocks.entry(home).or_default();
+    let from = if change.from_cluster { CLUSTER } else { BLOCK };
     if access.thread.async_copy().is_some() {
-        memory.end_async(access.thread, &mut entry[0]);
+        memory.end_async(access.thread, &mut entry.now[from]);
     } else if change.releases {
-        memory.release(access.thread, &mut entry[0]);
+        memory.release(access.thread, &mut entry.now[from]);
     }
     if ended {
-        entry[1] = std::mem::take(&mut entry[0]);
+        entry.last = std::mem::take(&mut entry.now);
     }
     Ok(old)
 }
 
 /// The present phase waits for one arrival more: `cp.async.mbarrier.arrive` without `.noinc`, when it is issued.
 pub(crate) fn expect_arrival(context: &mut Context<'_>, lane: usize, address: u64) -> Done {
-    let access = context.access(lane, Order::Relaxed, Scope::Cta);
+    let access = context.access(lane, Order::Relaxed, OBJECT);
     let mut outcome = Ok(0);
     context.memory.rmw(&access, address, Width::B8, |old| {
         outcome = match old & COUNT_MASK {
@@ -243,7 +276,7 @@ pub(crate) fn expect_arrival(context: &mut Context<'_>, lane: usize, address: u6
         };
         outcome.as_ref().ok().copied()
     })?;
-    context.asynchronous.phases.words.insert(address, outcome?);
+    context.asynchronous.phases.words.insert(at_home(address), outcome?);
     Ok(())
 }
 
@@ -255,7 +288,7 @@ pub(crate) fn arrive_behind(
     address: u64,
     ended: &Clock,
 ) -> Done {
-    memory.join(&mut clocks.clocks.entry(address).or_default()[0], ended);
+    memory.join(&mut clocks.clocks.entry(at_home(address)).or_default().now[BLOCK], ended);
     change(memory, clocks, access, address, Change { arrivals: 1, ..Change::default() })?;
     Ok(())
 }
@@ -267,8 +300,10 @@ pub(crate) fn complete_bytes(
     access: &Access,
     address: u64,
     bytes: u64,
+    from_cluster: bool,
 ) -> Done {
-    change(memory, clocks, access, address, Change { bytes: -(bytes as i64), ..Change::default() })?;
+    let amount = Change { bytes: -(bytes as i64), from_cluster, ..Change::default() };
+    change(memory, clocks, access, address, amount)?;
     Ok(())
 }
 
@@ -297,9 +332,9 @@ fn lane_operation(
     address: u64,
     value: Option<u64>,
 ) -> Done<u64> {
-    let access = context.access(lane, Order::Relaxed, Scope::Cta);
+    let access = context.access(lane, Order::Relaxed, OBJECT);
     let count = value.unwrap_or(1) & 0xFFFF_FFFF;
-    let Operation { kind, relaxed, no_complete, .. } = *op;
+    let Operation { kind, relaxed, acquires_cluster, no_complete, .. } = *op;
     let (arrivals, drops, bytes) = match kind {
         Kind::Init => {
             if count == 0 || count > COUNT_MASK {
@@ -310,18 +345,23 @@ fn lane_operation(
             }
             let plain = Access::weak(access.thread, access.site);
             context.memory.store(&plain, address, Width::B8, word(0, 0, count, count))?;
-            context.asynchronous.phases.clocks.remove(&address);
-            context.asynchronous.phases.words.insert(address, word(0, 0, count, count));
+            context.asynchronous.phases.clocks.remove(&at_home(address));
+            context.asynchronous.phases.words.insert(at_home(address), word(0, 0, count, count));
             return Ok(0);
         }
         Kind::Invalidate => {
             let plain = Access::weak(access.thread, access.site);
             context.memory.store(&plain, address, Width::B8, 0)?;
-            context.asynchronous.phases.words.remove(&address);
+            context.asynchronous.phases.words.remove(&at_home(address));
             return Ok(0);
         }
         Kind::Test { parity } => {
-            return test(context, lane, address, (parity, value.unwrap_or(0)), relaxed);
+            let scopes: &[usize] = match (relaxed, acquires_cluster) {
+                (true, _) => &[],
+                (false, false) => &[BLOCK],
+                (false, true) => &[BLOCK, CLUSTER],
+            };
+            return test(context, lane, address, (parity, value.unwrap_or(0)), scopes);
         }
         Kind::Arrive { expects: false, drops } => (count, if drops { count } else { 0 }, 0),
         // Bytes are expected before the arrival, in one step.
@@ -333,19 +373,20 @@ fn lane_operation(
     *context.progress += 1;
     // Only arrivals release (PTX ISA, "mbarrier.arrive"); changes of the bytes alone are relaxed.
     let releases = arrivals > 0 && !relaxed;
-    let amount = Change { arrivals, drops, bytes, releases, no_complete };
+    let amount = Change { arrivals, drops, bytes, releases, no_complete, from_cluster: false };
     change(context.memory, &mut context.asynchronous.phases, &access, address, amount)
 }
 
-/// Whether the phase of `state` (or the last phase of that parity) has ended.
+/// Whether the phase of `state` (or the last phase of that parity) has ended; if so, acquires what was released into
+/// it from those `scopes`.
 fn test(
     context: &mut Context<'_>,
     lane: usize,
     address: u64,
     (parity, state): (bool, u64),
-    relaxed: bool,
+    scopes: &[usize],
 ) -> Done<u64> {
-    let access = context.access(lane, Order::Relaxed, Scope::Cta);
+    let access = context.access(lane, Order::Relaxed, OBJECT);
     let word = context.memory.load(&access, address, Width::B8)?;
     if word & VALID == 0 {
         return Err(Cause::MbarrierState { address });
@@ -356,8 +397,8 @@ fn test(
         return Ok(0);
     }
     let thread = context.thread(lane);
-    if !relaxed && let Some([_, ended]) = context.asynchronous.phases.clocks.get(&address) {
-        context.memory.acquire(thread, ended);
+    if let Some(released) = context.asynchronous.phases.clocks.get(&at_home(address)) {
+        scopes.iter().for_each(|&scope| context.memory.acquire(thread, &released.last[scope]));
     }
     Ok(1)
 }

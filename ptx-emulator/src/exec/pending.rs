@@ -1,10 +1,11 @@
-//! Asynchronous copies under way: their groups, the mbarriers that they signal, and what is known once they arrive.
+//! Asynchronous copies and stores under way: their groups, the mbarriers that they signal, and what is known once they
+//! arrive.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::context::{Cause, Done};
 use super::mbarrier::{self, PhaseClocks};
-use crate::memory::{Access, BlockId, Clock, Memory, Moment, Order, Scope, Site, Thread, Width};
+use crate::memory::{Access, BlockId, Clock, Memory, Moment, Order, Site, Thread, Width};
 
 /// A copy whose destination is not yet written.
 #[derive(Debug)]
@@ -23,7 +24,15 @@ pub(crate) struct Pending {
 
 impl Pending {
     fn write(&self, memory: &mut Memory) -> Result<(), Late> {
-        self.store(memory).map_err(|cause| Late { cause, site: self.site, thread: self.thread })
+        let block = self.agent.block;
+        self.store(memory).map_err(|cause| Late { cause, site: self.site, block, thread: self.thread })
+    }
+
+    /// A store to a block that ends before it has arrived.
+    fn never_arrives(&self) -> Late {
+        let (bytes, to) = (self.bytes.len() as u64, self.to);
+        let cause = Cause::LateStore { bytes, to };
+        Late { cause, site: self.site, block: self.agent.block, thread: self.thread }
     }
 
     fn store(&self, memory: &mut Memory) -> Done {
@@ -49,8 +58,26 @@ impl Pending {
 pub(crate) struct Late {
     pub(crate) cause: Cause,
     pub(crate) site: Site,
-    /// Index of the thread.
+    /// The block and the index in it of the thread.
+    pub(crate) block: BlockId,
     pub(crate) thread: u32,
+}
+
+/// A store to another block of the cluster, on its way there.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    /// The block's rank.
+    pub(crate) rank: u32,
+    /// The mbarrier that it signals.
+    pub(crate) barrier: u64,
+    pub(crate) store: Pending,
+}
+
+impl Parcel {
+    /// Why it cannot arrive: its block has ended.
+    pub(crate) fn refusal(&self, memory: &mut Memory) -> Option<Late> {
+        self.store.write(memory).err()
+    }
 }
 
 /// Copies that are waited for together.
@@ -83,6 +110,8 @@ struct Signal {
 enum Event {
     /// The bytes of a bulk copy have been written.
     Bytes(Pending),
+    /// Those of a store of a block of the cluster have been.
+    Parcel(Pending),
     /// The `cp.async` of the thread up to that number have been: an arrival, by an agent, with the end of those that
     /// have arrived so far.
     Copies { before: u64, agent: Thread, ended: Clock },
@@ -114,6 +143,13 @@ impl AsyncState {
     pub(super) fn signal_bytes(&mut self, barrier: u64, copy: Pending) {
         let (site, thread) = (copy.site, copy.thread);
         self.signals.push_back(Signal { barrier, site, thread, event: Event::Bytes(copy) });
+    }
+
+    /// A store of a block of the cluster is on its way to an mbarrier of this one.
+    pub(crate) fn take_in(&mut self, parcel: Parcel) {
+        let Parcel { barrier, store, .. } = parcel;
+        let (site, thread) = (store.site, store.thread);
+        self.signals.push_back(Signal { barrier, site, thread, event: Event::Parcel(store) });
     }
 
     /// All `cp.async` that `thread` has issued signal their end to `barrier`, by `agent`.
@@ -170,23 +206,24 @@ impl AsyncState {
         !self.signals.is_empty()
     }
 
-    /// Tells an mbarrier: the `pick`-th thing that one is still to be told.
-    pub(crate) fn arrive(&mut self, memory: &mut Memory, pick: usize) -> Result<(), Late> {
+    /// Tells an mbarrier of `block`, which these are the copies of: the `pick`-th thing that one is still to be told.
+    pub(crate) fn arrive(&mut self, memory: &mut Memory, block: BlockId, pick: usize) -> Result<(), Late> {
         let index = pick % self.signals.len().max(1);
         let Some(Signal { barrier, site, thread, event }) = self.signals.remove(index) else { return Ok(()) };
-        let access = |agent| Access { thread: agent, site, order: Order::Relaxed, scope: Scope::Cta };
-        let told = match event {
-            Event::Bytes(copy) => {
-                copy.write(memory)?;
-                let bytes = copy.bytes.len() as u64;
-                mbarrier::complete_bytes(memory, &mut self.phases, &access(copy.agent), barrier, bytes)
-            }
+        let access = |agent| Access { thread: agent, site, order: Order::Relaxed, scope: mbarrier::OBJECT };
+        let (copy, from_cluster) = match event {
+            Event::Bytes(copy) => (copy, false),
+            Event::Parcel(copy) => (copy, true),
             Event::Copies { before, agent, mut ended } => {
                 self.finish_copies(memory, thread, before, &mut ended)?;
-                mbarrier::arrive_behind(memory, &mut self.phases, &access(agent), barrier, &ended)
+                return mbarrier::arrive_behind(memory, &mut self.phases, &access(agent), barrier, &ended)
+                    .map_err(|cause| Late { cause, site, block, thread });
             }
         };
-        told.map_err(|cause| Late { cause, site, thread })
+        copy.write(memory)?;
+        let (bytes, access) = (copy.bytes.len() as u64, access(copy.agent));
+        mbarrier::complete_bytes(memory, &mut self.phases, &access, barrier, bytes, from_cluster)
+            .map_err(|cause| Late { cause, site, block: copy.agent.block, thread })
     }
 
     /// The `cp.async` of a thread up to a number are written, and their end is added to `ended`.
@@ -211,6 +248,11 @@ impl AsyncState {
 
     /// The block ends: bulk copies that nobody waited for are written, before whatever comes after the grid.
     pub(crate) fn finish(&mut self, memory: &mut Memory, block: BlockId) -> Result<(), Late> {
+        for Signal { event, .. } in &self.signals {
+            if let Event::Parcel(store) = event {
+                return Err(store.never_arrives());
+            }
+        }
         for ((index, _), groups) in std::mem::take(&mut self.groups).into_iter().filter(|(key, _)| key.1) {
             let mut clock = Clock::default();
             for group in groups.closed.into_iter().chain([groups.open]) {

@@ -1,6 +1,6 @@
 //! The scheduler: who gets the next turn, when nothing can move, and what is reported.
 
-use super::grid::{Executed, Surroundings, budget};
+use super::grid::{Block, Executed, Surroundings, budget};
 use super::report::RunError;
 use super::shared::{Failure, Turn};
 use super::stream::Command;
@@ -194,12 +194,17 @@ impl Machine {
         let pick = self.random.below(1 << 16);
         let block = &mut self.streams[at.stream].grids[at.grid].blocks[at.block];
         self.progress += 1;
-        block.asynchronous.arrive(&mut self.memory, pick).map_err(|late| self.report_late(at, late))
+        let id = block.id;
+        block.asynchronous.arrive(&mut self.memory, id, pick).map_err(|late| self.report_late(at, late))
     }
 
     /// The report of an asynchronous copy that went wrong when it arrived.
-    fn report_late(&self, at: Address, Late { cause, site, thread }: Late) -> RunError {
-        let pc = site.0 - self.streams[at.stream].grids[at.grid].image.site_base;
+    fn report_late(&self, at: Address, Late { cause, site, block, thread }: Late) -> RunError {
+        let grid = &self.streams[at.stream].grids[at.grid];
+        let pc = site.0 - grid.image.site_base;
+        // Of a block that has ended since, the one where it arrives stands in.
+        let block = grid.blocks.iter().position(|other| other.id == block).unwrap_or(at.block);
+        let at = Address { block, ..at };
         let (warp, lane) = ((thread / 32) as usize, thread % 32);
         self.report(Address { warp, ..at }, Failure { cause, pc, mask: 1 << lane })
     }
@@ -225,7 +230,30 @@ impl Machine {
         self.account(executed, quiet);
         // Whoever waits for a store has looked in vain by now: what is under way arrives sooner.
         (0..1 + (quiet / QUIET_TICKS).min(64)).for_each(|_| self.memory.tick());
-        turn.map_err(|failure| self.report(at, failure))
+        let turn = turn.map_err(|failure| self.report(at, failure))?;
+        self.hand_over(at)?;
+        Ok(turn)
+    }
+
+    /// Gives the stores that a warp has just sent to the blocks of its cluster.
+    fn hand_over(&mut self, at: Address) -> Result<(), RunError> {
+        let grid = &mut self.streams[at.stream].grids[at.grid];
+        let cluster = grid.blocks[at.block].cluster;
+        for parcel in std::mem::take(&mut grid.clusters[cluster].parcels) {
+            let grid = &mut self.streams[at.stream].grids[at.grid];
+            let is_there = |block: &&mut Block| {
+                block.cluster == cluster && block.environment.cluster_rank() == parcel.rank
+            };
+            match grid.blocks.iter_mut().find(is_there) {
+                Some(block) => block.asynchronous.take_in(parcel),
+                None => {
+                    if let Some(late) = parcel.refusal(&mut self.memory) {
+                        return Err(self.report_late(at, late));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn account(&mut self, executed: Executed, quiet: u64) {

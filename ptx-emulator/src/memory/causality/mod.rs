@@ -164,9 +164,10 @@ impl Causality {
     /// What the threads have learned from others becomes the grid's.
     pub(super) fn end_block(&mut self, id: BlockId) {
         let block = &mut self.states.blocks[id.0 as usize];
+        // Its copies stay: a store to another block may still be on its way.
         let threads = std::mem::take(&mut block.threads);
         let grid = block.grid.0 as usize;
-        (block.copies, block.proxy_fences) = (Vec::new(), BTreeMap::new());
+        block.proxy_fences = BTreeMap::new();
         let mut gathered = std::mem::take(&mut self.states.grids[grid].gathered);
         let mut last: Option<Arc<VectorClock>> = None;
         for thread in threads {
