@@ -42,7 +42,7 @@ fn calls_follow_each_other() {
     let runs = shapes.len() * Schedule::ALL.len();
     let (failure, _) = search(0, runs as u64, |run| {
         let (nodes, gpus_per_node) = shapes[run as usize % shapes.len()];
-        let mut scenario = Scenario::of_many_calls(run, Shape { nodes, gpus_per_node }, CALLS).as_pes();
+        let mut scenario = Scenario::of_many_calls(run, Shape { nodes, gpus_per_node }, CALLS).between_pes();
         scenario.machine.schedule = Schedule::ALL[run as usize / shapes.len()];
         attempt(&scenario, shipped(scenario.arch)).err().map(|reason| format!("{reason}\n{scenario}"))
     });
@@ -134,7 +134,7 @@ fn a_rank_that_stops_is_noticed_by_all() -> Result<(), CommError> {
     for (seed, schedule) in Schedule::ALL.into_iter().enumerate() {
         for (nodes, gpus_per_node) in [(2, 1), (3, 1), (2, 2)] {
             let shape = Shape { nodes, gpus_per_node };
-            let mut scenario = Scenario::of_many_calls(seed as u64, shape, 4).as_pes();
+            let mut scenario = Scenario::of_many_calls(seed as u64, shape, 4).between_pes();
             scenario.machine.schedule = schedule;
             let inputs = Inputs::new(&scenario);
             let mut pes = Pes::new(&scenario, &inputs, shipped(scenario.arch), PutUnit::B8)?;
