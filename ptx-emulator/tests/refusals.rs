@@ -43,6 +43,35 @@ fn operands_of_another_width_are_refused() {
 }
 
 #[test]
+fn what_is_not_executed_is_refused_by_its_name() {
+    let mma = |name: &str, types: &str, a: &str| {
+        format!(
+            "mma{name}.sync.aligned.{types} {{%r0, %r1, %r2, %r3}}, {a}, {{%r0, %r1}}, {{%r0, %r1, %r2, %r3}};"
+        )
+    };
+    let (two, four) = ("{%r0, %r1}", "{%r0, %r1, %r2, %r3}");
+    for (instruction, name) in [
+        (mma(".sp", "m16n8k16.row.col.f32.f16.f16.f32", two).replace("};", "}, %r0, 0x0;"), "`.sp`"),
+        (mma("", "m16n8k32.row.col.f32.e4m3.e4m3.f32", four), "`.e4m3`"),
+        (mma("", "m16n8k64.row.col.s32.s4.b1.s32", four), "form"),
+        (mma("", "m16n8k256.row.col.s32.b1.b1.s32.xor.popc.satfinite", four), "form"),
+        ("cvt.rn.e4m3x2.f32 %h1, %r1, %r2;".to_owned(), "form"),
+        ("cvt.rz.satfinite.e4m3x2.f32 %h1, %r1, %r2;".to_owned(), "form"),
+        ("cvt.rn.satfinite.f16x2.e5m2x2 %r1, %h1;".to_owned(), "form"),
+        ("ld.global.b128 %q1, [%rd1];".to_owned(), "form"),
+        ("atom.global.add.b128 %q1, [%rd1], %q2;".to_owned(), "form"),
+        ("atom.global.exch.b128 %rd1, [%rd1], %q2;".to_owned(), "a register of 128 bits"),
+        ("mov.b64 %rd1, %q1;".to_owned(), "`%q1`"),
+        ("fence.proxy.tensormap::generic.release.gpu;".to_owned(), "`.tensormap::generic`"),
+        ("call elsewhere, (%r1);".to_owned(), "`elsewhere` is neither defined nor declared"),
+    ] {
+        let kernel = format!(".entry k() {{ .reg .b128 %q<4>; {REGISTERS}\n{instruction}\nret; }}");
+        let error = error(&kernel);
+        assert!(error.starts_with("k.ptx:5:") && error.contains(name), "{instruction} {error}");
+    }
+}
+
+#[test]
 fn declarations_that_cannot_be_are_refused() {
     for (declaration, message) in [
         (".global .b64 a; .global .b64 t[1] = {a, a, a};", "24 bytes, the variable 8"),

@@ -12,7 +12,7 @@ use super::halves::Small;
 use super::rounding::canonical;
 use super::rows::{LANES, Row, Slot, each};
 use super::subbyte;
-use crate::program::{Decoded, Line, Op};
+use crate::program::{Decoded, Line, Op, Refusal};
 use crate::text::ScalarType as T;
 
 pub(crate) const NAMES: &[&str] = &["mma"];
@@ -66,6 +66,11 @@ fn supported(rows: usize, k: usize, a: T, b: T, c: T) -> bool {
 pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if !(line.flag("sync") && line.flag("aligned") && line.flag("row") && line.flag("col")) {
         return line.refuse();
+    }
+    for other in ["sp", "sp::ordered_metadata", "e4m3", "e5m2"] {
+        if line.flag(other) {
+            return Err(Refusal::Modifier(other.to_owned()));
+        }
     }
     let Some((rows, k)) = line.choice(&SHAPES) else { return line.refuse() };
     let saturate = line.flag("satfinite");
