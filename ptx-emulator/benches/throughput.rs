@@ -38,15 +38,12 @@ fn machine(module: &Arc<Module>, kernel: &str, rounds: u32, memory: MemoryOption
     let stream = machine.stream(DeviceId(0));
     let mut params = data.to_le_bytes().to_vec();
     params.extend(rounds.to_le_bytes());
-    let launch = Launch {
-        kernel: machine.kernel(loaded, kernel).expect("a kernel of the file"),
-        grid: [1, 1, 1],
-        block: [THREADS, 1, 1],
-        cluster: [1; 3],
-        dynamic_shared_bytes: 0,
+    let launch = Launch::new(
+        machine.kernel(loaded, kernel).expect("a kernel of the file"),
+        [1, 1, 1],
+        [THREADS, 1, 1],
         params,
-        programmatic: false,
-    };
+    );
     machine.launch(stream, &launch).expect("a launch within limits");
     machine
 }

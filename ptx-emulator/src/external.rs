@@ -43,7 +43,7 @@ pub trait Library: fmt::Debug + Send {
     /// Ends the run, with the call's place.
     fn call(&mut self, function: usize, call: &mut Call<'_, '_>) -> Result<(), Cause>;
 
-    /// Whether something is left to be done. It may stay so when all streams are idle.
+    /// Whether something is left to be done, which enough [work](Library::work) ends. Streams may be idle before it is.
     fn is_busy(&self) -> bool {
         false
     }

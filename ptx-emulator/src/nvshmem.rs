@@ -12,7 +12,7 @@
 //!
 //! Provided are `nvshmem_my_pe`, `nvshmem_n_pes`, `nvshmem_ptr` (which finds no path to another PE),
 //! `nvshmem_putmem_nbi`, `nvshmemx_putmem_nbi_warp`, `nvshmem_fence` and `nvshmem_quiet`. A put of a warp is one of its
-//! first lane.
+//! first lane. It is here, and not with a host that launches kernels, since it needs no more than any library does.
 
 use std::collections::HashMap;
 

@@ -52,8 +52,7 @@ fn launch(
     let kernel = rig.machine.kernel(rig.module, "k").unwrap();
     let block = [32, 1, 1];
     let params = params(&[out], &[]);
-    let launch =
-        Launch { kernel, grid, block, cluster, dynamic_shared_bytes: 0, params, programmatic: false };
+    let launch = Launch { cluster, ..Launch::new(kernel, grid, block, params) };
     rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{error}"));
     rig.machine.run()?;
     Ok(rig.words(out, threads as usize))
@@ -196,13 +195,8 @@ fn clusters_that_no_device_takes_are_refused() {
     let kernel = rig.machine.kernel(rig.module, "k").unwrap();
     for (grid, cluster) in [(6, 4), (16, 16), (8, 0), (8, 8)] {
         let launch = Launch {
-            kernel,
-            grid: [grid, 1, 1],
-            block: [32, 1, 1],
             cluster: [cluster, 1, 1],
-            dynamic_shared_bytes: 0,
-            params: params(&[0], &[]),
-            programmatic: false,
+            ..Launch::new(kernel, [grid, 1, 1], [32, 1, 1], params(&[0], &[]))
         };
         let refused = rig.machine.launch(rig.stream, &launch);
         assert!(matches!(refused, Err(LaunchError::ClusterSize { limit: 6, .. })), "{refused:?}");

@@ -294,15 +294,7 @@ fn a_run_in_slices_is_the_run() {
         let out = rig.empty(4 * 96, "out");
         let kernel = rig.machine.kernel(rig.module, "k").unwrap();
         let params = params(&[out], &[]);
-        let launch = Launch {
-            kernel,
-            grid: [5, 1, 1],
-            block: [96, 1, 1],
-            cluster: [1; 3],
-            dynamic_shared_bytes: 0,
-            params,
-            programmatic: false,
-        };
+        let launch = Launch::new(kernel, [5, 1, 1], [96, 1, 1], params);
         rig.machine.launch(rig.stream, &launch).unwrap();
         while rig.machine.advance(slice).unwrap() == Outcome::Running {}
         assert!(rig.machine.is_idle(rig.stream), "{policy:?}, {slice}");
@@ -347,15 +339,7 @@ fn a_copy_behind_the_wait_for_the_grid_before_comes_after_that_grid() {
         for (name, params) in [("write", params(&[x], &[])), ("use", params(&[weights, x], &[]))] {
             let kernel = rig.machine.kernel(rig.module, name).unwrap();
             let (grid, block) = ([1; 3], [1; 3]);
-            let launch = Launch {
-                kernel,
-                grid,
-                block,
-                cluster: [1; 3],
-                dynamic_shared_bytes: 0,
-                params,
-                programmatic: true,
-            };
+            let launch = Launch { programmatic: true, ..Launch::new(kernel, grid, block, params) };
             rig.machine.launch(rig.stream, &launch).unwrap();
         }
         rig.machine.run().unwrap_or_else(|error| panic!("{error}"));

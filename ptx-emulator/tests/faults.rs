@@ -241,15 +241,8 @@ fn only_the_wait_of_a_dependent_launch_orders_it() {
         let at = rig.upload(&[0; 4], "at");
         for name in ["first", "second"] {
             let kernel = rig.machine.kernel(rig.module, name).unwrap();
-            let launch = Launch {
-                kernel,
-                grid: [1, 1, 1],
-                block: [1, 1, 1],
-                cluster: [1; 3],
-                dynamic_shared_bytes: 0,
-                params: params(&[at], &[]),
-                programmatic,
-            };
+            let launch =
+                Launch { programmatic, ..Launch::new(kernel, [1, 1, 1], [1, 1, 1], params(&[at], &[])) };
             rig.machine.launch(rig.stream, &launch).unwrap();
         }
         rig.machine.run().map(|()| rig.words(at, 1)[0])

@@ -42,15 +42,7 @@ fn flag_machine(policy: Policy) -> (Machine, u64, impl Fn(&mut Machine, StreamId
         let kernel = machine.kernel(loaded, kernel).unwrap();
         let params = params(&[flag], &[]);
         let (grid, block) = ([1; 3], [1; 3]);
-        let launch = Launch {
-            kernel,
-            grid,
-            block,
-            cluster: [1; 3],
-            dynamic_shared_bytes: 0,
-            params,
-            programmatic: false,
-        };
+        let launch = Launch::new(kernel, grid, block, params);
         machine.launch(stream, &launch).unwrap();
     };
     (machine, flag, launch)
@@ -127,15 +119,7 @@ fn a_spin_that_the_host_ends_may_be_followed_by_long_work() {
         let mut rig = Rig::new(&module(&source), options(policy));
         let (words, flag) = (rig.upload(&[1, 0, 0, 0], "words"), rig.upload(&[0; 4], "flag"));
         let kernel = rig.machine.kernel(rig.module, "k").unwrap();
-        let launch = Launch {
-            kernel,
-            grid: [1; 3],
-            block: [1; 3],
-            cluster: [1; 3],
-            dynamic_shared_bytes: 0,
-            params: params(&[words, flag], &[50_000]),
-            programmatic: false,
-        };
+        let launch = Launch::new(kernel, [1; 3], [1; 3], params(&[words, flag], &[50_000]));
         rig.machine.launch(rig.stream, &launch).unwrap();
         while !matches!(rig.machine.advance(10_000).unwrap(), Outcome::Stalled(_)) {}
         rig.machine.memory().write(Thread::HOST, flag, &[1]).unwrap();

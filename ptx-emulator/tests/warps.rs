@@ -128,15 +128,7 @@ fn only_the_lanes_that_wait_for_the_grid_before_come_after_it() {
             let block = [if name == "first" { 1 } else { 2 }, 1, 1];
             let params = params(&[at], &[]);
             let (grid, programmatic) = ([1; 3], true);
-            let launch = Launch {
-                kernel,
-                grid,
-                block,
-                cluster: [1; 3],
-                dynamic_shared_bytes: 0,
-                params,
-                programmatic,
-            };
+            let launch = Launch { programmatic, ..Launch::new(kernel, grid, block, params) };
             rig.machine.launch(rig.stream, &launch).unwrap();
         }
         rig.machine.run()

@@ -19,6 +19,8 @@ struct Table {
 struct State {
     /// Whose turn it is.
     turn: usize,
+    /// Who takes turns.
+    present: Vec<bool>,
     /// What the ranks have brought to the meeting that is to come.
     brought: Vec<Option<Vec<u8>>>,
     /// What they brought to the last one.
@@ -37,7 +39,8 @@ pub(crate) struct Chair {
 impl Chair {
     /// All chairs of a table.
     pub(crate) fn all(world: usize) -> Vec<Arc<Self>> {
-        let state = State { brought: vec![None; world], ..State::default() };
+        let (brought, present) = (vec![None; world], vec![false; world]);
+        let state = State { brought, present, ..State::default() };
         let hosts = (0..world).map(|rank| format!("host {rank}")).collect();
         let table = Arc::new(Table { state: Mutex::new(state), changed: Condvar::new(), hosts });
         (0..world).map(|rank| Arc::new(Self { table: Arc::clone(&table), rank })).collect()
@@ -45,6 +48,12 @@ impl Chair {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.table.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All ranks take turns from now on, the first one first.
+    pub(crate) fn open(&self) {
+        let mut state = self.lock();
+        (state.turn, state.present) = (0, vec![true; self.world()]);
     }
 
     /// Waits for the rank's turn.
@@ -58,12 +67,19 @@ impl Chair {
     /// The rank does no more for now; its thread ends.
     pub(crate) fn leave(&self) {
         let mut state = self.lock();
+        state.present[self.rank] = false;
         self.hand_on(&mut state);
+    }
+
+    fn check(&self) -> Result<(), CommError> {
+        let failed = self.lock().failed.clone();
+        failed.map_or(Ok(()), |(peer, cause)| Err(CommError::PeerFailed { rank: self.rank, peer, cause }))
     }
 
     /// The turn goes to the next rank; after the last one, to the first.
     fn hand_on(&self, state: &mut State) {
-        state.turn = (self.rank + 1) % state.brought.len();
+        let ranks = (self.rank + 1..self.world()).chain(0..=self.rank);
+        state.turn = ranks.into_iter().find(|&rank| state.present[rank]).unwrap_or_default();
         self.table.changed.notify_all();
     }
 }
@@ -85,18 +101,21 @@ impl Bootstrap for Chair {
         _: Option<Duration>,
     ) -> Result<Vec<Vec<u8>>, CommError> {
         assert_eq!(members.len(), self.world(), "{call}: all ranks meet");
+        self.check()?;
         let mut state = self.lock();
-        if let Some((peer, cause)) = state.failed.clone() {
-            return Err(CommError::PeerFailed { rank: self.rank, peer, cause });
-        }
         state.brought[self.rank] = Some(mine.to_vec());
-        if self.rank + 1 == self.world() {
-            let brought: Option<Vec<_>> = state.brought.iter_mut().map(Option::take).collect();
-            state.last = brought.unwrap_or_else(|| panic!("{call}: a rank has not come"));
+        // The last one who takes turns completes the meeting.
+        if !state.present[self.rank + 1..].contains(&true) {
+            let brought = state.brought.iter_mut().map(Option::take).collect();
+            match brought {
+                Some(brought) => state.last = brought,
+                None => state.failed = Some((self.rank, format!("{call}: a rank has not come"))),
+            }
         }
         self.hand_on(&mut state);
         drop(state);
         self.sit_down();
+        self.check()?;
         Ok(members.iter().map(|&member| self.lock().last[member].clone()).collect())
     }
 

@@ -26,14 +26,6 @@ pub(crate) const WORDS_STAY: Mutation = Mutation {
 };
 pub(crate) const ONE_WORD: Mutation =
     Mutation { what: "one word of four is looked at", edit: look_at_one_word, concerns: |_| true };
-pub(crate) const ONE_SLOT: Mutation = Mutation {
-    what: "one slot instead of two",
-    edit: |_, line| {
-        let (operands, last) = line.strip_prefix("and.b64")?.rsplit_once(", ")?;
-        (last == "1;").then(|| format!("and.b64 {operands}, 0;"))
-    },
-    concerns: |_| true,
-};
 
 const MUTATIONS: [Mutation; 9] = [
     Mutation {
@@ -61,7 +53,14 @@ const MUTATIONS: [Mutation; 9] = [
         concerns: |it| it.calls.len() > 1,
     },
     ONE_WORD,
-    ONE_SLOT,
+    Mutation {
+        what: "one slot instead of two",
+        edit: |_, line| {
+            let (operands, last) = line.strip_prefix("and.b64")?.rsplit_once(", ")?;
+            (last == "1;").then(|| format!("and.b64 {operands}, 0;"))
+        },
+        concerns: |_| true,
+    },
     Mutation {
         what: "a scope that leaves peers out",
         edit: |_, line| line.contains("relaxed.sys.global.v").then(|| line.replacen(".sys.", ".gpu.", 1)),
@@ -146,6 +145,9 @@ pub(crate) fn assert_caught(
         });
         match caught {
             Some((scenario, reason)) => {
+                if reason.contains("deadlock") {
+                    eprintln!("FULL {reason}");
+                }
                 let reason: String = reason.lines().next().unwrap_or_default().chars().take(180).collect();
                 println!("{} ({places} places): caught by seed {}: {reason}", mutation.what, scenario.seed);
             }

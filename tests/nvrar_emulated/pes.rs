@@ -48,7 +48,6 @@ impl SymmetricHeap for Heap {
 
 /// The ranks of a scenario.
 pub(crate) struct Pes {
-    /// None where a rank has ended.
     pub(crate) ranks: Vec<Rank>,
     chairs: Vec<Arc<Chair>>,
 }
@@ -76,7 +75,7 @@ impl Pes {
         let all = |ptx| devices.iter().map(|device| load(device, ptx)).collect::<Result<Vec<_>>>();
         let (libraries, puts) = (all(shipped(scenario.arch))?, all(puts)?);
         let (chairs, heaps): (_, Arc<[DevicePtr]>) = (Chair::all(devices.len()), heaps.into());
-        let ranks = one_by_one(&chairs, |rank| {
+        let ranks = one_by_one(&chairs, vec![(); chairs.len()], |rank, ()| {
             let (heaps, puts) = (Arc::clone(&heaps), Arc::clone(&puts[rank]));
             let heap = Arc::new(Heap { heaps, rank, gpus_per_node, puts });
             let chair = Arc::clone(&chairs[rank]) as Arc<dyn Bootstrap>;
@@ -91,29 +90,29 @@ impl Pes {
 impl Drop for Pes {
     fn drop(&mut self) {
         // The end of communicators is collective.
-        let ranks = std::sync::Mutex::new(self.ranks.drain(..).map(Some).collect::<Vec<_>>());
-        if ranks.lock().is_ok_and(|ranks| ranks.len() == self.chairs.len()) {
-            one_by_one(&self.chairs, |rank| {
-                let own = ranks.lock().map(|mut ranks| ranks[rank].take());
-                drop(own);
-            });
-        }
+        one_by_one(&self.chairs, std::mem::take(&mut self.ranks), |_, rank| drop(rank));
     }
 }
 
-/// Calls `f` for each rank in a thread of its own, one at a time.
-fn one_by_one<T: Send>(chairs: &[Arc<Chair>], f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+/// Calls `f` for each rank, with what belongs to it, in a thread of its own, one at a time.
+fn one_by_one<T: Send, U: Send>(
+    chairs: &[Arc<Chair>],
+    of_rank: Vec<T>,
+    f: impl Fn(usize, T) -> U + Sync,
+) -> Vec<U> {
+    let f = &f;
+    chairs[0].open();
     std::thread::scope(|scope| {
-        let one = |(rank, chair): (usize, &'_ Arc<Chair>)| {
-            let (f, chair) = (&f, Arc::clone(chair));
+        let one = |(rank, (chair, own)): (usize, (&Arc<Chair>, T))| {
+            let chair = Arc::clone(chair);
             scope.spawn(move || {
                 chair.sit_down();
-                let made = f(rank);
+                let made = f(rank, own);
                 chair.leave();
                 made
             })
         };
-        let threads: Vec<_> = chairs.iter().enumerate().map(one).collect();
+        let threads: Vec<_> = chairs.iter().zip(of_rank).enumerate().map(one).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     })
 }

@@ -6,7 +6,7 @@ use fewsync::driver::{PutUnit, Schedule};
 use fewsync::kernels::{NVSHMEM_PTX, PTX, Ptx};
 
 use crate::inputs::Inputs;
-use crate::mutations::{Mutation, ONE_SLOT, ONE_WORD, WORDS_STAY, assert_caught};
+use crate::mutations::{Mutation, ONE_WORD, WORDS_STAY, assert_caught};
 use crate::pes::Pes;
 use crate::scenario::{Home, Scenario, TIME_LIMIT};
 use crate::schedules::{attempt, keep_loaded, try_all};
@@ -42,7 +42,7 @@ fn calls_follow_each_other() {
     let runs = shapes.len() * Schedule::ALL.len();
     let (failure, _) = search(0, runs as u64, |run| {
         let (nodes, gpus_per_node) = shapes[run as usize % shapes.len()];
-        let mut scenario = Scenario::of_many_calls(run, Shape { nodes, gpus_per_node }, CALLS).as_pes();
+        let mut scenario = Scenario::of_many_calls(run, Shape { nodes, gpus_per_node }, CALLS).between_pes();
         scenario.machine.schedule = Schedule::ALL[run as usize / shapes.len()];
         attempt(&scenario, shipped(scenario.arch)).err().map(|reason| format!("{reason}\n{scenario}"))
     });
@@ -99,9 +99,18 @@ const MUTATIONS: [Mutation; 7] = [
         edit: |_, line| line.strip_prefix("bar.sync")?.trim().starts_with("2,").then(String::new),
         concerns: |_| true,
     },
+    Mutation {
+        what: "one slot instead of two",
+        edit: |before, line| {
+            let (to, _) = line.strip_prefix("selp.b64")?.split_once(", ")?;
+            let &[.., parity, tests] = before else { return None };
+            let is_parity = parity.starts_with("and.b64") && parity.ends_with(", 1;");
+            (is_parity && tests.starts_with("setp.ne.b64")).then(|| format!("mov.b64 {to}, 0;"))
+        },
+        concerns: |it| it.calls.len() > 1,
+    },
     WORDS_STAY,
     ONE_WORD,
-    ONE_SLOT,
 ];
 
 /// Each is caught by the race check, and without it by what arrives.
@@ -125,7 +134,7 @@ fn a_rank_that_stops_is_noticed_by_all() -> Result<(), CommError> {
     for (seed, schedule) in Schedule::ALL.into_iter().enumerate() {
         for (nodes, gpus_per_node) in [(2, 1), (3, 1), (2, 2)] {
             let shape = Shape { nodes, gpus_per_node };
-            let mut scenario = Scenario::of_many_calls(seed as u64, shape, 4).as_pes();
+            let mut scenario = Scenario::of_many_calls(seed as u64, shape, 4).between_pes();
             scenario.machine.schedule = schedule;
             let inputs = Inputs::new(&scenario);
             let mut pes = Pes::new(&scenario, &inputs, shipped(scenario.arch), PutUnit::B8)?;

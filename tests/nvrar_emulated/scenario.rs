@@ -139,7 +139,7 @@ impl Scenario {
     }
 
     /// The same between PEs of NVSHMEM.
-    pub(crate) fn as_pes(mut self) -> Self {
+    pub(crate) fn between_pes(mut self) -> Self {
         self.home = Home::Pes { unit: PutUnit::B8 };
         self.machine.devices = self.shape.world() as u32;
         self.options.memory = PeerMemory::Nvshmem { direct: true };

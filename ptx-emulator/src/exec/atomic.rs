@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::access::SCOPES;
 use super::address::{Region, generic, is_misplaced, region_of};
+use super::atomic128;
 use super::context::{Cause, Context, Done};
 use super::float::extreme_f32;
 use super::halves::Small;
@@ -90,6 +91,9 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let policy = line.flag("L2::cache_hint");
     let vector = line.choice(&[("v2", 2), ("v4", 4), ("v8", 8)]);
     let ty = line.ty()?;
+    if ty == T::B128 && vector.is_none() && !policy && line.name == "atom" {
+        return atomic128::decode(line, update, (order, scope, space));
+    }
     if !fits(update, ty) || !matches!(space, Space::Global | Space::Shared | Space::Generic) {
         return line.refuse();
     }
@@ -182,6 +186,20 @@ fn updated(op: &Atomic, old: u64, value: u64, swap: u64, flushes: bool) -> Optio
     })
 }
 
+/// Atomics of `bytes` reach memory, of the space that they name, and are aligned.
+pub(super) fn check_place(space: Space, address: u64, bytes: u64) -> Done {
+    if region_of(address).0 != Region::Memory {
+        return Err(Cause::PrivateAddress { address });
+    }
+    if is_misplaced(space, address) {
+        return Err(Cause::WrongSpace { address });
+    }
+    if address & (bytes - 1) != 0 {
+        return Err(Cause::Misaligned { address, bytes: bytes as u32 });
+    }
+    Ok(())
+}
+
 /// Lanes follow each other, lowest first; the order is one of those that PTX allows.
 pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
     let addresses = context.addresses(&op.address).map(|at| generic(op.space, at));
@@ -195,15 +213,7 @@ pub(crate) fn execute(context: &mut Context<'_>, op: &Atomic) -> Done {
         for lane in context.active() {
             *context.culprit = Some(lane);
             let base = addresses[lane];
-            if region_of(base).0 != Region::Memory {
-                return Err(Cause::PrivateAddress { address: base });
-            }
-            if is_misplaced(op.space, base) {
-                return Err(Cause::WrongSpace { address: base });
-            }
-            if base & (whole - 1) != 0 {
-                return Err(Cause::Misaligned { address: base, bytes: whole as u32 });
-            }
+            check_place(op.space, base, whole)?;
             let address = base + index as u64 * step;
             let access = context.access(lane, op.order, op.scope);
             // PTX: atom.add.f32 flushes subnormals in global memory, not in shared memory.

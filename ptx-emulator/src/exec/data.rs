@@ -9,6 +9,9 @@ pub(crate) const NAMES: &[&str] = &["mov"];
 pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
     let ty = line.ty()?;
     line.exactly(2)?;
+    if ty == T::B128 {
+        return quad(line);
+    }
     match (line.operand(0)?, line.operand(1)?) {
         (Operand::Vector(_), Operand::Vector(_)) => line.refuse(),
         (Operand::Vector(parts), _) => unpack(line, ty, parts.len()),
@@ -23,6 +26,35 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
             line.rows(run, slots)
         }
     }
+}
+
+/// `mov.b128`: a register of 128 bits is two of 64.
+fn quad(line: &mut Line<'_, '_>) -> Decoded<Op> {
+    let high = |low: Slot| Slot(low.0 + 1);
+    let (to, from) = match (line.operand(0)?, line.operand(1)?) {
+        (Operand::Vector(_), Operand::Vector(_)) => return line.refuse(),
+        (Operand::Vector(_), _) => {
+            let from = line.quad(1, false)?;
+            let to = line.destinations(0, T::B64, 2)?;
+            ([to[0], to[1]], [from, high(from)])
+        }
+        (_, Operand::Vector(_)) => {
+            let (to, from) = (line.quad(0, true)?, line.sources(1, T::B64, 2)?);
+            ([to, high(to)], [from[0], from[1]])
+        }
+        _ => {
+            let (to, from) = (line.quad(0, true)?, line.quad(1, false)?);
+            ([to, high(to)], [from, high(from)])
+        }
+    };
+    // The second destination is `c`.
+    let slots = Slots { d: to[0], c: to[1], a: from[0], b: from[1], ..Slots::NONE };
+    let run: RowFn = |rows, slots| {
+        let halves = [*rows.double(slots.a), *rows.double(slots.b)];
+        rows.put_double(slots.d, &halves[0]);
+        rows.put_double(slots.c, &halves[1]);
+    };
+    line.rows(run, slots)
 }
 
 /// Parts of a vector: 2 or 4, of 8 bits at least.

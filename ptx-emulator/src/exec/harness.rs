@@ -66,8 +66,7 @@ pub(crate) fn evaluate(instruction: &str, sources: &[u64]) -> u64 {
     let params = out.to_le_bytes().to_vec();
     let stream = machine.stream(DeviceId(0));
     let (grid, block) = ([1; 3], [1; 3]);
-    let launch =
-        Launch { kernel, grid, block, cluster: [1; 3], dynamic_shared_bytes: 0, params, programmatic: false };
+    let launch = Launch::new(kernel, grid, block, params);
     machine.launch(stream, &launch).unwrap();
     machine.run().unwrap_or_else(|error| panic!("{error}"));
     let mut bytes = [0; 8];

@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod address;
 pub(crate) mod asynchronous;
 pub(crate) mod atomic;
+pub(crate) mod atomic128;
 pub(crate) mod barrier;
 pub(crate) mod call;
 mod carry;

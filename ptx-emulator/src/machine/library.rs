@@ -56,10 +56,9 @@ impl Machine {
 
     /// One piece of work; false if there was none.
     pub(super) fn let_library_work(&mut self) -> Result<bool, RunError> {
-        let chance = self.random.next();
         let busy = self.libraries.iter_mut().find(|library| library.is_busy());
         let Some(library) = busy else { return Ok(false) };
-        let done = library.work(&mut self.memory, chance);
+        let done = library.work(&mut self.memory, self.random.next());
         self.progress += 1;
         done.map(|()| true).map_err(|late| self.report_call(late))
     }

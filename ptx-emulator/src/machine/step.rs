@@ -8,8 +8,8 @@ use crate::exec::control::GridControl;
 use crate::exec::rows::{Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{
-    Cause, access, address, asynchronous, atomic, cluster, matrix, mbarrier, mma, special, subbyte, warp,
-    wmma,
+    Cause, access, address, asynchronous, atomic, atomic128, cluster, matrix, mbarrier, mma, special,
+    subbyte, warp, wmma,
 };
 use crate::external;
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
@@ -255,6 +255,7 @@ impl Warp {
             Op::Load(op) => access::load(&mut context, op)?,
             Op::Store(op) => access::store(&mut context, op)?,
             Op::Atomic(op) => atomic::execute(&mut context, op)?,
+            Op::Atomic128(op) => atomic128::execute(&mut context, op)?,
             Op::Fence(op) => access::execute_fence(&mut context, op),
             Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),

@@ -217,6 +217,25 @@ impl<'b, 'a> Line<'b, 'a> {
         }
     }
 
+    /// A `.b128` register: the slot of its low half, before that of the high one. `_` drops a result.
+    pub(crate) fn quad(&mut self, index: usize, is_destination: bool) -> Decoded<Slot> {
+        let operand = self.operand(index)?;
+        let Operand::Name(name) = operand else { return self.wrong(operand, "a register of 128 bits") };
+        if *name == "_" && is_destination {
+            return Ok(Slot::NONE);
+        }
+        let Some(Symbol::Quad(low)) = self.builder.lookup(name) else {
+            return self.wrong(operand, "a register of 128 bits");
+        };
+        let halves = [low, Slot(low.0 + 1)].map(|slot| Typed { slot, class: Class::Double });
+        if is_destination {
+            self.builder.writes.extend(halves);
+        } else {
+            self.builder.reads.extend(halves);
+        }
+        Ok(low)
+    }
+
     /// A predicate source and whether it is negated.
     pub(crate) fn predicate(&mut self, index: usize) -> Decoded<(Slot, bool)> {
         let operand = self.operand(index)?;

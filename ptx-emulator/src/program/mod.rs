@@ -137,6 +137,7 @@ pub(crate) enum Op {
     Load(Box<exec::access::Load>),
     Store(Box<exec::access::Store>),
     Atomic(Box<exec::atomic::Atomic>),
+    Atomic128(Box<exec::atomic128::Atomic128>),
     Fence(exec::access::Fence),
     /// `fence.proxy.async`, of shared memory.
     ProxyFence,

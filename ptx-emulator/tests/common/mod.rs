@@ -65,15 +65,8 @@ impl Rig {
         params: &[u8],
     ) -> Result<(), RunError> {
         let kernel = self.machine.kernel(self.module, kernel).unwrap();
-        let launch = Launch {
-            kernel,
-            grid,
-            block,
-            cluster: [1; 3],
-            dynamic_shared_bytes: shared,
-            params: params.to_vec(),
-            programmatic: false,
-        };
+        let launch =
+            Launch { dynamic_shared_bytes: shared, ..Launch::new(kernel, grid, block, params.to_vec()) };
         self.machine.launch(self.stream, &launch).unwrap_or_else(|error| panic!("{error}"));
         self.machine.run()
     }
@@ -92,15 +85,12 @@ pub fn hand_over(consumer: u32, module: &Arc<Module>, options: MachineOptions) -
     for (device, kernel) in [(DeviceId(0), "produce"), (home, "consume")] {
         let loaded = machine.load(device, module).unwrap();
         let stream = machine.stream(device);
-        let launch = Launch {
-            kernel: machine.kernel(loaded, kernel).unwrap(),
-            grid: [1, 1, 1],
-            block: [1, 1, 1],
-            cluster: [1; 3],
-            dynamic_shared_bytes: 0,
-            params: params(&addresses, &[]),
-            programmatic: false,
-        };
+        let launch = Launch::new(
+            machine.kernel(loaded, kernel).unwrap(),
+            [1, 1, 1],
+            [1, 1, 1],
+            params(&addresses, &[]),
+        );
         machine.launch(stream, &launch).unwrap();
     }
     machine.run()?;

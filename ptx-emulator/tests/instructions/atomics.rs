@@ -209,3 +209,58 @@ fn every_thread_draws_its_own_number() {
         assert_eq!(rig.words(cell, 1), [256]);
     }
 }
+
+/// Threads that add to a counter of 128 bits by compare-and-swap, and leave their own number by exchange.
+#[test]
+fn registers_of_128_bits() {
+    const THREADS: u64 = 64;
+    for (space, cell) in [("global", "%cell"), ("shared", "%near")] {
+        let source = format!(
+            ".visible .entry k(.param .u64 counter, .param .u64 left) {{
+            .shared .align 16 .b8 near[16]; .reg .b64 %cell, %near, %left, %at, %l<4>, %h<4>; .reg .b32 %tid;
+            .reg .b128 %q<4>, %last; .reg .pred %p<4>;
+            mov.u32 %tid, %tid.x; mov.u64 %near, near; ld.param.u64 %cell, [counter]; ld.param.u64 %left, [left];
+            setp.ne.u32 %p0, %tid, 0; @%p0 bra READY;
+            ld.global.v2.u64 {{%l0, %h0}}, [%cell]; st.shared.v2.u64 [%near], {{%l0, %h0}};
+            READY: bar.sync 0;
+            mov.u64 %l0, 0; mov.u64 %h0, 0;
+            NEXT: mov.b128 %q0, {{%l0, %h0}};
+            // 2^63 + 1, with its carry, and 3 times 2^64.
+            add.cc.u64 %l1, %l0, 0x8000000000000001; addc.u64 %h1, %h0, 3; mov.b128 %q1, {{%l1, %h1}};
+            atom.relaxed.gpu.{space}.cas.b128 %q2, [{cell}], %q0, %q1;
+            mov.b128 {{%l2, %h2}}, %q2; setp.ne.u64 %p1, %l2, %l0; setp.ne.u64 %p2, %h2, %h0;
+            mov.u64 %l0, %l2; mov.u64 %h0, %h2; or.pred %p1, %p1, %p2; @%p1 bra NEXT;
+            bar.sync 0; @%p0 bra OVER;
+            @!%p0 ld.{space}.v2.u64 {{%l0, %h0}}, [{cell}]; st.global.v2.u64 [%cell], {{%l0, %h0}};
+            OVER: bar.sync 0;
+            cvt.u64.u32 %l0, %tid; not.b64 %h0, %l0; mov.b128 %q3, {{%l0, %h0}};
+            atom.exch.b128 %last, [%left], %q3; mov.b128 %q3, %last; mov.b128 {{%l0, %h0}}, %q3;
+            mul.wide.u32 %at, %tid, 16; add.u64 %at, %at, %left; st.global.v2.u64 [%at+16], {{%l0, %h0}};
+            ret; }}"
+        );
+        for seed in 0..20 {
+            let memory = ptx_emulator::memory::MemoryOptions { weak: Some(seed), ..Default::default() };
+            let policy = ptx_emulator::Policy::Random;
+            let mut rig = crate::common::Rig::of(
+                &source,
+                ptx_emulator::MachineOptions { policy, seed, memory, ..Default::default() },
+            );
+            let counter = rig.upload(&[0; 16], "counter");
+            let left = rig.upload(&[0xff; 16 + 16 * THREADS as usize], "left");
+            let params = crate::common::params(&[counter, left], &[]);
+            rig.run("k", [1; 3], [THREADS as u32, 1, 1], 0, &params)
+                .unwrap_or_else(|error| panic!("{error}"));
+            let quad = |bytes: &[u8]| u128::from_le_bytes(bytes.try_into().unwrap());
+            let each = (1 << 63) + 1 + (3_u128 << 64);
+            assert_eq!(quad(&rig.download(counter, 16)), u128::from(THREADS) * each, "{space}");
+            // Every number was left once, and is found once: by another thread, or in the end.
+            let mut numbers: Vec<u128> =
+                rig.download(left, 16 + 16 * THREADS as usize).chunks(16).map(quad).collect();
+            numbers.sort_unstable();
+            let mut expected: Vec<u128> =
+                (0..THREADS).map(|n| u128::from(n) | u128::from(!n) << 64).chain([u128::MAX]).collect();
+            expected.sort_unstable();
+            assert_eq!(numbers, expected, "{space}");
+        }
+    }
+}

@@ -6,12 +6,14 @@ use super::Builder;
 use crate::exec::rows::{Class, Slot};
 use crate::program::line::{Decoded, Typed, class_of};
 use crate::program::{NOWHERE, Pc, Refusal};
-use crate::text::{Function, Register, Space, Statement, Variable};
+use crate::text::{Function, Register, ScalarType, Space, Statement, Variable};
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Symbol {
     Register(Typed),
+    /// `.b128`: the first of two slots of 64 bits, the low half's.
+    Quad(Slot),
     Variable(Place),
     Function(u32),
 }
@@ -36,6 +38,8 @@ pub(super) enum Entry {
     Symbol(Symbol),
     /// `%r<12>`: the class and the first slot.
     Range(Class, u32, u32),
+    /// The same of `.b128`.
+    Quads(u32, u32),
 }
 
 /// `.callprototype`: sizes of parameters and return values decide nothing that the arguments do not.
@@ -91,6 +95,15 @@ impl<'a> Builder<'a> {
     }
 
     fn declare_register(&mut self, scope: usize, register: &Register<'a>) {
+        if register.ty == ScalarType::B128 {
+            let first = self.allocate(Class::Double, 2 * register.count.unwrap_or(1)).slot.0;
+            let entry = match register.count {
+                None => Entry::Symbol(Symbol::Quad(Slot(first))),
+                Some(count) => Entry::Quads(first, count),
+            };
+            self.scopes[scope].names.insert(register.name, entry);
+            return;
+        }
         let class = class_of(register.ty);
         let count = register.count.unwrap_or(1) * register.lanes;
         let first = self.allocate(class, count).slot.0;
@@ -135,6 +148,10 @@ impl<'a> Builder<'a> {
                 let number: u32 = name[stem.len()..].parse().ok()?;
                 return (number < *count)
                     .then_some(Symbol::Register(Typed { slot: Slot(first + number), class: *class }));
+            }
+            if let Some(&Entry::Quads(first, count)) = scope.names.get(stem) {
+                let number: u32 = name[stem.len()..].parse().ok()?;
+                return (number < count).then_some(Symbol::Quad(Slot(first + 2 * number)));
             }
             if let Some((vector, part)) = name.split_once('.') {
                 let lane = ["x", "y", "z", "w"].iter().position(|&name| name == part);
