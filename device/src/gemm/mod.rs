@@ -7,5 +7,8 @@
 pub mod epilogue;
 pub mod gemv_m1;
 pub mod gemv_m8;
+pub mod loader;
 pub mod tile;
 pub mod tiled;
+#[cfg(cuda_arch = "sm_90a")]
+pub mod wgmma;

@@ -24,6 +24,13 @@ pub unsafe fn wait<const PENDING: usize>() {
     asm!("cp.async.wait_group {};", const PENDING, options(nostack));
 }
 
+/// `cp.async.wait_group`: waits for the oldest of `AHEAD` groups in flight.
+#[inline(always)]
+pub unsafe fn wait_oldest<const AHEAD: u32>() {
+    const { assert!(AHEAD >= 1) };
+    asm!("cp.async.wait_group {};", const AHEAD - 1, options(nostack));
+}
+
 /// `cp.async.wait_group`: in a ring of `STAGES` stages with one group each, waits for the oldest of
 /// the `STAGES - 1` groups in flight.
 #[inline(always)]

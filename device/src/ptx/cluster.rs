@@ -40,6 +40,16 @@ pub unsafe fn st_relaxed_b64(mapped: u64, value: u64) {
     asm!("st.relaxed.cluster.b64 [{}], {};", in(reg64) mapped, in(reg64) value, options(nostack));
 }
 
+/// `ld.v4.f32`: of a [mapped](map) address, 16-byte aligned, that nobody stores to meanwhile.
+#[inline(always)]
+pub unsafe fn ld_v4_f32(mapped: u64) -> [f32; 4] {
+    let (x, y, z, w): (f32, f32, f32, f32);
+    asm!("ld.v4.f32 {{{}, {}, {}, {}}}, [{}];",
+        out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w, in(reg64) mapped,
+        options(pure, readonly, nostack));
+    [x, y, z, w]
+}
+
 /// `ld.relaxed.cluster.shared.v2.b64`: of the own block, where others of the cluster store; two 8-byte elements,
 /// 16-byte aligned.
 #[inline(always)]
