@@ -31,6 +31,14 @@ pub unsafe fn wait_oldest<const AHEAD: u32>() {
     asm!("cp.async.wait_group {};", const AHEAD - 1, options(nostack));
 }
 
+/// `cp.async.wait_group`: in a ring of `STAGES` stages with one group each, waits until the newest `STAGES - 2` are in
+/// flight.
+#[inline(always)]
+pub unsafe fn wait_ring<const STAGES: u32>() {
+    const { assert!(STAGES >= 2) };
+    asm!("cp.async.wait_group {};", const STAGES - 2, options(nostack));
+}
+
 /// `cp.async.wait_group`: in a ring of `STAGES` stages with one group each, waits for the oldest of
 /// the `STAGES - 1` groups in flight.
 #[inline(always)]

@@ -13,6 +13,8 @@ pub mod barrier;
 pub mod cluster;
 pub mod global;
 pub mod math;
+#[cfg(cuda_arch_min = "90")]
+pub mod mbarrier;
 pub mod mma;
 pub mod pdl;
 pub mod shuffle;
