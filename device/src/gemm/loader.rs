@@ -20,7 +20,8 @@ pub struct Loader {
     matrix: Global,
     /// The thread's chunk in its first row and k tile 0.
     source: Global,
-    stride_bytes: u64,
+    /// From one of the thread's rows to the next.
+    pass_bytes: u64,
     /// The thread's rows that exist are those whose distance from its first is below this.
     rows_left: u32,
     /// The thread's first element of k.
@@ -31,26 +32,15 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Of the rows of `matrix` from `first_row` on.
+    /// Of the rows of `matrix` from `first_row` on, by so many threads.
     #[inline(always)]
-    pub fn new(matrix: Global, n_rows: u32, stride: u32, k: u32, first_row: u32) -> Self {
-        Self::starting_at(matrix, n_rows, stride, k, first_row + tid_x() / CHUNKS)
-    }
-
-    /// The same for operands in [`permuted`](Self::load_permuted) order.
-    #[inline(always)]
-    pub fn new_permuted(matrix: Global, n_rows: u32, stride: u32, k: u32, first_row: u32) -> Self {
-        let r = tid_x() / CHUNKS % 16;
-        Self::starting_at(matrix, n_rows, stride, k, first_row + r % 8 / 2 * 8 + r / 8 * 2 + r % 2)
-    }
-
-    #[inline(always)]
-    fn starting_at(matrix: Global, n_rows: u32, stride: u32, k: u32, row: u32) -> Self {
+    pub fn new(matrix: Global, n_rows: u32, stride: u32, k: u32, first_row: u32, threads: u32) -> Self {
+        let row = first_row + tid_x() / CHUNKS;
         let column = tid_x() % CHUNKS * PER_VECTOR;
         Self {
             matrix,
             source: matrix + (u64::from(row) * u64::from(stride) + u64::from(column)) * BYTES,
-            stride_bytes: u64::from(stride) * BYTES,
+            pass_bytes: u64::from(threads / CHUNKS) * u64::from(stride) * BYTES,
             rows_left: n_rows.saturating_sub(row),
             column,
             k,
@@ -61,48 +51,28 @@ impl Loader {
     /// Loads `n_rows` rows of `k_tile`: a constant, like `threads`, so that the passes are unrolled.
     #[inline(always)]
     pub unsafe fn load(&self, to: Shared, k_tile: u32, n_rows: u32, threads: u32) {
-        let per_pass = threads / CHUNKS;
-        self.load_passes(to, k_tile, n_rows / per_pass, per_pass, |pass| pass * per_pass);
-    }
-
-    /// Loads `n_rows` rows of `k_tile` by 128 threads, of each 32 row 8t + 2j + e as row 8j + 2t + e (t, j below 4, e
-    /// below 2). Where this is the right operand of a product, a lane's sums of 32 columns are eight neighbours.
-    #[inline(always)]
-    pub unsafe fn load_permuted(&self, to: Shared, k_tile: u32, n_rows: u32) {
-        self.load_passes(to, k_tile, n_rows / 16, 16, |pass| pass / 2 * 32 + pass % 2 * 4);
-    }
-
-    /// `per_pass` rows a pass; `offset` is how far behind its first the thread's row of a pass is.
-    #[inline(always)]
-    unsafe fn load_passes(
-        &self,
-        to: Shared,
-        k_tile: u32,
-        n_passes: u32,
-        per_pass: u32,
-        offset: impl Fn(u32) -> u32,
-    ) {
+        let rows_per_pass = threads / CHUNKS;
+        let n_passes = n_rows / rows_per_pass;
         let column = self.column + k_tile * BLOCK_K;
         let rows = if column < self.k { self.rows_left } else { 0 };
         let source = self.source + u64::from(k_tile * BLOCK_K) * BYTES;
         let target = swizzle::address::<CHUNKS>(to, tid_x() / CHUNKS, tid_x() % CHUNKS);
         if self.aligned {
             for pass in 0..n_passes {
-                let inside = offset(pass) < rows;
-                let source = source + u64::from(offset(pass)) * self.stride_bytes;
+                let inside = pass * rows_per_pass < rows;
                 // Where nothing is read the address must still be one of the matrix.
-                let source = if inside { source } else { self.matrix };
+                let source = if inside { source + u64::from(pass) * self.pass_bytes } else { self.matrix };
                 // Rows a multiple of 8 apart are swizzled alike.
-                async_copy::copy_16(target + pass * per_pass * ROW_BYTES, source, if inside { 16 } else { 0 });
+                let target = target + pass * rows_per_pass * ROW_BYTES;
+                async_copy::copy_16(target, source, if inside { 16 } else { 0 });
             }
             return;
         }
         for pass in 0..opaque(n_passes) {
-            let inside = offset(pass) < rows;
-            let row =
-                self.source - u64::from(self.column) * BYTES + u64::from(offset(pass)) * self.stride_bytes;
+            let inside = pass * rows_per_pass < rows;
+            let row = self.source - u64::from(self.column) * BYTES + u64::from(pass) * self.pass_bytes;
             let vector = if inside { gather8(row, column, self.k) } else { [0; 4] };
-            st_v4(target + pass * per_pass * ROW_BYTES, vector);
+            st_v4(target + pass * rows_per_pass * ROW_BYTES, vector);
         }
     }
 }

@@ -6,12 +6,14 @@
 
 use crate::gemm::cluster_sum::Partial;
 use crate::gemm::epilogue::{Add, Epilogue, Store, StoreF32, SwiGlu, apply_up_to_8};
-use crate::gemm::loader::{BLOCK_K, Loader, ROW_BYTES};
+use crate::gemm::loader::{BLOCK_K, CHUNKS, ROW_BYTES};
 use crate::params::Gemm;
-use crate::ptx::barrier::{fence_proxy_async, sync_block, sync_some, sync_warp};
+use crate::ptx::barrier::{fence_proxy_async, sync_block, sync_some};
 use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, nctaid_y, opaque, tid_x, warp};
 use crate::ptx::wgmma::{self, Accumulators, Descriptor};
-use crate::ptx::{Shared, async_copy, cluster, mbarrier, pdl, shared};
+use crate::ptx::{Global, Shared, async_copy, cluster, mbarrier, pdl, shared};
+use crate::tile::bf16::{BYTES, PER_VECTOR, gather8};
+use crate::tile::swizzle;
 
 /// Threads of a block.
 const THREADS: u32 = 384;
@@ -48,9 +50,9 @@ macro_rules! gemm_kernels {
             /// stages · (128 + weight rows) · 128 bytes.
             ///
             /// # Memory order
-            /// Producers wait for their copies and fence them for the asynchronous proxy before a warp arrives
-            /// at the stage's full barrier; consumers' warps arrive at the empty one when their products have
-            /// been waited for. Partial sums are read between two barriers of the cluster.
+            /// Copies arrive at their stage's full barrier; who has waited for it fences them for the asynchronous
+            /// proxy. Consumers' warps arrive at the empty one when their products have been waited for.
+            /// Partial sums are read between two barriers of the cluster.
             ///
             /// # Safety
             /// All rows exist; `w` is written by no kernel in flight; `out` overlaps no input.
@@ -137,13 +139,95 @@ impl Work {
     }
 }
 
+/// A thread's chunks of the rows of one matrix in a tile. Rows beyond the matrix are its last one again, since their
+/// results are dropped; columns beyond it are zeros.
+struct Source {
+    /// The tile's first row.
+    rows: Global,
+    stride: u32,
+    /// The tile's last row that exists, and this thread's first.
+    last: u32,
+    row: u32,
+    column: u32,
+    k: u32,
+    /// Where the tile's rows are in a stage, and whether they are permuted.
+    at: Shared,
+    permuted: bool,
+    aligned: bool,
+}
+
+impl Source {
+    #[inline(always)]
+    fn of_tokens(p: &Gemm, token: u32) -> Self {
+        Self {
+            rows: p.a + u64::from(token) * u64::from(p.ld_a) * BYTES,
+            stride: p.ld_a,
+            last: p.m - 1 - token,
+            row: tid_x() / CHUNKS,
+            column: tid_x() % CHUNKS * PER_VECTOR,
+            k: p.k,
+            at: 0,
+            permuted: false,
+            aligned: is_aligned(p),
+        }
+    }
+
+    /// Of each 32 rows, row 8t + 2j + e lies at row 8j + 2t + e (t, j below 4, e below 2), so that a lane's sums of 32
+    /// columns are eight neighbours.
+    #[inline(always)]
+    fn of_weights(p: &Gemm, row: u32) -> Self {
+        let r = tid_x() / CHUNKS;
+        Self {
+            rows: p.w + u64::from(row) * u64::from(p.k) * BYTES,
+            stride: p.k,
+            last: p.n - 1 - row,
+            row: r % 8 / 2 * 8 + r / 8 * 2 + r % 2,
+            column: tid_x() % CHUNKS * PER_VECTOR,
+            k: p.k,
+            at: TOKENS * ROW_BYTES,
+            permuted: true,
+            aligned: is_aligned(p),
+        }
+    }
+
+    /// The tile's rows of `k_tile`, 16 at a time.
+    #[inline(always)]
+    unsafe fn load<A: Accumulators>(&self, stage: Shared, k_tile: u32) {
+        const PER_PASS: u32 = PRODUCERS / CHUNKS;
+        let n_passes = if self.permuted { A::N } else { TOKENS } / PER_PASS;
+        let row = |pass: u32| {
+            let offset = if self.permuted { pass / 2 * 32 + pass % 2 * 4 } else { pass * PER_PASS };
+            let row = (self.row + offset).min(self.last);
+            u64::from(row * BYTES as u32) * u64::from(self.stride)
+        };
+        let target = swizzle::address::<CHUNKS>(stage + self.at, tid_x() / CHUNKS, tid_x() % CHUNKS);
+        let column = self.column + k_tile * BLOCK_K;
+        if self.aligned {
+            // Where nothing is read the address must still be one of the matrix.
+            let inside = column < self.k;
+            let source = self.rows + if inside { u64::from(column) * BYTES } else { 0 };
+            for pass in 0..n_passes {
+                // Rows a multiple of 8 apart are swizzled alike.
+                let to = target + pass * PER_PASS * ROW_BYTES;
+                async_copy::copy_16(to, source + row(pass), if inside { 16 } else { 0 });
+            }
+            return;
+        }
+        for pass in 0..opaque(n_passes) {
+            shared::st_v4(target + pass * PER_PASS * ROW_BYTES, gather8(self.rows + row(pass), column, self.k));
+        }
+    }
+}
+
+/// The rows of both matrices are 16-byte aligned, so that asynchronous copies can take them.
+#[inline(always)]
+fn is_aligned(p: &Gemm) -> bool {
+    p.ld_a.is_multiple_of(PER_VECTOR) && p.k.is_multiple_of(PER_VECTOR)
+}
+
 struct Tile<const STAGES: u32>;
 
 impl<const STAGES: u32> Tile<STAGES> {
-    /// Groups of copies that a producer leaves in flight: with one more, who waits for a stage to become empty would
-    /// hold back the one that its last reader waits for.
-    const IN_FLIGHT: u32 = STAGES - 2;
-
     /// The whole kernel.
     #[inline(always)]
     unsafe fn product<A: Accumulators, E: Epilogue>(p: &Gemm) {
@@ -151,7 +235,7 @@ impl<const STAGES: u32> Tile<STAGES> {
         if tid_x() == 0 {
             for stage in 0..opaque(STAGES) {
                 let place = Place::<STAGES> { stage, parity: 0 };
-                mbarrier::init(place.full(), PRODUCER_WARPS);
+                mbarrier::init(place.full(), PRODUCERS);
                 mbarrier::init(place.empty(), CONSUMER_WARPS);
             }
         }
@@ -176,54 +260,40 @@ impl<const STAGES: u32> Tile<STAGES> {
     unsafe fn produce<A: Accumulators>(p: &Gemm) {
         let (base, stage_bytes) = (shared::dynamic(), (TOKENS + A::N) * ROW_BYTES);
         let mut work = Work::new(p, A::N);
-        let (mut to, mut ready) = (Place::<STAGES>::FIRST, Place::<STAGES>::FIRST);
-        let weights = |row| Loader::new_permuted(p.w, p.n, p.k, p.k, row);
+        let mut to = Place::<STAGES>::FIRST;
 
         // The first weights do not wait for the predecessor.
         let early = if work.tile < work.n_tiles { work.count.min(STAGES) } else { 0 };
-        let w = weights(work.origin(A::N).1);
+        let w = Source::of_weights(p, work.origin(A::N).1.min(p.n - 1));
         for i in 0..opaque(early) {
-            w.load_permuted(base + i * stage_bytes + TOKENS * ROW_BYTES, work.begin + i, A::N);
+            w.load::<A>(base + i * stage_bytes, work.begin + i);
         }
         pdl::wait();
 
-        let mut copied = 0;
+        let mut loaded = 0;
         while work.tile < work.n_tiles {
             let (token, row) = work.origin(A::N);
-            let (a, w) = (Loader::new(p.a, p.m, p.ld_a, p.k, token), weights(row));
+            let (a, w) = (Source::of_tokens(p, token), Source::of_weights(p, row));
             for i in work.begin..work.begin + work.count {
                 // Before its first use a stage is empty.
                 mbarrier::wait(to.empty(), to.parity ^ 1);
                 let stage = base + to.stage * stage_bytes;
-                a.load(stage, i, TOKENS, PRODUCERS);
-                if copied >= early {
-                    w.load_permuted(stage + TOKENS * ROW_BYTES, i, A::N);
+                a.load::<A>(stage, i);
+                if loaded >= early {
+                    w.load::<A>(stage, i);
                 }
-                async_copy::commit();
-                if copied >= Self::IN_FLIGHT {
-                    async_copy::wait_ring::<STAGES>();
-                    Self::publish(&mut ready);
+                if is_aligned(p) {
+                    async_copy::arrive_behind(to.full());
+                } else {
+                    mbarrier::arrive(to.full());
                 }
-                copied += 1;
+                loaded += 1;
                 to.advance();
             }
             work.advance();
         }
-        async_copy::wait::<0>();
-        for _ in 0..opaque(copied.min(Self::IN_FLIGHT)) {
-            Self::publish(&mut ready);
-        }
-    }
-
-    /// The copies of a stage have been waited for by this warp.
-    #[inline(always)]
-    unsafe fn publish(ready: &mut Place<STAGES>) {
-        fence_proxy_async();
-        sync_warp();
-        if lane() == 0 {
-            mbarrier::arrive(ready.full());
-        }
-        ready.advance();
+        // Nobody leaves with copies in flight.
+        async_copy::wait_all();
     }
 
     #[inline(always)]
@@ -236,6 +306,7 @@ impl<const STAGES: u32> Tile<STAGES> {
             let mut sums = A::ZERO;
             for i in 0..work.count {
                 mbarrier::wait(at.full(), at.parity);
+                fence_proxy_async();
                 let stage = base + at.stage * stage_bytes;
                 let (tokens, rows) =
                     (Descriptor::new(stage + group_at), Descriptor::new(stage + TOKENS * ROW_BYTES));

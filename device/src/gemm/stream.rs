@@ -64,8 +64,8 @@ gemm_kernels! {
 #[inline(always)]
 unsafe fn product<A: Accumulators, E: Epilogue, const AHEAD: u32>(p: &Gemm) {
     let (token, row) = (ctaid_y() * A::N, ctaid_z() * ROWS);
-    let w = Loader::new(p.w, p.n, p.k, p.k, row);
-    let a = Loader::new(p.a, p.m, p.ld_a, p.k, token);
+    let w = Loader::new(p.w, p.n, p.k, p.k, row, THREADS);
+    let a = Loader::new(p.a, p.m, p.ld_a, p.k, token, THREADS);
     // One stage is filled up to AHEAD tiles ahead, one is multiplied, one has perhaps not been read to the end.
     let (base, stages, stage_bytes) = (shared::dynamic(), AHEAD + 2, (ROWS + A::N) * ROW_BYTES);
     let stage = |i: u32| base + i % stages * stage_bytes;

@@ -34,13 +34,13 @@ impl<const WARPS_M: u32, const WARPS_N: u32, const MT: usize, const NP: usize, c
     /// What copies this block's rows of `a`.
     #[inline(always)]
     pub fn a_loader(p: &Gemm, first_row: u32) -> Loader {
-        Loader::new(p.a, p.m, p.ld_a, p.k, first_row)
+        Loader::new(p.a, p.m, p.ld_a, p.k, first_row, Self::THREADS)
     }
 
     /// What copies this block's rows of `w`.
     #[inline(always)]
     pub fn w_loader(p: &Gemm, first_row: u32) -> Loader {
-        Loader::new(p.w, p.n, p.k, p.k, first_row)
+        Loader::new(p.w, p.n, p.k, p.k, first_row, Self::THREADS)
     }
 
     /// Issues the copies of `k_tile` of `a`.
