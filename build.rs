@@ -42,8 +42,11 @@ fn main() -> Result<()> {
             let entries = entries(&text).map_err(|e| format!("{}: {e}", path.display()))?;
             embed(&mut code, arch, &path, &entries)?;
             let (table, special, more) = ARCH_FAMILIES;
-            let families =
-                if (families, arch) == (table, special) { format!("{families}, {more}") } else { families.to_owned() };
+            let families = if (families, arch) == (table, special) {
+                format!("{families}, {more}")
+            } else {
+                families.to_owned()
+            };
             check(&mut checks, &file_name(feature, arch), &families, &entries)?;
         }
         writeln!(code, "];\n{checks}")?;

@@ -18,9 +18,24 @@ pub(super) const NAMES: [[&str; 4]; 5] = [
 pub(super) const WGMMA_NAMES: [[&str; 4]; 5] = [
     ["wgmma_bf16_32x128_store", "wgmma_bf16_32x128_f32", "wgmma_bf16_32x128_add", "wgmma_bf16_32x128_swiglu"],
     ["wgmma_bf16_64x128_store", "wgmma_bf16_64x128_f32", "wgmma_bf16_64x128_add", "wgmma_bf16_64x128_swiglu"],
-    ["wgmma_bf16_128x128_store", "wgmma_bf16_128x128_f32", "wgmma_bf16_128x128_add", "wgmma_bf16_128x128_swiglu"],
-    ["wgmma_bf16_128x192_store", "wgmma_bf16_128x192_f32", "wgmma_bf16_128x192_add", "wgmma_bf16_128x192_swiglu"],
-    ["wgmma_bf16_128x256_store", "wgmma_bf16_128x256_f32", "wgmma_bf16_128x256_add", "wgmma_bf16_128x256_swiglu"],
+    [
+        "wgmma_bf16_128x128_store",
+        "wgmma_bf16_128x128_f32",
+        "wgmma_bf16_128x128_add",
+        "wgmma_bf16_128x128_swiglu",
+    ],
+    [
+        "wgmma_bf16_128x192_store",
+        "wgmma_bf16_128x192_f32",
+        "wgmma_bf16_128x192_add",
+        "wgmma_bf16_128x192_swiglu",
+    ],
+    [
+        "wgmma_bf16_128x256_store",
+        "wgmma_bf16_128x256_f32",
+        "wgmma_bf16_128x256_add",
+        "wgmma_bf16_128x256_swiglu",
+    ],
 ];
 
 const M1: usize = 0;
@@ -194,7 +209,11 @@ impl Gemm {
             Kernel::Prefill(_) => [k_parts, m_tiles * n_tiles, 1],
         };
         let shared_bytes = shape.stages * (shape.m + shape.n) * STAGE_ROW_BYTES;
-        let names = if tile.needs_wgmma() { &WGMMA_NAMES[tile as usize - FIRST_WGMMA] } else { &NAMES[FIRST_TILE + tile as usize] };
+        let names = if tile.needs_wgmma() {
+            &WGMMA_NAMES[tile as usize - FIRST_WGMMA]
+        } else {
+            &NAMES[FIRST_TILE + tile as usize]
+        };
         Launch::new(names[column], grid, shape.threads, shared_bytes, &params).in_clusters(k_parts)
     }
 }
@@ -314,8 +333,8 @@ mod tests {
     fn few_rows_take_the_kernel_that_was_measured_fastest() {
         let kernel = |m, n, k| {
             let target = Target { sm_count: SMS, has_wgmma: false };
-            let launch =
-                MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }.launch(target);
+            let launch = MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }
+                .launch(target);
             launch.entry.split('_').nth(2).unwrap()
         };
         // Llama 3 8B: qkv, o, gate and up, down, head; then SmolLM2's.

@@ -64,6 +64,8 @@ pub(super) struct Shape {
 
 /// Columns of k in one stage.
 const STAGE_COLUMNS: u32 = 64;
+/// The numbers of parts that were measured.
+const PARTS: [u32; 7] = [1, 2, 3, 4, 5, 6, MAX_CLUSTER];
 /// What an H200's memory delivers at best, in bytes per µs.
 const MEMORY_BYTES_PER_US: f32 = 4.35e6;
 
@@ -92,9 +94,19 @@ impl Tile {
 
     pub(super) const fn shape(self) -> Shape {
         let (m, n, threads, stages, kernel) = match self {
-            Self::T16x32 => (16, 32, 64, 8, Kernel::Tiled { resident: 4, first_ns: 4.2, more_ns: 0.4, launch_us: 0.15 }),
-            Self::T64x32 => (64, 32, 128, 6, Kernel::Tiled { resident: 3, first_ns: 8.15, more_ns: 0.0, launch_us: 0.65 }),
-            Self::T128x128 => (128, 128, 128, 3, Kernel::Tiled { resident: 2, first_ns: 14.5, more_ns: 5.0, launch_us: 1.0 }),
+            Self::T16x32 => {
+                (16, 32, 64, 8, Kernel::Tiled { resident: 4, first_ns: 4.2, more_ns: 0.4, launch_us: 0.15 })
+            }
+            Self::T64x32 => {
+                (64, 32, 128, 6, Kernel::Tiled { resident: 3, first_ns: 8.15, more_ns: 0.0, launch_us: 0.65 })
+            }
+            Self::T128x128 => (
+                128,
+                128,
+                128,
+                3,
+                Kernel::Tiled { resident: 2, first_ns: 16.4, more_ns: 4.6, launch_us: 1.0 },
+            ),
             Self::W32x128 => (32, 128, 256, 10, Kernel::Stream(Speed::new(4.15, 2.45, 0.0, 0.27))),
             Self::W64x128 => (64, 128, 256, 8, Kernel::Stream(Speed::new(4.32, 2.45, 0.42, 0.55))),
             Self::W128x128 => (128, 128, 384, 6, Kernel::Prefill(Speed::new(5.88, 2.62, 0.47, 0.95))),
@@ -172,7 +184,9 @@ impl Tiling {
         let sm_count = target.sm_count.max(1);
         let tiles = Tile::ALL.into_iter().filter(|tile| target.has_wgmma || !tile.needs_wgmma());
         let estimates = tiles.flat_map(|tile| {
-            (1..=MAX_CLUSTER).filter_map(move |parts| Some((tile, parts, tile.estimate_us((m, n, k), parts, sm_count)?)))
+            PARTS
+                .into_iter()
+                .filter_map(move |parts| Some((tile, parts, tile.estimate_us((m, n, k), parts, sm_count)?)))
         });
         let fastest = estimates.min_by(|a, b| a.2.total_cmp(&b.2));
         let (tile, k_parts, _) = fastest.unwrap_or((Tile::T128x128, 1, 0.0));
@@ -241,10 +255,16 @@ mod tests {
     #[test]
     fn all_blocks_of_a_divided_product_run_at_once() {
         for sm_count in [1, 4, 78, 114, 132] {
-            for (m, n, k) in [(1, 1, 1), (9, 128, 64), (64, 4096, 4096), (300, 1280, 8192), (4096, 28_672, 4096)] {
-                let Tiling { tile, k_parts, .. } = Tiling::choose(m, n, k, Target { sm_count, has_wgmma: true });
+            for (m, n, k) in
+                [(1, 1, 1), (9, 128, 64), (64, 4096, 4096), (300, 1280, 8192), (4096, 28_672, 4096)]
+            {
+                let Tiling { tile, k_parts, .. } =
+                    Tiling::choose(m, n, k, Target { sm_count, has_wgmma: true });
                 let tiles = m.div_ceil(tile.shape().m) * n.div_ceil(tile.shape().n);
-                assert!(k_parts == 1 || tiles * k_parts <= sm_count.max(k_parts), "{m} × {n} on {sm_count}: {tile:?}");
+                assert!(
+                    k_parts == 1 || tiles * k_parts <= sm_count.max(k_parts),
+                    "{m} × {n} on {sm_count}: {tile:?}"
+                );
                 assert!((1..=MAX_CLUSTER).contains(&k_parts));
             }
         }
