@@ -34,7 +34,7 @@ mod stream;
 pub use buffer::{DeviceBuffer, PinnedBuffer};
 pub use device::Device;
 #[cfg(feature = "emulate")]
-pub use emulated::{EMULATE_VARIABLE, EmulatorOptions, InvalidEmulatorOption, Schedule};
+pub use emulated::{EMULATE_VARIABLE, EmulatorOptions, InvalidEmulatorOption, PutUnit, Schedule};
 pub use error::{GpuError, Result};
 pub use gpu::{
     Capability, DevicePtr, EventId, Gpu, GpuGraphs, GpuMemory, GpuModules, GpuStreams, GraphId,

@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
 mod exec;
+pub mod external;
 mod machine;
 pub mod memory;
+pub mod nvshmem;
 mod program;
 pub mod text;
 

@@ -6,8 +6,11 @@
 #![cfg(feature = "emulate")]
 
 mod inputs;
+mod meeting;
 mod model;
 mod mutations;
+mod pes;
+mod puts;
 mod run;
 mod scenario;
 mod schedules;

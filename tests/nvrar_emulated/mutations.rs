@@ -7,13 +7,33 @@ use crate::schedules::{SCHEDULES, attempt, keep_loaded, shipped};
 use crate::seeds::search;
 
 /// A change of the text.
-struct Mutation {
-    what: &'static str,
+pub(crate) struct Mutation {
+    pub(crate) what: &'static str,
     /// What becomes of a line, given those before it; none stays as it is.
-    edit: fn(&[&str], &str) -> Option<String>,
+    pub(crate) edit: fn(&[&str], &str) -> Option<String>,
     /// Whether a schedule could show it.
-    concerns: fn(&Scenario) -> bool,
+    pub(crate) concerns: fn(&Scenario) -> bool,
 }
+
+/// What the kernels that put have in common with the others.
+pub(crate) const WORDS_STAY: Mutation = Mutation {
+    what: "words stay where they were read",
+    edit: |_, line| {
+        let [a, b, c, d] = <[_; 4]>::try_from(stored(line, "v4.b32")?.1).ok()?;
+        (a == b && b == c && c == d).then(String::new)
+    },
+    concerns: |_| true,
+};
+pub(crate) const ONE_WORD: Mutation =
+    Mutation { what: "one word of four is looked at", edit: look_at_one_word, concerns: |_| true };
+pub(crate) const ONE_SLOT: Mutation = Mutation {
+    what: "one slot instead of two",
+    edit: |_, line| {
+        let (operands, last) = line.strip_prefix("and.b64")?.rsplit_once(", ")?;
+        (last == "1;").then(|| format!("and.b64 {operands}, 0;"))
+    },
+    concerns: |_| true,
+};
 
 const MUTATIONS: [Mutation; 9] = [
     Mutation {
@@ -26,14 +46,7 @@ const MUTATIONS: [Mutation; 9] = [
         edit: |_, line| halve_store(line).or_else(|| halve_load(line)),
         concerns: |_| true,
     },
-    Mutation {
-        what: "words stay where they were read",
-        edit: |_, line| {
-            let [a, b, c, d] = <[_; 4]>::try_from(stored(line, "v4.b32")?.1).ok()?;
-            (a == b && b == c && c == d).then(String::new)
-        },
-        concerns: |_| true,
-    },
+    WORDS_STAY,
     Mutation {
         what: "cells and greetings stay where they were read",
         edit: |_, line| {
@@ -47,15 +60,8 @@ const MUTATIONS: [Mutation; 9] = [
         edit: |_, line| line.starts_with("st.relaxed.gpu.global.b64").then(String::new),
         concerns: |it| it.calls.len() > 1,
     },
-    Mutation { what: "one word of four is looked at", edit: look_at_one_word, concerns: |_| true },
-    Mutation {
-        what: "one slot instead of two",
-        edit: |_, line| {
-            let (operands, last) = line.strip_prefix("and.b64")?.rsplit_once(", ")?;
-            (last == "1;").then(|| format!("and.b64 {operands}, 0;"))
-        },
-        concerns: |_| true,
-    },
+    ONE_WORD,
+    ONE_SLOT,
     Mutation {
         what: "a scope that leaves peers out",
         edit: |_, line| line.contains("relaxed.sys.global.v").then(|| line.replacen(".sys.", ".gpu.", 1)),
@@ -121,15 +127,20 @@ impl Mutation {
     }
 }
 
-#[test]
-fn mutations_are_caught() {
+/// Each mutation of a file has to show within so many scenarios.
+pub(crate) fn assert_caught(
+    mutations: &[Mutation],
+    ptx: &Ptx,
+    schedules: u64,
+    scenario: fn(u64) -> Scenario,
+) {
     let mut missed = Vec::new();
-    for mutation in &MUTATIONS {
-        let (mutant, places) = mutation.of(shipped("sm_90a"));
+    for mutation in mutations {
+        let (mutant, places) = mutation.of(ptx);
         assert!(places > 0, "the PTX has no place for the fault '{}'", mutation.what);
         let _loaded = keep_loaded(&[mutant]);
-        let (caught, tried) = search(0, SCHEDULES, |seed| {
-            let scenario = Scenario::new(seed);
+        let (caught, tried) = search(0, schedules, |seed| {
+            let scenario = scenario(seed);
             let reason = (mutation.concerns)(&scenario).then(|| attempt(&scenario, mutant))?.err()?;
             Some((scenario, reason))
         });
@@ -142,4 +153,9 @@ fn mutations_are_caught() {
         }
     }
     assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+#[test]
+fn mutations_are_caught() {
+    assert_caught(&MUTATIONS, shipped("sm_90a"), SCHEDULES, Scenario::new);
 }

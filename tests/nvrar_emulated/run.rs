@@ -10,9 +10,10 @@ use fewsync::kernels::{Addr, Ptx};
 use half::bf16;
 
 use crate::inputs::{EPS, Inputs};
+use crate::pes;
 use crate::scenario::{Call, Home, Kind, Scenario};
 
-type Result<T = ()> = std::result::Result<T, CommError>;
+pub(crate) type Result<T = ()> = std::result::Result<T, CommError>;
 
 /// Residual and output of one rank.
 pub(crate) type NormOfRank = (Vec<bf16>, Vec<bf16>);
@@ -49,8 +50,11 @@ struct NormSlices {
     out: DeviceBuffer<bf16>,
 }
 
-/// Runs it with the kernels of a PTX file.
+/// Runs it with the kernels of a PTX file, which are those that put where the ranks are PEs.
 pub(crate) fn run(scenario: &Scenario, inputs: &Inputs, ptx: &'static Ptx) -> Result<Found> {
+    if let Home::Pes { unit } = scenario.home {
+        return pes::run(scenario, inputs, ptx, unit);
+    }
     let devices = Device::emulated(&scenario.machine);
     let load = |device| {
         let library = KernelLibrary::load_file(device, ptx)?;
@@ -58,8 +62,8 @@ pub(crate) fn run(scenario: &Scenario, inputs: &Inputs, ptx: &'static Ptx) -> Re
     };
     let libraries = devices.iter().map(load).collect::<Result<Vec<_>>>()?;
     match scenario.home {
-        Home::Group => group(scenario, inputs, &libraries),
         Home::Loopback { .. } => loopback(scenario, inputs, &libraries),
+        Home::Group | Home::Pes { .. } => group(scenario, inputs, &libraries),
     }
 }
 
@@ -197,13 +201,21 @@ fn enqueue_loopback(
 
 fn group(scenario: &Scenario, inputs: &Inputs, libraries: &[Arc<KernelLibrary>]) -> Result<Found> {
     let comms = GpuComm::group_with(libraries, scenario.shape, scenario.options.clone())?;
+    let one_rank = |comm: GpuComm| {
+        let mut rank = Rank::new(scenario, inputs, comm, libraries)?;
+        rank.enqueue(scenario)?;
+        rank.finish(scenario)
+    };
+    let one_rank = &one_rank;
     let found: Vec<Result<Found>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = comms
-            .into_iter()
-            .map(|comm| scope.spawn(|| one_rank(scenario, inputs, comm, libraries)))
-            .collect();
+        let threads: Vec<_> = comms.into_iter().map(|comm| scope.spawn(move || one_rank(comm))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
+    together(scenario, found)
+}
+
+/// What all ranks found.
+pub(crate) fn together(scenario: &Scenario, found: Vec<Result<Found>>) -> Result<Found> {
     let mut all = Found { buffers: vec![Vec::new(); scenario.buffers()], ..Found::default() };
     all.norms.resize_with(scenario.calls.len(), Vec::new);
     for found in found {
@@ -214,38 +226,61 @@ fn group(scenario: &Scenario, inputs: &Inputs, libraries: &[Arc<KernelLibrary>])
     Ok(all)
 }
 
-fn one_rank(
-    scenario: &Scenario,
-    inputs: &Inputs,
+/// A rank of a group, with what it brings.
+pub(crate) struct Rank {
+    bufs: Vec<GpuBuffer>,
+    streams: Vec<Stream>,
+    brought: Brought,
     comm: GpuComm,
-    libraries: &[Arc<KernelLibrary>],
-) -> Result<Found> {
-    let rank = comm.topology().rank;
-    let device = libraries[rank].device();
-    let mut bufs: Vec<GpuBuffer> =
-        (0..scenario.buffers()).map(|_| comm.register(scenario.bytes())).collect::<Result<_>>()?;
-    let streams: Vec<Stream> = bufs.iter().map(|_| Ok(device.stream()?)).collect::<Result<_>>()?;
-    let background = device.upload(&inputs.background, &streams[0])?;
-    for (buf, stream) in bufs.iter().zip(&streams) {
-        let to = DevicePtr(buf.addr::<u8>().raw());
-        // SAFETY: the buffer is as long, and both live until the stream has been waited for.
-        unsafe { device.gpu().copy_d2d(stream.id(), to, background.ptr(), background.size_bytes())? };
+}
+
+impl Rank {
+    pub(crate) fn new(
+        scenario: &Scenario,
+        inputs: &Inputs,
+        comm: GpuComm,
+        libraries: &[Arc<KernelLibrary>],
+    ) -> Result<Self> {
+        let rank = comm.topology().rank;
+        let device = libraries[rank].device();
+        let bufs: Vec<GpuBuffer> =
+            (0..scenario.buffers()).map(|_| comm.register(scenario.bytes())).collect::<Result<_>>()?;
+        let streams: Vec<Stream> = bufs.iter().map(|_| Ok(device.stream()?)).collect::<Result<_>>()?;
+        let background = device.upload(&inputs.background, &streams[0])?;
+        for (buf, stream) in bufs.iter().zip(&streams) {
+            let to = DevicePtr(buf.addr::<u8>().raw());
+            // SAFETY: the buffer is as long, and both live until the stream has been waited for.
+            unsafe { device.gpu().copy_d2d(stream.id(), to, background.ptr(), background.size_bytes())? };
+            stream.synchronize()?;
+        }
+        let brought = Brought::new(scenario, inputs, rank..rank + 1, &streams[0])?;
+        Ok(Self { bufs, streams, brought, comm })
     }
-    let brought = Brought::new(scenario, inputs, rank..rank + 1, &streams[0])?;
-    for (i, call) in scenario.calls.iter().enumerate() {
-        let stream = &streams[call.buf];
-        brought.enqueue_fresh(i, |_| bufs[call.buf].addr(), stream)?;
-        enqueue_rank(&comm, stream, &mut bufs[call.buf], call, &brought.slices[i])?;
+
+    /// All calls.
+    pub(crate) fn enqueue(&mut self, scenario: &Scenario) -> Result {
+        let Self { bufs, streams, brought, comm } = self;
+        for (i, call) in scenario.calls.iter().enumerate() {
+            let stream = &streams[call.buf];
+            brought.enqueue_fresh(i, |_| bufs[call.buf].addr(), stream)?;
+            enqueue_rank(comm, stream, &mut bufs[call.buf], call, &brought.slices[i])?;
+        }
+        Ok(())
     }
-    streams.iter().try_for_each(Stream::synchronize)?;
-    comm.check()?;
-    let buffers = bufs.iter().map(|buf| {
-        let mut bytes = vec![0; scenario.bytes()];
-        buf.memory().download_at(0, &mut bytes, &streams[0])?;
-        Ok(vec![bytes])
-    });
-    let buffers = buffers.collect::<Result<_>>()?;
-    Ok(Found { buffers, norms: brought.norms(&scenario.calls, &streams[0])?, untaken_words: 0 })
+
+    /// Waits, and reads what is there.
+    pub(crate) fn finish(&self, scenario: &Scenario) -> Result<Found> {
+        let Self { bufs, streams, brought, comm } = self;
+        streams.iter().try_for_each(Stream::synchronize)?;
+        comm.check()?;
+        let buffers = bufs.iter().map(|buf| {
+            let mut bytes = vec![0; scenario.bytes()];
+            buf.memory().download_at(0, &mut bytes, &streams[0])?;
+            Ok(vec![bytes])
+        });
+        let buffers = buffers.collect::<Result<_>>()?;
+        Ok(Found { buffers, norms: brought.norms(&scenario.calls, &streams[0])?, untaken_words: 0 })
+    }
 }
 
 fn enqueue_rank(

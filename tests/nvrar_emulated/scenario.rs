@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fewsync::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};
 use fewsync::comm::{DType, Phase, Shape};
-use fewsync::driver::{EmulatorOptions, Schedule};
+use fewsync::driver::{EmulatorOptions, PutUnit, Schedule};
 
 use crate::seeds::Random;
 
@@ -28,6 +28,8 @@ pub(crate) enum Home {
     Group,
     /// The ranks dealt to so many GPUs, each GPU's in one launch.
     Loopback { gpus: usize },
+    /// A GPU per rank, a PE of NVSHMEM: messages to other nodes are puts, of which so much arrives whole.
+    Pes { unit: PutUnit },
 }
 
 /// A kind of call.
@@ -100,6 +102,31 @@ impl Scenario {
         Self { seed, machine, shape, home, arch, options, calls, nans }
     }
 
+    /// Of ranks that are PEs: up to five nodes of up to three.
+    pub(crate) fn of_puts(seed: u64) -> Self {
+        let mut scenario = Self::new(seed);
+        let mut random = Random(seed ^ 0xbeef);
+        // Large worlds are the slow ones.
+        let (most_nodes, most_gpus) = random.pick(&[(3, 1), (3, 2), (4, 2), (5, 3)]);
+        let shape =
+            Shape { nodes: 2 + random.below(most_nodes - 1), gpus_per_node: 1 + random.below(most_gpus) };
+        let mut options = options(&mut random, shape.nodes);
+        if shape.world() > 4 {
+            // What takes long shows on few ranks as well.
+            options.tuning = options.tuning.map(|it| Tuning { pass_units: None, ..it });
+        }
+        options.memory = PeerMemory::Nvshmem { direct: random.once_in(2) };
+        let tuning = options.tuning.unwrap_or_default();
+        // Several passes are several launches.
+        let most_calls = if shape.world() > 6 || tuning.pass_units.is_some() { 2 } else { 4 };
+        let (count, buffers) = (1 + random.below(most_calls), 1 + usize::from(random.once_in(4)));
+        scenario.calls = sequence_of_calls(&mut random, shape, &tuning, buffers, count);
+        options.in_flight = scenario.buffers() as u32;
+        options.dependent_launch &= options.in_flight == 1;
+        scenario.machine.devices = shape.world() as u32;
+        Self { shape, options, home: Home::Pes { unit: PutUnit::B8 }, ..scenario }
+    }
+
     /// With so many short calls on two buffers, the numbers of both wrapping on the way.
     pub(crate) fn of_many_calls(seed: u64, shape: Shape, count: usize) -> Self {
         let mut scenario = Self::new(seed);
@@ -109,6 +136,14 @@ impl Scenario {
         scenario.calls = sequence_of_calls(&mut random, shape, &Tuning::default(), 2, count);
         (scenario.options.in_flight, scenario.options.dependent_launch) = (2, false);
         Self { shape, ..scenario }
+    }
+
+    /// The same between PEs of NVSHMEM.
+    pub(crate) fn as_pes(mut self) -> Self {
+        self.home = Home::Pes { unit: PutUnit::B8 };
+        self.machine.devices = self.shape.world() as u32;
+        self.options.memory = PeerMemory::Nvshmem { direct: true };
+        self
     }
 
     pub(crate) fn buffers(&self) -> usize {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use fewsync::driver::{Device, EmulatorOptions, KernelLibrary};
+use fewsync::driver::{Device, EmulatorOptions, KernelLibrary, PutUnit};
 use fewsync::kernels::{PTX, Ptx};
 
 use crate::inputs::{Inputs, judge};
@@ -22,7 +22,8 @@ pub(crate) fn shipped(arch: &str) -> &'static Ptx {
 
 /// Machines share the modules that one has loaded: as long as these live, no file is read twice.
 pub(crate) fn keep_loaded(files: &[&'static Ptx]) -> Vec<KernelLibrary> {
-    let device = Device::emulated(&EmulatorOptions::default()).swap_remove(0);
+    let pes = Device::emulated_pes(&EmulatorOptions::default(), 4096, PutUnit::default());
+    let (device, _) = pes.expect("a small heap").swap_remove(0);
     files.iter().map(|ptx| KernelLibrary::load_file(&device, ptx).expect("an emulator takes it")).collect()
 }
 
@@ -35,10 +36,10 @@ pub(crate) fn attempt(scenario: &Scenario, ptx: &'static Ptx) -> Result<(), Stri
 
 /// What the schedules had in common, counted.
 #[derive(Default)]
-struct Coverage(Mutex<BTreeMap<String, u64>>);
+pub(crate) struct Coverage(Mutex<BTreeMap<String, u64>>);
 
 impl Coverage {
-    fn note(&self, scenario: &Scenario) {
+    pub(crate) fn note(&self, scenario: &Scenario) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut note = |what: String| *counts.entry(what).or_default() += 1;
         note(format!("schedules, {:?}", scenario.machine.schedule));
@@ -48,6 +49,7 @@ impl Coverage {
         let has_own = scenario.home == Home::Loopback { gpus: scenario.shape.world() };
         note(match scenario.home {
             Home::Group => "schedules, a thread per rank".into(),
+            Home::Pes { .. } => "schedules, PEs".into(),
             _ if has_own => "schedules, a launch per rank".into(),
             _ => "schedules, ranks that share launches".into(),
         });
@@ -68,18 +70,21 @@ impl Coverage {
     }
 }
 
-/// Every rank ends with the bits that the model has, nobody races, nobody waits for ever, no slot keeps anything.
-#[test]
-fn schedules() {
-    let (first, count) = (number("FEWSYNC_SEED", 0), number("FEWSYNC_SCHEDULES", SCHEDULES));
-    let _loaded = keep_loaded(&PTX.each_ref());
+/// Tries scenarios, and says what they had in common; panics at the first that fails.
+pub(crate) fn try_all(
+    test: &str,
+    count: u64,
+    scenario: impl Fn(u64) -> Scenario + Sync,
+    ptx: impl Fn(&Scenario) -> &'static Ptx + Sync,
+) {
+    let (first, count) = (number("FEWSYNC_SEED", 0), number("FEWSYNC_SCHEDULES", count));
     let (start, coverage) = (Instant::now(), Coverage::default());
     let (failure, tried) = search(first, count, |seed| {
-        let scenario = Scenario::new(seed);
-        let reason = attempt(&scenario, shipped(scenario.arch)).err()?;
+        let scenario = scenario(seed);
+        let reason = attempt(&scenario, ptx(&scenario)).err()?;
         Some((scenario, reason))
     });
-    (first..first + tried).for_each(|seed| coverage.note(&Scenario::new(seed)));
+    (first..first + tried).for_each(|seed| coverage.note(&scenario(seed)));
     println!("{tried} schedules from seed {first} on in {:.0} s:", start.elapsed().as_secs_f64());
     for (what, count) in coverage.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
         println!("{count:6} {what}");
@@ -87,9 +92,16 @@ fn schedules() {
     if let Some((scenario, reason)) = failure {
         panic!(
             "{reason}\n{scenario}\nto see it again: FEWSYNC_SEED={} FEWSYNC_SCHEDULES=1 cargo test --release \
-             --test nvrar_emulated schedules",
+             --test nvrar_emulated {test}",
             scenario.seed
         );
     }
     assert_eq!(tried, count);
+}
+
+/// Every rank ends with the bits that the model has, nobody races, nobody waits for ever, no slot keeps anything.
+#[test]
+fn schedules() {
+    let _loaded = keep_loaded(&PTX.each_ref());
+    try_all("schedules::", SCHEDULES, Scenario::new, |scenario| shipped(scenario.arch));
 }

@@ -17,6 +17,7 @@ mod graphs;
 mod memory;
 mod module;
 mod options;
+mod pes;
 mod pinned;
 mod state;
 mod streams;
@@ -26,6 +27,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use ptx_emulator::nvshmem::Unit as PutUnit;
 
 pub use options::{EMULATE_VARIABLE, EmulatorOptions, InvalidEmulatorOption, Schedule};
 
@@ -42,15 +45,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 impl Device {
     /// The devices of a new emulated machine.
     pub fn emulated(options: &EmulatorOptions) -> Vec<Self> {
-        let world = Arc::new(World {
-            state: Mutex::new(State::new(options)),
-            changed: Condvar::new(),
-            wanting: AtomicUsize::new(0),
-            options: options.clone(),
-        });
-        let device =
-            |ordinal| EmulatedGpu { world: Arc::clone(&world), properties: properties(ordinal, options) };
-        (0..options.devices).map(|ordinal| Self::new(Arc::new(device(ordinal)))).collect()
+        EmulatedGpu::all(&World::new(options))
     }
 }
 
@@ -98,6 +93,15 @@ impl fmt::Debug for EmulatedGpu {
 }
 
 impl World {
+    fn new(options: &EmulatorOptions) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State::new(options)),
+            changed: Condvar::new(),
+            wanting: AtomicUsize::new(0),
+            options: options.clone(),
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.wanting.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock_again();
@@ -199,6 +203,15 @@ impl World {
 }
 
 impl EmulatedGpu {
+    /// All devices of a machine.
+    fn all(world: &Arc<World>) -> Vec<Device> {
+        let device = |ordinal| {
+            let properties = properties(ordinal, &world.options);
+            Device::new(Arc::new(Self { world: Arc::clone(world), properties }))
+        };
+        (0..world.options.devices).map(device).collect()
+    }
+
     fn label(&self) -> String {
         self.properties.label.clone()
     }

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ptx_emulator::{Kernel, LoadError, Module};
+use ptx_emulator::{Kernel, LoadError, Module, RunError};
 
 use super::EmulatedGpu;
 use super::state::RESIDENT_BLOCKS;
@@ -131,9 +131,10 @@ impl GpuModules for EmulatedGpu {
         let module = parse(&ptx.to_string_lossy()).map_err(|e| self.rejected(&e))?;
         self.with(|state| {
             let loaded = state.load(self.properties.ordinal, module);
-            loaded
-                .map(ModuleId)
-                .map_err(|reason| self.call_error("load_module", 2, "CUDA_ERROR_OUT_OF_MEMORY", reason))
+            loaded.map(ModuleId).map_err(|error| match error {
+                RunError::External { .. } => self.unusable(error.to_string(), "CUDA_ERROR_INVALID_PTX"),
+                _ => self.call_error("load_module", 2, "CUDA_ERROR_OUT_OF_MEMORY", error.to_string()),
+            })
         })
     }
 
@@ -206,6 +207,10 @@ impl EmulatedGpu {
             LoadError::Syntax(_) => "CUDA_ERROR_INVALID_PTX",
             LoadError::Refused { .. } => "CUDA_ERROR_NOT_SUPPORTED",
         };
-        GpuError::PtxRejected { device: self.label(), log: error.to_string(), name: name.to_owned() }
+        self.unusable(error.to_string(), name)
+    }
+
+    fn unusable(&self, log: String, name: &str) -> GpuError {
+        GpuError::PtxRejected { device: self.label(), log, name: name.to_owned() }
     }
 }

@@ -27,7 +27,7 @@ pub(super) const RESIDENT_BLOCKS: u32 = 4;
 /// Everything behind the lock of a machine.
 #[derive(Debug)]
 pub(super) struct State {
-    machine: Machine,
+    pub(super) machine: Machine,
     pub(super) streams: BTreeMap<u64, Stream>,
     pub(super) events: HashMap<u64, Event>,
     pub(super) modules: HashMap<u64, (ModuleId, Arc<Module>)>,
@@ -163,8 +163,8 @@ impl State {
         Arc::clone(&self.kernels.get(&id).expect("the caller's kernel is alive").0)
     }
 
-    pub(super) fn load(&mut self, device: u32, module: Arc<Module>) -> Result<u64, String> {
-        let loaded = self.machine.load(DeviceId(device), &module).map_err(|error| error.to_string())?;
+    pub(super) fn load(&mut self, device: u32, module: Arc<Module>) -> Result<u64, RunError> {
+        let loaded = self.machine.load(DeviceId(device), &module)?;
         let id = self.new_id();
         self.modules.insert(id, (loaded, module));
         Ok(id)

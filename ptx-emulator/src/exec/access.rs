@@ -156,12 +156,17 @@ fn hint(line: &mut Line<'_, '_>) -> Decoded<Op> {
 
 fn fence(line: &mut Line<'_, '_>) -> Decoded<Op> {
     line.exactly(0)?;
-    // Proxies are not told apart: a copy of another proxy is an agent that synchronises at its completion.
     if line.flag("proxy") {
-        line.choice(&[("alias", ()), ("async", ()), ("async.global", ())]);
-        line.space();
-        line.flag("shared::cluster");
-        return Ok(Op::Nop);
+        if !line.flag("async") {
+            // Nothing here has several addresses.
+            return if line.flag("alias") { Ok(Op::Nop) } else { line.refuse() };
+        }
+        // Proxies are told apart in shared memory.
+        return match line.space() {
+            Space::Generic | Space::Shared | Space::SharedCluster => Ok(Op::ProxyFence),
+            Space::Global => Ok(Op::Nop),
+            _ => line.refuse(),
+        };
     }
     if line.name == "membar" {
         let levels = [("cta", Scope::Cta), ("gl", Scope::Gpu), ("sys", Scope::Sys)];
@@ -290,6 +295,13 @@ fn store_lane(context: &mut Context<'_>, op: &Store, lane: usize, address: u64, 
             let access = context.access(lane, op.order, op.scope);
             Ok(context.memory.store(&access, address, op.width, value)?)
         }
+    }
+}
+
+/// `fence.proxy.async`
+pub(crate) fn execute_proxy_fence(context: &mut Context<'_>) {
+    for lane in context.active() {
+        context.memory.proxy_fence(context.thread(lane));
     }
 }
 

@@ -304,9 +304,9 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
             return Err(Cause::AsyncCopy { bytes, from, to, why: "neither side may be private memory" });
         }
         let thread = context.thread(lane);
-        let agent = context.memory.begin_async(thread);
+        let agent = context.memory.begin_proxy(thread);
         // Of a group, reads can be waited for without the writes.
-        let reader = barriers.is_none().then(|| context.memory.begin_async(thread));
+        let reader = barriers.is_none().then(|| context.memory.begin_proxy(thread));
         let mut data = vec![0; bytes as usize];
         let access = Access::weak(reader.unwrap_or(agent), context.site);
         context.memory.read_by(&access, from, &mut data)?;

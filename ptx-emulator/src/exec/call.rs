@@ -1,4 +1,5 @@
-//! `call`: functions of the file, and those that CUDA provides (`vprintf`, `__assertfail`, `malloc`, `free`).
+//! `call`: functions of the file, those that CUDA provides (`vprintf`, `__assertfail`, `malloc`, `free`), and those of
+//! the embedder's libraries ([`crate::external`]).
 
 use super::address::{Region, region_of};
 use super::context::{Cause, Context, Done};
@@ -27,6 +28,8 @@ pub(crate) enum Target {
     Function(u32),
     /// The address of a function; lanes may differ.
     Register(Slot),
+    /// A function of a library, by its place in [`Program::externals`](crate::program::Program).
+    External(u32),
     Print,
     Assert,
     Malloc,
@@ -68,7 +71,13 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
                 line.builder.reach_all();
                 Target::Register(line.source(operands.len() - rest.len(), T::U64)?)
             }
-            None => return Err(Refusal::Function(name.to_owned())),
+            None => match line.builder.external(name, line.instruction.extent) {
+                Some(index) => {
+                    line.fits_signature(name, arguments, results)?;
+                    Target::External(index)
+                }
+                None => return Err(Refusal::Function(name.to_owned())),
+            },
         },
     };
     let arguments =

@@ -4,6 +4,7 @@ use super::asynchronous::AsyncState;
 use super::barrier::Barriers;
 use super::cluster::Cluster;
 use super::rows::{LANES, Row, Rows};
+use crate::external::{Bound, Library};
 use crate::memory::{Access, Memory, Order, Scope, Site, Thread, WarpAccess};
 use crate::program::{Address, Frame};
 
@@ -192,6 +193,8 @@ pub enum Cause {
     AsyncCopy { bytes: u64, from: u64, to: u64, why: &'static str },
     #[error("an indirect call to {address:#x}, which is no function")]
     CallTarget { address: u64 },
+    #[error("{0}")]
+    External(String),
     #[error("call depth beyond {0}")]
     CallDepth(usize),
     #[error("index {index} of a table of {entries} branch targets")]
@@ -219,6 +222,9 @@ pub(crate) struct Context<'a> {
     pub(crate) output: &'a mut String,
     /// Counts changes that another warp may wait for, besides those of memory.
     pub(crate) progress: &'a mut u64,
+    /// Functions of the embedder's, and where those are that the kernel calls.
+    pub(crate) bound: &'a [Bound],
+    pub(crate) libraries: &'a mut Vec<Box<dyn Library>>,
     /// The lane at work, where an instruction goes lane by lane.
     pub(crate) culprit: &'a mut Option<usize>,
 }

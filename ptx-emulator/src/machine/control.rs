@@ -5,7 +5,8 @@ use super::warp::{Fragment, Frame, Warp};
 use crate::exec::context::{self, PrivateBase, lanes};
 use crate::exec::rows::{Counts, Mask, Slot};
 use crate::exec::{Cause, call};
-use crate::program::{FunctionInfo, NOWHERE, Op, Pc};
+use crate::external::{Bound, Callers};
+use crate::program::{FunctionInfo, Inst, NOWHERE, Op, Pc};
 
 impl Warp {
     pub(super) fn branch(
@@ -73,8 +74,26 @@ impl Warp {
         if fragment.mask == 0 { Next::Other } else { Next::Same(fragment) }
     }
 
+    /// A call of a library's function: no frame is made.
+    pub(super) fn call_library(
+        &mut self,
+        inst: &Inst,
+        bound: Bound,
+        mut fragment: Fragment,
+        active: Mask,
+        shared: &mut Shared<'_>,
+    ) -> Result<Next, Cause> {
+        if bound.function(shared.libraries).callers == Callers::Warp {
+            return self.together(inst, fragment, active, Mask::MAX, shared);
+        }
+        self.simple(&inst.op, &fragment, active, shared)?;
+        fragment.pc += 1;
+        Ok(Next::Same(fragment))
+    }
+
     pub(super) fn call(
         &mut self,
+        inst: &Inst,
         op: &call::Call,
         mut fragment: Fragment,
         active: Mask,
@@ -86,6 +105,10 @@ impl Warp {
             call::Target::Function(index) => (index, active),
             call::Target::Register(slot) => {
                 call::resolve(&shared.context(self, frame, pc, active), slot, &program.functions)?
+            }
+            call::Target::External(index) => {
+                let bound = shared.bound[index as usize];
+                return self.call_library(inst, bound, fragment, active, shared);
             }
             call::Target::Print | call::Target::Malloc | call::Target::Free => {
                 call::provided(&mut shared.context(self, frame, pc, active), op)?;

@@ -29,7 +29,7 @@ impl Machine {
             }
         }
         for (index, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.grids.is_empty()) {
-            if let Some((super::Command::Wait(event), _)) = stream.queue.front() {
+            if let Some((super::stream::Command::Wait(event), _)) = stream.queue.front() {
                 more += 1;
                 let place = Place {
                     device: stream.device.0,
@@ -90,7 +90,7 @@ impl Machine {
     }
 
     /// The place of a thread of any block that runs or ran, at an instruction of any image.
-    fn place_of_site(&self, thread: Thread, site: Site) -> Option<Place> {
+    pub(super) fn place_of_site(&self, thread: Thread, site: Site) -> Option<Place> {
         let image = self.images.iter().rev().find(|image| image.site_base <= site.0)?;
         let pc = site.0 - image.site_base;
         if site == Site::NONE || pc as usize >= image.kernel().program.code.len() {
@@ -111,21 +111,13 @@ impl Machine {
 
     pub(super) fn report(&self, at: Address, failure: Failure) -> RunError {
         let mut place = self.place(at, failure.pc, failure.mask.trailing_zeros());
-        let mut other = None;
-        if let Cause::Memory(fault) = &failure.cause {
-            let (thread, site) = accused(fault);
-            if let Some((thread, site)) = thread.zip(site)
-                && let Some(mut found) = self.place_of_site(thread, site)
-            {
-                if thread.async_copy().is_some() {
-                    // The thread that issued the copy.
-                    found.thread = place.thread;
-                }
-                place = found;
+        let (found, other) = self.places_of(&failure.cause);
+        if let Some(mut found) = found {
+            if is_by_copy(&failure.cause) {
+                // The thread that issued the copy.
+                found.thread = place.thread;
             }
-            if let Fault::Race { first, .. } = &**fault {
-                other = self.place_of_site(first.thread, first.site);
-            }
+            place = found;
         }
         RunError::Fault(Box::new(Report {
             cause: failure.cause,
@@ -135,6 +127,24 @@ impl Machine {
             policy: self.options.policy,
         }))
     }
+
+    /// The instructions that a fault about memory names: the one that revealed it, and of a race the other one.
+    pub(super) fn places_of(&self, cause: &Cause) -> (Option<Place>, Option<Place>) {
+        let Cause::Memory(fault) = cause else { return (None, None) };
+        let place = accused(fault).and_then(|(thread, site)| self.place_of_site(thread, site));
+        let other = match &**fault {
+            Fault::Race { first, .. } | Fault::Proxy { first, .. } => {
+                self.place_of_site(first.thread, first.site)
+            }
+            _ => None,
+        };
+        (place, other)
+    }
+}
+
+fn is_by_copy(cause: &Cause) -> bool {
+    let Cause::Memory(fault) = cause else { return false };
+    accused(fault).is_some_and(|(thread, _)| thread.async_copy().is_some())
 }
 
 fn place_of(image: &super::Image, pc: u32) -> Place {
@@ -159,15 +169,15 @@ fn coordinates(index: u32, size: [u32; 3]) -> [u32; 3] {
 }
 
 /// Who did what a fault is about.
-fn accused(fault: &Fault) -> (Option<Thread>, Option<Site>) {
+fn accused(fault: &Fault) -> Option<(Thread, Site)> {
     match fault {
         Fault::Unmapped { access }
         | Fault::OutOfBounds { access, .. }
         | Fault::UseAfterFree { access, .. }
         | Fault::Misaligned { access, .. }
         | Fault::Uninitialised { access, .. }
-        | Fault::NoPeerAccess { access, .. } => (Some(access.thread), Some(access.site)),
-        Fault::Race { second, .. } => (Some(second.thread), Some(second.site)),
-        _ => (None, None),
+        | Fault::NoPeerAccess { access, .. } => Some((access.thread, access.site)),
+        Fault::Race { second, .. } | Fault::Proxy { second, .. } => Some((second.thread, second.site)),
+        _ => None,
     }
 }

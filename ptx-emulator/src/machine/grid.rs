@@ -10,6 +10,7 @@ use crate::exec::barrier::Barriers;
 use crate::exec::cluster::Cluster;
 use crate::exec::context::Environment;
 use crate::exec::rows::{Constants, LANES};
+use crate::external::{Bound, Library};
 use crate::memory::{BlockId, BlockSpec, Clock, DeviceId, GridId, Memory};
 use crate::program::{Constant, Kernel, Module, Relocation};
 
@@ -25,6 +26,8 @@ pub(super) struct Image {
     pub(super) kernel: usize,
     pub(super) device: DeviceId,
     pub(super) constants: Constants,
+    /// The functions of libraries that it calls.
+    pub(super) bound: Box<[Bound]>,
     /// Number of its first instruction among those of all images.
     pub(super) site_base: u32,
 }
@@ -35,6 +38,7 @@ impl Image {
         kernel: usize,
         device: DeviceId,
         addresses: &[u64],
+        bound: Box<[Bound]>,
         site_base: u32,
     ) -> Self {
         let program = &module.kernels[kernel].program;
@@ -46,7 +50,7 @@ impl Image {
             words: program.words.iter().map(|constant| [value(constant) as u32; LANES]).collect(),
             doubles: program.doubles.iter().map(|constant| [value(constant); LANES]).collect(),
         };
-        Self { module, kernel, device, constants, site_base }
+        Self { module, kernel, device, constants, bound, site_base }
     }
 
     pub(super) fn kernel(&self) -> &Kernel {
@@ -238,6 +242,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) memory: &'a mut Memory,
     pub(super) output: &'a mut String,
     pub(super) progress: &'a mut u64,
+    pub(super) libraries: &'a mut Vec<Box<dyn Library>>,
     pub(super) predecessors: Option<&'a Clock>,
     pub(super) time_ns: u64,
     pub(super) check_registers: bool,
@@ -268,6 +273,8 @@ impl Block {
             program: &image.kernel().program,
             constants: &image.constants,
             site_base: image.site_base,
+            bound: &image.bound,
+            libraries: around.libraries,
             block: self.id,
             memory: around.memory,
             environment: &self.environment,

@@ -8,9 +8,14 @@
 mod control;
 mod deferred;
 mod diagnosis;
+mod enqueue;
 mod gather;
 mod grid;
 mod host;
+mod launch;
+mod library;
+mod options;
+mod random;
 mod report;
 mod run;
 mod step;
@@ -21,76 +26,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use grid::Image;
+pub use launch::{Launch, LaunchError};
+pub use options::{DeviceOptions, MAX_DEVICES, MachineOptions, Policy};
+use random::Random;
 pub use report::{Deadlock, Place, Report, RunError, Waiter};
-use stream::{Command, Stream};
+use stream::Stream;
 pub use stream::{EventId, StreamId};
 
-use crate::memory::{Clock, DeviceId, Memory, MemoryOptions, Owner, Thread};
+use crate::external::Library;
+use crate::memory::{Clock, DeviceId, Memory, Owner, Thread};
 use crate::program::Module;
-
-/// In which order warps get their turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// One after the other, 64 instructions each.
-    #[default]
-    RoundRobin,
-    /// Any warp, for any short time.
-    Random,
-    /// One warp as far as it goes: until it waits, or has changed nothing for a thousand instructions.
-    Adversarial,
-}
-
-/// The hardware that kernels see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceOptions {
-    /// `%nsmid`
-    pub multiprocessors: u32,
-    /// Blocks that run at a time; others wait until one ends.
-    pub max_resident_blocks: usize,
-}
-
-impl Default for DeviceOptions {
-    /// 132 multiprocessors, 132 resident blocks.
-    fn default() -> Self {
-        Self { multiprocessors: 132, max_resident_blocks: 132 }
-    }
-}
-
-/// The most devices of a machine.
-pub const MAX_DEVICES: u32 = 64;
-
-/// A machine to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MachineOptions {
-    /// How many devices it has, up to [`MAX_DEVICES`].
-    pub devices: u32,
-    /// What each of them is.
-    pub device: DeviceOptions,
-    /// What memory checks, and whether it is weak.
-    pub memory: MemoryOptions,
-    /// Reading a register that the lane has not written is a fault.
-    pub check_registers: bool,
-    /// The schedule.
-    pub policy: Policy,
-    /// Of the schedule.
-    pub seed: u64,
-    /// Warp instructions after which a run stops; `None` for no limit.
-    pub max_instructions: Option<u64>,
-}
-
-impl Default for MachineOptions {
-    fn default() -> Self {
-        Self {
-            devices: 1,
-            device: DeviceOptions::default(),
-            memory: MemoryOptions::default(),
-            check_registers: true,
-            policy: Policy::default(),
-            seed: 0,
-            max_instructions: None,
-        }
-    }
-}
 
 /// A module on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,95 +44,6 @@ pub struct ModuleId(usize);
 /// A kernel on a device; the default is the first that was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct KernelId(usize);
-
-/// One launch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Launch {
-    /// What to run.
-    pub kernel: KernelId,
-    /// Blocks in x, y and z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y and z.
-    pub block: [u32; 3],
-    /// Blocks of a cluster in x, y and z; they start together. `[1; 3]` for none.
-    pub cluster: [u32; 3],
-    /// Beyond the kernel's static shared memory.
-    pub dynamic_shared_bytes: u32,
-    /// The parameters as they lie in `.param` space.
-    pub params: Vec<u8>,
-    /// Programmatic dependent launch: it may start before the kernel before it in the stream has ended.
-    pub programmatic: bool,
-}
-
-/// A launch that a device would refuse.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LaunchError {
-    /// Too many threads, none, or against `.maxntid` or `.reqntid`.
-    #[error(
-        "kernel {kernel} cannot run with blocks of {block:?} threads (1024 at most; the kernel's bound is {bound:?})"
-    )]
-    BlockSize {
-        /// The kernel.
-        kernel: String,
-        /// As launched.
-        block: [u32; 3],
-        /// The kernel's own bound.
-        bound: Option<[u32; 3]>,
-    },
-    /// No blocks, or too many.
-    #[error("kernel {kernel} cannot run as a grid of {grid:?} blocks")]
-    GridSize {
-        /// The kernel.
-        kernel: String,
-        /// As launched.
-        grid: [u32; 3],
-    },
-    /// Clusters that are too large, or do not divide the grid.
-    #[error(
-        "kernel {kernel} cannot run as a grid of {grid:?} blocks in clusters of {cluster:?} (each divides the grid; \
-         {limit} blocks at most)"
-    )]
-    ClusterSize {
-        /// The kernel.
-        kernel: String,
-        /// As launched.
-        grid: [u32; 3],
-        /// As launched.
-        cluster: [u32; 3],
-        /// Of a device: what is portable, or resident at once if that is less.
-        limit: usize,
-    },
-    /// Not the kernel's parameters.
-    #[error("kernel {kernel} takes {expected} bytes of parameters, not {found}")]
-    Params {
-        /// The kernel.
-        kernel: String,
-        /// Of the declaration.
-        expected: u32,
-        /// As launched.
-        found: usize,
-    },
-    /// More than a block can have.
-    #[error("kernel {kernel} would need {bytes} bytes of shared memory per block; a device has {limit}")]
-    SharedMemory {
-        /// The kernel.
-        kernel: String,
-        /// Static and dynamic.
-        bytes: u64,
-        /// Of a block.
-        limit: u32,
-    },
-    /// The stream is another device's.
-    #[error("kernel {kernel} was loaded on device {loaded}, the stream is of device {stream}")]
-    Device {
-        /// The kernel.
-        kernel: String,
-        /// Where it is.
-        loaded: u32,
-        /// Where it was to run.
-        stream: u32,
-    },
-}
 
 /// Where a call of [`Machine::advance`] left the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,6 +94,7 @@ pub struct Machine {
     /// Changes that somebody may wait for, besides those of memory.
     progress: u64,
     stall: run::Stall,
+    libraries: Vec<Box<dyn Library>>,
 }
 
 impl Machine {
@@ -264,6 +121,7 @@ impl Machine {
             output: String::new(),
             progress: 0,
             stall: run::Stall::default(),
+            libraries: Vec::new(),
         }
     }
 
@@ -285,11 +143,14 @@ impl Machine {
     /// Places a module's variables on a device.
     ///
     /// # Errors
-    /// Those of allocation, and [`RunError::NoDevice`].
+    /// Those of allocation, [`RunError::NoDevice`], and [`RunError::External`] for a function that is called and that no
+    /// [library](Machine::provide) has.
     pub fn load(&mut self, device: DeviceId, module: &Arc<Module>) -> Result<ModuleId, RunError> {
         if device.0 >= self.options.devices {
             return Err(RunError::NoDevice { device: device.0, devices: self.options.devices });
         }
+        let bound = (0..module.kernels.len()).map(|kernel| self.bind(module, kernel));
+        let bound = bound.collect::<Result<Vec<_>, _>>()?;
         let mut addresses = Vec::new();
         for variable in &module.variables {
             let bytes = variable.bytes.max(1);
@@ -304,8 +165,8 @@ impl Machine {
             self.memory.write(Thread::HOST, address, &image)?;
         }
         let first_image = self.images.len();
-        for kernel in 0..module.kernels.len() {
-            let image = Image::new(Arc::clone(module), kernel, device, &addresses, self.sites);
+        for (kernel, bound) in bound.into_iter().enumerate() {
+            let image = Image::new(Arc::clone(module), kernel, device, &addresses, bound, self.sites);
             self.sites += image.kernel().program.code.len() as u32;
             self.images.push(Arc::new(image));
         }
@@ -325,104 +186,5 @@ impl Machine {
         let loaded = &self.modules[module.0];
         let index = loaded.module.variables.iter().position(|variable| variable.name == name)?;
         Some((loaded.addresses[index], loaded.module.variables[index].bytes))
-    }
-
-    /// A new stream of a device.
-    pub fn stream(&mut self, device: DeviceId) -> StreamId {
-        if let Some(at) = self.spare_streams.iter().position(|spare| self.streams[spare.0].device == device) {
-            let spare = self.spare_streams.swap_remove(at);
-            self.streams[spare.0] = Stream::new(device);
-            return spare;
-        }
-        self.streams.push(Stream::new(device));
-        StreamId(self.streams.len() - 1)
-    }
-
-    /// Hands back a stream whose work has ended; [`Machine::stream`] may give it out again, as new. Nothing happens while
-    /// it still has something to do.
-    pub fn retire_stream(&mut self, stream: StreamId) {
-        let Stream { device, ref end, .. } = self.streams[stream.0];
-        if self.is_idle(stream) && !self.spare_streams.contains(&stream) {
-            self.memory.join(self.spare_ends.entry(device).or_default(), end);
-            self.spare_streams.push(stream);
-        }
-    }
-
-    /// A new event, not yet recorded.
-    pub fn event(&mut self) -> EventId {
-        self.events.push(None);
-        EventId(self.events.len() - 1)
-    }
-
-    /// Queues a launch. It runs in [`Machine::run`] or [`Machine::advance`].
-    ///
-    /// # Errors
-    /// What a device would refuse.
-    pub fn launch(&mut self, stream: StreamId, launch: &Launch) -> Result<(), LaunchError> {
-        let image = &self.images[launch.kernel.0];
-        grid::check(image.kernel(), launch, self.options.device.max_resident_blocks)?;
-        let device = self.streams[stream.0].device;
-        if image.device != device {
-            let kernel = image.kernel().name.clone();
-            return Err(LaunchError::Device { kernel, loaded: image.device.0, stream: device.0 });
-        }
-        self.enqueue(stream, Command::Launch(launch.clone()));
-        Ok(())
-    }
-
-    /// Queues a copy between any two places of memory.
-    pub fn copy(&mut self, stream: StreamId, to: u64, from: u64, bytes: u64) {
-        self.enqueue(stream, Command::Copy { to, from, bytes });
-    }
-
-    /// Queues a fill with copies of `pattern`.
-    pub fn fill(&mut self, stream: StreamId, to: u64, bytes: u64, pattern: &[u8]) {
-        self.enqueue(stream, Command::Fill { to, bytes, pattern: pattern.into() });
-    }
-
-    /// Queues the recording of an event.
-    pub fn record(&mut self, stream: StreamId, event: EventId) {
-        self.events[event.0] = None;
-        self.enqueue(stream, Command::Record(event));
-    }
-
-    /// Queues a wait for an event. One that was never recorded holds the stream until it is.
-    pub fn wait(&mut self, stream: StreamId, event: EventId) {
-        self.enqueue(stream, Command::Wait(event));
-    }
-
-    /// Whether an event has been recorded and reached.
-    pub fn is_reached(&self, event: EventId) -> bool {
-        self.events[event.0].is_some()
-    }
-
-    /// Whether a stream has nothing left to do.
-    pub fn is_idle(&self, stream: StreamId) -> bool {
-        self.streams[stream.0].is_idle()
-    }
-
-    fn enqueue(&mut self, stream: StreamId, command: Command) {
-        // What the host did so far happens before.
-        let mut since = Clock::default();
-        self.memory.release(Thread::HOST, &mut since);
-        self.streams[stream.0].queue.push_back((command, since));
-    }
-}
-
-/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators").
-#[derive(Debug, Clone, Copy)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
     }
 }

@@ -125,6 +125,21 @@ pub enum RunError {
         /// How many there are.
         devices: u32,
     },
+    /// A function that a module calls and nobody provides as it is declared.
+    #[error("{file}:{line}: function `{function}` {why}")]
+    External {
+        /// The file.
+        file: String,
+        /// Of the first call, from 1.
+        line: u32,
+        /// Its name.
+        function: String,
+        /// What is the matter with it.
+        why: &'static str,
+    },
+    /// What a library has done went wrong, and no call can be made out that it belongs to.
+    #[error("{0}")]
+    Library(String),
     /// A copy or fill on a stream failed.
     #[error("{0}")]
     Memory(#[from] Box<crate::memory::Fault>),

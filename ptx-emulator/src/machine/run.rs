@@ -3,6 +3,7 @@
 use super::grid::{Executed, Surroundings, budget};
 use super::report::RunError;
 use super::step::{Failure, Turn};
+use super::stream::Command;
 use super::warp::{Spin, State};
 use super::{Counters, Machine, Outcome, Policy};
 use crate::exec::asynchronous::Late;
@@ -115,6 +116,7 @@ impl Machine {
             }
             let chosen = self.choose(&blocked);
             self.let_copies_arrive(warps[chosen])?;
+            self.let_libraries_work()?;
             let turn = self.turn(warps[chosen])?;
             if self.progress() != seen {
                 // Whatever changed may be what others wait for.
@@ -148,8 +150,9 @@ impl Machine {
 
     fn has_new_dependents(&self) -> bool {
         self.streams.iter().any(|stream| {
-            let programmatic = |command: &super::Command| matches!(command, super::Command::Launch(launch) if launch.programmatic);
-            let waiting = stream.queue.front().is_some_and(|(command, _)| programmatic(command));
+            let waiting = stream.queue.front().is_some_and(
+                |(command, _)| matches!(command, Command::Launch(launch) if launch.programmatic),
+            );
             waiting && stream.grids.last().is_some_and(super::grid::Grid::all_triggered)
         })
     }
@@ -210,6 +213,7 @@ impl Machine {
             memory: &mut self.memory,
             output: &mut self.output,
             progress: &mut self.progress,
+            libraries: &mut self.libraries,
             predecessors: (at.grid == 0).then_some(&stream.end),
             time_ns: self.time_ns,
             check_registers: self.options.check_registers,
@@ -246,7 +250,7 @@ impl Machine {
         if quiet <= QUIET_TURNS * warps.len() as u64 || !quiet.is_multiple_of(64) {
             return false;
         }
-        let memory_moves = self.memory.pending() > 0;
+        let memory_moves = self.memory.pending() > 0 || self.libraries_are_busy();
         let copies_move = warps.iter().any(|&at| self.block(at).asynchronous.is_pending());
         let stuck = |at: &Address| {
             let warp = &self.block(*at).warps[at.warp];
@@ -294,14 +298,14 @@ impl Machine {
         &mut self.streams[at.stream].grids[at.grid].blocks[at.block]
     }
 
-    /// Every warp waits: lets copies arrive, time pass, grids end, or lanes leave their joins. False if nothing
-    /// helps.
+    /// Every warp waits: lets copies arrive, libraries work, time pass, grids end, or lanes leave their joins. False if
+    /// nothing helps.
     fn unblock(&mut self, warps: &[Address]) -> Result<bool, RunError> {
         if let Some(&at) = warps.iter().find(|&&at| self.block(at).asynchronous.is_pending()) {
             self.arrive(at)?;
             return Ok(true);
         }
-        if self.end_grids() {
+        if self.let_library_work()? || self.end_grids() {
             return Ok(true);
         }
         let fragments = warps.iter().flat_map(|&at| &self.block(at).warps[at.warp].fragments);

@@ -9,7 +9,8 @@ use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
-use crate::memory::{BlockId, Clock, Memory, Order, Scope, Site, Thread};
+use crate::external::{self, Bound, Library};
+use crate::memory::{BlockId, Clock, Memory, Site, Thread};
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
 
 /// A fragment that spins this long while lanes wait for it lets them go on.
@@ -37,6 +38,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) barriers: &'a mut Barriers,
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) asynchronous: &'a mut AsyncState,
+    pub(crate) bound: &'a [Bound],
+    pub(crate) libraries: &'a mut Vec<Box<dyn Library>>,
     pub(crate) output: &'a mut String,
     pub(crate) progress: &'a mut u64,
     /// Whether grids before this one have ended, and what `griddepcontrol.wait` then acquires.
@@ -89,6 +92,8 @@ impl Shared<'_> {
             site: Site(self.site_base + pc),
             output: self.output,
             progress: self.progress,
+            bound: self.bound,
+            libraries: self.libraries,
             culprit: &mut self.culprit,
         }
     }
@@ -182,8 +187,7 @@ impl Warp {
                 let Some(clock) = shared.predecessors else { return false };
                 for lane in lanes(mask) {
                     let thread = Thread::new(shared.block, self.first_thread + lane as u32);
-                    shared.memory.acquire(thread, clock);
-                    shared.memory.fence(thread, Order::Release, Scope::Sys);
+                    shared.memory.begin_after(thread, clock);
                 }
             }
         }
@@ -315,7 +319,7 @@ impl Warp {
             Op::Exit => Ok(self.leave(fragment, active, shared)),
             Op::Return => self.give_back(fragment, active, shared),
             Op::Trap => Err(Cause::Trap),
-            Op::Call(op) => self.call(op, fragment, active, shared),
+            Op::Call(op) => self.call(inst, op, fragment, active, shared),
             Op::Warp(op) if op.kind != CollectiveKind::ActiveMask => {
                 let row = *self
                     .registers
@@ -404,6 +408,7 @@ impl Warp {
         let mut context = shared.context(self, fragment.frame(), fragment.pc, active);
         match op {
             Op::Special { d, which } => special::read(&mut context, *d, *which),
+            Op::Call(op) => external::execute(&mut context, op)?,
             Op::FrameAddress { d, offset, frame } => {
                 let base = match frame {
                     crate::program::Frame::Params => context.base.params,
@@ -415,6 +420,7 @@ impl Warp {
             Op::Store(op) => access::store(&mut context, op)?,
             Op::Atomic(op) => atomic::execute(&mut context, op)?,
             Op::Fence(op) => access::execute_fence(&mut context, op),
+            Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),
             Op::Async(op) => asynchronous::execute(&mut context, op)?,
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,

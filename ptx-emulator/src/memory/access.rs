@@ -23,8 +23,9 @@ impl Site {
     pub const NONE: Self = Self(u32::MAX);
 }
 
-/// An agent that accesses memory: a thread of a block, or one asynchronous copy of it
-/// ([`Memory::begin_async`](super::Memory::begin_async)).
+/// An agent that accesses memory: a thread of a block, one asynchronous copy of it
+/// ([`Memory::begin_async`](super::Memory::begin_async)), or a message
+/// ([`Memory::begin_message`](super::Memory::begin_message)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Thread {
     /// Its block.
@@ -34,6 +35,10 @@ pub struct Thread {
 }
 
 const ASYNC: u32 = 1 << 31;
+/// Of an asynchronous copy: it is of the asynchronous proxy.
+const PROXY: u32 = 1 << 30;
+/// Of a thread: it is a message, and alone in its block.
+const MESSAGE: u32 = 1 << 30;
 
 impl Thread {
     /// The host, as an agent that reads and writes device memory directly.
@@ -49,6 +54,31 @@ impl Thread {
         Self { block, index: ASYNC | number }
     }
 
+    /// The same, of the asynchronous proxy.
+    pub(super) const fn proxy(block: BlockId, number: u32) -> Self {
+        Self { block, index: ASYNC | PROXY | number }
+    }
+
+    /// Whether its accesses are of the asynchronous proxy (PTX ISA, "Async Proxy").
+    pub const fn is_of_async_proxy(self) -> bool {
+        self.index & (ASYNC | PROXY) == ASYNC | PROXY
+    }
+
+    /// The message that is all of `block`.
+    pub(super) const fn message(block: BlockId) -> Self {
+        Self { block, index: MESSAGE }
+    }
+
+    /// Whether it is a message on its way.
+    pub const fn is_message(self) -> bool {
+        self.index & (ASYNC | MESSAGE) == MESSAGE
+    }
+
+    /// Its place among the threads of its block; of an asynchronous copy, none's.
+    pub(super) const fn state_index(self) -> usize {
+        (self.index & !MESSAGE) as usize
+    }
+
     /// The running number of the asynchronous copy that this agent is, or `None` for a thread.
     pub const fn async_copy(self) -> Option<u32> {
         if self.index & ASYNC != 0 { Some(self.index & !ASYNC) } else { None }
@@ -59,7 +89,8 @@ impl fmt::Display for Thread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.async_copy() {
             _ if *self == Self::HOST => f.write_str("host"),
-            Some(number) => write!(f, "asynchronous copy {number} of block #{}", self.block.0),
+            Some(number) => write!(f, "asynchronous copy {} of block #{}", number & !PROXY, self.block.0),
+            None if self.is_message() => write!(f, "message #{}", self.block.0),
             None => write!(f, "thread {} of block #{}", self.index, self.block.0),
         }
     }

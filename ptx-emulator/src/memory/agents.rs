@@ -8,9 +8,9 @@ impl Memory {
     /// A grid that starts on `device` after everything in `after` (the end of its stream).
     pub fn begin_grid(&mut self, device: DeviceId, after: &Clock) -> GridId {
         if self.is_ordered() {
-            self.causality.begin_grid(device, after);
+            self.causality.begin_grid(Some(device), after);
         }
-        self.blocks.begin_grid(device)
+        self.blocks.begin_grid(Some(device))
     }
 
     /// All blocks of `grid` have ended; whoever acquires the clock comes after the grid.
@@ -48,6 +48,11 @@ impl Memory {
         self.blocks.get(block).info
     }
 
+    /// Whether a block has begun and not ended.
+    pub fn is_running(&self, block: BlockId) -> bool {
+        !self.blocks.get(block).ended
+    }
+
     /// Everything that `thread` did so far happens before whoever acquires `clock`: the arrival at a barrier.
     pub fn release(&mut self, thread: Thread, clock: &mut Clock) {
         if self.is_ordered() {
@@ -59,6 +64,13 @@ impl Memory {
     pub fn acquire(&mut self, thread: Thread, clock: &Clock) {
         if self.is_ordered() {
             self.causality.acquire(thread, clock);
+        }
+    }
+
+    /// As [`Memory::acquire`], at the end of `griddepcontrol.wait`: it precedes the thread as what its grid began after.
+    pub fn begin_after(&mut self, thread: Thread, clock: &Clock) {
+        if self.is_ordered() {
+            self.causality.begin_after(thread, clock);
         }
     }
 
@@ -85,9 +97,22 @@ impl Memory {
     }
 
     /// Asynchronous copies that `thread` starts at one [`Memory::moment`]: an agent for the accesses of `cp.async` up to
-    /// a commit, or of one `cp.async.bulk`.
+    /// a commit.
     pub fn begin_async(&mut self, thread: Thread) -> Thread {
-        if self.is_ordered() { self.causality.begin_async(thread) } else { thread }
+        if self.is_ordered() { self.causality.begin_async(thread, false) } else { thread }
+    }
+
+    /// An agent of the asynchronous proxy: for one `cp.async.bulk`, or what a tensor core reads for `thread`. In shared
+    /// memory its accesses come after a store of the generic proxy only with a [proxy fence](Memory::proxy_fence) between.
+    pub fn begin_proxy(&mut self, thread: Thread) -> Thread {
+        if self.is_ordered() { self.causality.begin_async(thread, true) } else { thread }
+    }
+
+    /// `fence.proxy.async` of `thread`, for shared memory: what it knows of becomes known to the asynchronous proxy.
+    pub fn proxy_fence(&mut self, thread: Thread) {
+        if self.is_ordered() {
+            self.causality.proxy_fence(thread);
+        }
     }
 
     /// The present moment of `thread`: copies that it starts at different ones come after different operations.

@@ -36,7 +36,7 @@ pub(super) struct Block {
     pub(super) shared: Region,
     /// The blocks of its cluster, by rank; none where it is alone.
     cluster: Arc<[BlockId]>,
-    ended: bool,
+    pub(super) ended: bool,
 }
 
 /// All grids and blocks since the start.
@@ -54,8 +54,8 @@ impl Blocks {
         Self { devices: vec![None], blocks: vec![host] }
     }
 
-    pub(super) fn begin_grid(&mut self, device: DeviceId) -> GridId {
-        self.devices.push(Some(device));
+    pub(super) fn begin_grid(&mut self, device: Option<DeviceId>) -> GridId {
+        self.devices.push(device);
         GridId(self.devices.len() as u32 - 1)
     }
 

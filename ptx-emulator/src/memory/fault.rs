@@ -83,6 +83,21 @@ pub enum Fault {
         /// The first byte that both touch.
         offset: i64,
     },
+    /// The asynchronous proxy accesses what the generic one has stored, and no proxy fence lies between the two.
+    #[error(
+        "byte {offset} of {allocation}: {second}, through the asynchronous proxy, follows {first}, through the generic \
+         one, without `fence.proxy.async` between them"
+    )]
+    Proxy {
+        /// The store of the generic proxy.
+        first: RacingAccess,
+        /// The access of the asynchronous proxy.
+        second: RacingAccess,
+        /// The allocation.
+        allocation: Allocation,
+        /// The first byte that both touch.
+        offset: i64,
+    },
     /// A range is to be filled with nothing.
     #[error("cannot fill {bytes} bytes at {address:#x} with a pattern of 0 bytes")]
     EmptyPattern {

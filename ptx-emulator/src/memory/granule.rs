@@ -3,7 +3,7 @@
 use super::causality::{Causality, Release};
 use super::history::{History, Message};
 use super::region::Region;
-use super::shadow::{Context, Record, Shadow};
+use super::shadow::{Conflict, Context, Record, Shadow};
 use super::space::{Place, RegionId};
 use super::tracking::Tracking;
 use super::weak::Weak;
@@ -44,7 +44,7 @@ impl Parts<'_> {
         piece: &Piece,
         kind: AccessKind,
         unchanged: bool,
-    ) -> std::result::Result<(), Record> {
+    ) -> std::result::Result<(), Conflict> {
         if !self.race {
             return Ok(());
         }
@@ -52,7 +52,8 @@ impl Parts<'_> {
         let new = Record::new(&view, access.site, piece.mask, kind, strength(access));
         let Tracking { shadow, histories } = self.region.tracking_mut();
         let (causality, granule) = (&*self.causality, piece.granule);
-        shadow.access(&new, &view, &Context { causality, histories, granule, unchanged })
+        let has_proxies = matches!(piece.region, RegionId::Shared(_));
+        shadow.access(&new, &view, &Context { causality, histories, granule, has_proxies, unchanged })
     }
 
     /// The same for a plain access to a whole page, from `piece` on. An error names the granule as well.
@@ -61,12 +62,13 @@ impl Parts<'_> {
         access: &Access,
         piece: &Piece,
         kind: AccessKind,
-    ) -> std::result::Result<(), (Record, usize)> {
+    ) -> std::result::Result<(), (Conflict, usize)> {
         let view = self.causality.view(access.thread);
         let new = Record::new(&view, access.site, 0xff, kind, None);
         let Tracking { shadow, histories } = self.region.tracking_mut();
         let (causality, granule) = (&*self.causality, piece.granule);
-        let mut context = Context { causality, histories, granule, unchanged: false };
+        let has_proxies = matches!(piece.region, RegionId::Shared(_));
+        let mut context = Context { causality, histories, granule, has_proxies, unchanged: false };
         let race = shadow.access_page(granule / Shadow::PAGE, &new, &view, &mut context);
         race.map_err(|first| (first, context.granule))
     }
@@ -137,7 +139,7 @@ impl Parts<'_> {
     pub(super) fn is_morally_strong(&self, access: &Access, piece: &Piece, at: usize) -> bool {
         let Some(message) = self.history(piece).map(|history| history.get(at)) else { return false };
         let (ours, theirs) = (access.thread.block, message.by.block);
-        message.mask == piece.mask
+        overlap_completely((piece.mask, access.thread), (message.mask, message.by))
             && message.scope.is_some_and(|scope| self.causality.includes(scope, theirs, ours))
             && strength(access).is_some_and(|scope| self.causality.includes(scope, ours, theirs))
     }
@@ -205,6 +207,13 @@ impl Parts<'_> {
         let value = if at == end { value } else { history.last_value() };
         self.region.store_masked(piece.granule, piece.mask, value);
     }
+}
+
+/// Whether two strong accesses, by what they touch and by whom, overlap completely (PTX ISA, "Morally Strong
+/// Operations"). A unit of a message arrives as a whole: it does so with an access to any part of it.
+#[inline]
+pub(super) fn overlap_completely((mask, who): (u8, Thread), (other, whose): (u8, Thread)) -> bool {
+    mask == other || whose.is_message() && mask & !other == 0 || who.is_message() && other & !mask == 0
 }
 
 /// The scope of a strong access.

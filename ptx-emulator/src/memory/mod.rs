@@ -37,7 +37,8 @@
 //! same bytes, or is anything but arithmetic, a branch, or a plain or relaxed load or store.
 //!
 //! *Agents.* Asynchronous copies are agents of their own: what they read and write is ordered by what precedes
-//! their start and by the wait for their end, and by nothing else. The host is one, too.
+//! their start and by the wait for their end, and by nothing else. The host is one, too. *Messages* are what a network
+//! writes for a thread ([`Memory::begin_message`]): relaxed stores of system scope, each of whose units arrives whole.
 //!
 //! # Where it differs from PTX
 //! Stricter, so that an outcome that PTX allows is never seen:
@@ -48,8 +49,9 @@
 //! - [`Memory::write`] and [`Memory::fill`] by threads and the host are seen by everybody at once.
 //!
 //! Laxer, so that a fault may be missed:
-//! - Proxies are not told apart: a missing `fence.proxy.async` between stores and the bulk copy that reads them goes
-//!   unnoticed. (To tell would take a second set of operations per thread and clock: those that a proxy fence follows.)
+//! - Proxies are told apart by the race check alone, and in shared memory alone: there a bulk copy, or what a tensor
+//!   core reads by itself, comes after a store of the generic proxy only with `fence.proxy.async` on the way. Signals to
+//!   mbarriers need none, nor do stores over what was copied.
 //! - A granule remembers 65 groups of racing candidates and 48 readers of one store; beyond, a candidate is forgotten, and
 //!   the store counts as read by everybody.
 //! - `ld.const` may read global memory, and `ld.global.nc` what the same kernel writes.
@@ -99,6 +101,7 @@ mod fault;
 mod granule;
 mod history;
 mod lanes;
+mod messages;
 mod ordered;
 mod region;
 mod shadow;

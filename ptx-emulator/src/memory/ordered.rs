@@ -2,7 +2,7 @@
 
 use super::granule::{Parts, Piece, strength};
 use super::history::expand;
-use super::shadow::{Record, Shadow};
+use super::shadow::{Conflict, Record, Shadow};
 use super::space::{Place, RegionId};
 use super::weak::Weak;
 use super::{Access, AccessKind, Fault, FaultyAccess, Memory, RacingAccess, Result, Thread, Width};
@@ -130,10 +130,10 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether a range that `agent` accesses is to be taken granule by granule: the data of asynchronous copies is
-    /// as late, and as stale, as anybody's.
+    /// Whether a range that `agent` accesses is to be taken granule by granule: the data of asynchronous copies and
+    /// messages is as late, and as stale, as anybody's.
     pub(super) fn is_piecewise(&self, agent: Thread) -> bool {
-        self.weak.is_some() && agent.async_copy().is_some()
+        self.weak.is_some() && (agent.async_copy().is_some() || agent.is_message())
     }
 
     pub(super) fn read_piecewise(&mut self, access: &Access, place: Place, out: &mut [u8]) -> Result<()> {
@@ -193,14 +193,19 @@ impl Memory {
     }
 
     #[cold]
-    fn race(&self, first: Record, access: &Access, piece: &Piece, kind: AccessKind) -> Box<Fault> {
+    fn race(&self, conflict: Conflict, access: &Access, piece: &Piece, kind: AccessKind) -> Box<Fault> {
         let Access { thread, site, .. } = *access;
         let second = RacingAccess { kind, thread, site, scope: strength(access) };
+        let Conflict { first, lacks_proxy_fence } = conflict;
         let common = first.mask() & piece.mask;
         let offset = piece.granule as i64 * 8 + i64::from(common.trailing_zeros());
         let Record { kind, site, scope, .. } = first;
         let first = RacingAccess { kind, thread: first.thread(), site, scope };
-        Box::new(Fault::Race { first, second, allocation: self.allocation(piece.region), offset })
+        let allocation = self.allocation(piece.region);
+        Box::new(match lacks_proxy_fence {
+            true => Fault::Proxy { first, second, allocation, offset },
+            false => Fault::Race { first, second, allocation, offset },
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! superfluous; lanes of a warp that do the same share one record.
 
 use super::causality::Causality;
+use super::granule::overlap_completely;
 use super::tracking::Histories;
 use super::view::View;
 use super::{AccessKind, BlockId, Scope, Site, Thread};
@@ -54,6 +55,11 @@ impl Record {
         Thread { block: self.block, index: self.first + self.lanes.trailing_zeros() }
     }
 
+    /// Whether its accesses are of the asynchronous proxy.
+    fn is_of_async_proxy(&self) -> bool {
+        self.thread().is_of_async_proxy()
+    }
+
     pub(super) fn mask(&self) -> u8 {
         self.mask
     }
@@ -80,7 +86,8 @@ impl Record {
         let speaks = |from: &Self, to: &Self| {
             from.scope.is_some_and(|scope| causality.includes(scope, from.block, to.block))
         };
-        self.mask == other.mask && speaks(self, other) && speaks(other, self)
+        let whole = overlap_completely((self.mask, self.thread()), (other.mask, other.thread()));
+        whole && speaks(self, other) && speaks(other, self)
     }
 
     /// Whether everything that races with `self`, which precedes `new`, races with `new` as well.
@@ -92,6 +99,14 @@ impl Record {
         };
         self.mask & !new.mask == 0 && (new.writes() || !self.writes()) && as_strong
     }
+}
+
+/// An earlier access that a new one must not follow like this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Conflict {
+    pub(super) first: Record,
+    /// The two are ordered, but for the proxy fence that is missing between them.
+    pub(super) lacks_proxy_fence: bool,
 }
 
 /// The records of one granule.
@@ -107,7 +122,7 @@ impl Cell {
     }
 
     /// Checks `new` against all records and adds it; records that it covers are dropped.
-    fn access(&mut self, new: &Record, by: &View<'_>, context: &Context<'_>) -> Result<(), Record> {
+    fn access(&mut self, new: &Record, by: &View<'_>, context: &Context<'_>) -> Result<(), Conflict> {
         // Nothing new: others that have come since would have raced with the same access, unless they observed a store.
         let again = self.first.lanes & new.lanes != 0 && self.first.takes(new, context);
         if again && (!new.writes() || self.rest.is_empty()) {
@@ -172,6 +187,8 @@ pub(super) struct Context<'a> {
     pub(super) causality: &'a Causality,
     pub(super) histories: &'a Histories,
     pub(super) granule: usize,
+    /// Whether proxies are told apart: in shared memory.
+    pub(super) has_proxies: bool,
     /// A store that leaves the bytes as they are: lanes of a warp may all write the same value at once.
     pub(super) unchanged: bool,
 }
@@ -183,9 +200,22 @@ impl Context<'_> {
         let history = if strong_store { self.histories.get(&self.granule) } else { None };
         history.is_some_and(|history| history.is_observed(who, old.clock, old.mask, by))
     }
+
+    /// The lane of a generic store whose bytes the asynchronous proxy accesses next, without a proxy fence between them.
+    /// Signals to mbarriers, which are atomic, need none.
+    fn first_unfenced(&self, old: &Record, new: &Record, by: &View<'_>) -> Option<Record> {
+        let crosses = self.has_proxies
+            && new.is_of_async_proxy()
+            && new.kind != AccessKind::Atomic
+            && old.writes()
+            && !old.is_of_async_proxy();
+        let lane_of = |lane: u32| Record { lanes: 1 << lane, ..*old };
+        let mut lanes = (0..32).filter(|lane| crosses && old.lanes & 1 << lane != 0).map(lane_of);
+        lanes.find(|lane| !self.causality.is_proxy_fenced(lane.thread(), lane.clock, by))
+    }
 }
 
-fn judge(old: &Record, new: &Record, by: &View<'_>, context: &Context<'_>) -> Result<Outcome, Record> {
+fn judge(old: &Record, new: &Record, by: &View<'_>, context: &Context<'_>) -> Result<Outcome, Conflict> {
     if old.mask & new.mask == 0 {
         return Ok(Outcome::Keep);
     }
@@ -198,10 +228,14 @@ fn judge(old: &Record, new: &Record, by: &View<'_>, context: &Context<'_>) -> Re
     {
         let conflict = old.writes() || new.writes();
         return if conflict && !old.morally_strong(new, context.causality) {
-            Err(Record { lanes: 1 << (who.index - old.first), ..*old })
+            let first = Record { lanes: 1 << (who.index - old.first), ..*old };
+            Err(Conflict { first, lacks_proxy_fence: false })
         } else {
             Ok(Outcome::Keep)
         };
+    }
+    if let Some(first) = context.first_unfenced(old, new, by) {
+        return Err(Conflict { first, lacks_proxy_fence: true });
     }
     Ok(if old.is_covered_by(new) { Outcome::Drop } else { Outcome::Keep })
 }
@@ -243,7 +277,7 @@ impl Shadow {
         new: &Record,
         by: &View<'_>,
         context: &Context<'_>,
-    ) -> Result<(), Record> {
+    ) -> Result<(), Conflict> {
         let page = self.page(context.granule / PAGE);
         page.cells()[context.granule % PAGE].access(new, by, context)
     }
@@ -255,7 +289,7 @@ impl Shadow {
         new: &Record,
         by: &View<'_>,
         context: &mut Context<'_>,
-    ) -> Result<(), Record> {
+    ) -> Result<(), Conflict> {
         let first = page * PAGE;
         match self.page(page) {
             page @ Page::Untouched => *page = Page::Uniform(*new),

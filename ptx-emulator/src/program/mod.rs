@@ -44,7 +44,8 @@ pub enum Refusal {
     #[error("label `{0}` is not defined in an enclosing scope")]
     Label(String),
     #[error(
-        "function `{0}` has no body and is not one that the emulator provides (vprintf, __assertfail, malloc, free)"
+        "function `{0}` is neither defined nor declared in the file, nor one that CUDA provides (vprintf, \
+         __assertfail, malloc, free)"
     )]
     Function(String),
     #[error("special register `{0}` is not supported")]
@@ -137,6 +138,8 @@ pub(crate) enum Op {
     Store(Box<exec::access::Store>),
     Atomic(Box<exec::atomic::Atomic>),
     Fence(exec::access::Fence),
+    /// `fence.proxy.async`, of shared memory.
+    ProxyFence,
     ConvertAddress(exec::address::ConvertAddress),
     Warp(Box<exec::warp::Collective>),
     Barrier(exec::barrier::Barrier),
@@ -171,6 +174,17 @@ pub(crate) struct FunctionInfo {
     pub(crate) returns: Vec<(u32, u32)>,
 }
 
+/// A function that a kernel calls and the file only declares.
+#[derive(Debug, Clone)]
+pub(crate) struct ExternalFunction {
+    pub(crate) name: String,
+    /// Sizes of parameters and return values.
+    pub(crate) params: Vec<u32>,
+    pub(crate) returns: Vec<u32>,
+    /// The first call.
+    pub(crate) extent: Extent,
+}
+
 /// The value of a constant that is only known later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Relocation {
@@ -197,6 +211,7 @@ pub(crate) struct Program {
     /// Registers that each instruction reads and writes, for the check of initialisation.
     pub(crate) uses: Vec<Uses>,
     pub(crate) functions: Vec<FunctionInfo>,
+    pub(crate) externals: Vec<ExternalFunction>,
     pub(crate) words: Vec<Constant>,
     pub(crate) doubles: Vec<Constant>,
     /// Of static shared variables.

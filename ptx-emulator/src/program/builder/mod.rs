@@ -10,7 +10,8 @@ pub(crate) use scope::{Place, Symbol};
 use super::line::{Decoded, Line, Typed};
 use super::load::LoadError;
 use super::{
-    Address, Constant, Frame, FunctionInfo, Guard, Inst, Op, Pc, Program, Refusal, Relocation, Uses, flow,
+    Address, Constant, ExternalFunction, Frame, FunctionInfo, Guard, Inst, Op, Pc, Program, Refusal,
+    Relocation, Uses, flow,
 };
 use crate::exec::rows::{Class, Counts, Slot};
 use crate::exec::{self, special::Special};
@@ -162,9 +163,23 @@ impl<'a> Builder<'a> {
 
     /// Sizes of the parameters and return values of a function of the file, in bytes.
     pub(crate) fn signature(&self, name: &str) -> Option<(Vec<u32>, Vec<u32>)> {
-        let function = self.module.functions.iter().find(|function| function.name == name)?;
+        let mut functions = self.module.functions.iter().chain(&self.module.declared);
+        let function = functions.find(|function| function.name == name)?;
         let sizes = |list: &[crate::text::Variable<'_>]| list.iter().map(|it| it.bytes as u32).collect();
         Some((sizes(&function.params), sizes(&function.returns)))
+    }
+
+    /// The number of a function that the file only declares, called at `extent`.
+    pub(crate) fn external(&mut self, name: &str, extent: Extent) -> Option<u32> {
+        let known = &mut self.program.externals;
+        let found = known.iter().position(|external| external.name == name);
+        let index = found.unwrap_or(known.len());
+        if found.is_none() {
+            self.module.declared.iter().find(|function| function.name == name)?;
+            let (params, returns) = self.signature(name)?;
+            self.program.externals.push(ExternalFunction { name: name.to_owned(), params, returns, extent });
+        }
+        Some(index as u32)
     }
 
     fn decode_body(&mut self, function: &'a Function<'a>) -> Result<(), LoadError> {

@@ -1,0 +1,147 @@
+//! The kernels that put, over an emulated network: what is put arrives late, in units of 8 bytes and in any order, and its
+//! source is read as late.
+
+use fewsync::comm::{CommError, Shape};
+use fewsync::driver::{PutUnit, Schedule};
+use fewsync::kernels::{NVSHMEM_PTX, PTX, Ptx};
+
+use crate::inputs::Inputs;
+use crate::mutations::{Mutation, ONE_SLOT, ONE_WORD, WORDS_STAY, assert_caught};
+use crate::pes::Pes;
+use crate::scenario::{Home, Scenario, TIME_LIMIT};
+use crate::schedules::{attempt, keep_loaded, try_all};
+use crate::seeds::search;
+
+/// Tried by a run of continuous integration.
+const SCHEDULES: u64 = 400;
+/// Of calls that follow each other without the host.
+const CALLS: usize = 24;
+
+/// The committed file for an architecture.
+fn shipped(arch: &str) -> &'static Ptx {
+    NVSHMEM_PTX.iter().find(|ptx| ptx.arch == arch).expect("a committed architecture")
+}
+
+/// As long as it lives, no file is read twice.
+fn keep_all_loaded() -> impl Sized {
+    [keep_loaded(&PTX.each_ref()), keep_loaded(&NVSHMEM_PTX.each_ref())]
+}
+
+/// Every rank ends with the bits that the model has, whatever the order in which units arrive.
+#[test]
+fn schedules_of_puts() {
+    let _loaded = keep_all_loaded();
+    try_all("schedules_of_puts", SCHEDULES, Scenario::of_puts, |scenario| shipped(scenario.arch));
+}
+
+/// Kinds, types and sizes alternate on two buffers and streams, over the wrap of the number.
+#[test]
+fn calls_follow_each_other() {
+    let _loaded = keep_all_loaded();
+    let shapes = [(2, 1), (3, 1), (2, 2)];
+    let runs = shapes.len() * Schedule::ALL.len();
+    let (failure, _) = search(0, runs as u64, |run| {
+        let (nodes, gpus_per_node) = shapes[run as usize % shapes.len()];
+        let mut scenario = Scenario::of_many_calls(run, Shape { nodes, gpus_per_node }, CALLS).as_pes();
+        scenario.machine.schedule = Schedule::ALL[run as usize / shapes.len()];
+        attempt(&scenario, shipped(scenario.arch)).err().map(|reason| format!("{reason}\n{scenario}"))
+    });
+    assert_eq!(failure, None);
+}
+
+/// The protocol needs cells that arrive whole: where they tear, greetings do.
+#[test]
+fn cells_that_tear_are_noticed() {
+    let _loaded = keep_all_loaded();
+    let (caught, tried) = search(0, SCHEDULES, |seed| {
+        let scenario = Scenario { home: Home::Pes { unit: PutUnit::B4 }, ..Scenario::of_puts(seed) };
+        let reason = attempt(&scenario, shipped(scenario.arch)).err()?;
+        Some((seed, reason))
+    });
+    let (seed, reason) =
+        caught.unwrap_or_else(|| panic!("units of 4 bytes did no harm in {tried} schedules"));
+    println!("caught by seed {seed}: {}", reason.lines().next().unwrap_or_default());
+}
+
+const MUTATIONS: [Mutation; 8] = [
+    Mutation {
+        what: "greetings are not put",
+        edit: |_, line| {
+            let parameter = line.strip_prefix("st.param.b64")?.trim().strip_suffix(", 16;")?;
+            Some(format!("st.param.b64 {parameter}, 0;"))
+        },
+        concerns: |_| true,
+    },
+    Mutation {
+        what: "greetings are not awaited",
+        edit: |before, line| {
+            let (skips, _) = line.strip_prefix("not.pred")?.split_once(", ")?;
+            let is_clerks = before.last()?.starts_with("mov.b16") && before.last()?.ends_with(", 2;");
+            is_clerks.then(|| format!("setp.eq.u32 {skips}, 0, 0;"))
+        },
+        concerns: |it| it.calls.len() > 1,
+    },
+    Mutation {
+        what: "greetings are staged where the last ones were",
+        edit: |before, line| {
+            let (to, from) = line.strip_prefix("or.b64")?.strip_suffix(';')?.split_once(", ")?;
+            let (_, place) = from.split_once(", ")?;
+            let of_rank = before.last()?.strip_prefix("mul.wide.u32")?.trim();
+            (of_rank.starts_with(place) && of_rank.ends_with(", 16;"))
+                .then(|| format!("mov.b64 {to}, {place};"))
+        },
+        concerns: |it| it.calls.len() > 1,
+    },
+    Mutation {
+        what: "couriers do not wait for workers",
+        edit: |_, line| line.strip_prefix("bar.sync")?.trim().starts_with("2,").then(String::new),
+        concerns: |_| true,
+    },
+    Mutation {
+        what: "messages of 15 bytes less",
+        edit: |before, line| {
+            let rest = line.strip_prefix("cvt.u64.u32")?.strip_suffix(';')?;
+            let (wide, length) = rest.split_once(", ")?;
+            let is_length = before.iter().any(|it| it.starts_with("min.u32") && it.contains(length));
+            let is_put = before.iter().any(|it| it.starts_with("mul.lo.s64"));
+            (is_length && is_put).then(|| {
+                format!(
+                    "cvt.u64.u32 {wide}, {length}; max.s64 {wide}, {wide}, 15; sub.s64 {wide}, {wide}, 15;"
+                )
+            })
+        },
+        concerns: |_| true,
+    },
+    WORDS_STAY,
+    ONE_WORD,
+    ONE_SLOT,
+];
+
+#[test]
+fn mutations_of_puts_are_caught() {
+    let _loaded = keep_loaded(&PTX.each_ref());
+    assert_caught(&MUTATIONS, shipped("sm_90a"), SCHEDULES, Scenario::of_puts);
+}
+
+/// The last rank makes fewer calls than the others: each of them says within the limit that it has waited.
+#[test]
+fn a_rank_that_stops_is_noticed_by_all() -> Result<(), CommError> {
+    let _loaded = keep_all_loaded();
+    for (seed, schedule) in Schedule::ALL.into_iter().enumerate() {
+        for (nodes, gpus_per_node) in [(2, 1), (3, 1), (2, 2)] {
+            let shape = Shape { nodes, gpus_per_node };
+            let mut scenario = Scenario::of_many_calls(seed as u64, shape, 4).as_pes();
+            scenario.machine.schedule = schedule;
+            let inputs = Inputs::new(&scenario);
+            let mut pes = Pes::new(&scenario, &inputs, shipped(scenario.arch), PutUnit::B8)?;
+            let last = shape.world() - 1;
+            pes.ranks[..last].iter_mut().try_for_each(|rank| rank.enqueue(&scenario))?;
+            for rank in &pes.ranks[..last] {
+                let Err(error) = rank.finish(&scenario) else { panic!("{shape}: a rank did not notice") };
+                let CommError::Timeout { waited, .. } = error else { panic!("{shape}: {error}") };
+                assert_eq!(waited, TIME_LIMIT);
+            }
+        }
+    }
+    Ok(())
+}
