@@ -28,6 +28,7 @@ mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod warp;
+pub(crate) mod wgmma;
 pub(crate) mod wmma;
 
 pub use context::Cause;
@@ -38,7 +39,7 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 20] = [
+const FAMILIES: [Family; 21] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
@@ -58,6 +59,7 @@ const FAMILIES: [Family; 20] = [
     (mbarrier::NAMES, mbarrier::decode),
     (mma::NAMES, mma::decode),
     (warp::NAMES, warp::decode),
+    (wgmma::NAMES, wgmma::decode),
     (wmma::NAMES, wmma::decode),
 ];
 

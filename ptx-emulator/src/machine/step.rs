@@ -8,7 +8,9 @@ use crate::exec::context::{Context, Environment, lanes};
 use crate::exec::control::GridControl;
 use crate::exec::rows::{Constants, Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
-use crate::exec::{Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wmma};
+use crate::exec::{
+    Cause, access, address, asynchronous, atomic, matrix, mbarrier, mma, special, warp, wgmma, wmma,
+};
 use crate::external::{self, Bound, Library};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
@@ -236,6 +238,7 @@ impl Warp {
             shared.warp_instructions += 1;
             shared.thread_instructions += u64::from(active.count_ones());
             if shared.check_registers {
+                self.check_accumulators(&fragment, active, shared)?;
                 self.check_registers(shared.program, frame, pc, active)?;
             }
             if let Op::Row { run, slots } = &inst.op {
@@ -337,7 +340,7 @@ impl Warp {
                 // Groups with masks of their own execute one after the other and meet behind.
                 Ok(self.execute_apart(fragment, same, pc + 1))
             }
-            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+            Op::Mma(_) | Op::Matrix(_) | Op::Wmma(_) | Op::Wgmma(_) => {
                 self.together(inst, fragment, active, Mask::MAX, shared)
             }
             // Each thread counts for itself: those that the guard keeps out go on.
@@ -429,6 +432,7 @@ impl Warp {
             Op::Cluster(op) => cluster::execute(&mut context, *op)?,
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,
+            Op::Wgmma(op) => wgmma::execute(&mut context, op)?,
             _ => {}
         }
         Ok(())

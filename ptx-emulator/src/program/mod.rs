@@ -146,6 +146,7 @@ pub(crate) enum Op {
     Mma(Box<exec::mma::Mma>),
     Matrix(Box<exec::matrix::MatrixAccess>),
     Wmma(Box<exec::wmma::Wmma>),
+    Wgmma(exec::wgmma::Operation),
     Async(Box<exec::asynchronous::Async>),
     Mbarrier(Box<exec::mbarrier::Operation>),
     Cluster(exec::cluster::Operation),
