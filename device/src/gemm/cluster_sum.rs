@@ -1,9 +1,12 @@
 //! The last step of a product whose k the blocks of a cluster share.
 
-use crate::gemm::epilogue::{Epilogue, apply_up_to_8};
+use crate::gemm::eight::{Eight, is_eights, write_pairs};
 use crate::params::Gemm;
 use crate::ptx::special::{ctaid_x, nctaid_x, tid_x};
 use crate::ptx::{Shared, cluster};
+
+/// Places of a thread that are read together.
+const BATCH: usize = 4;
 
 /// Partial sums `[token][column]` in f32, in each block's shared memory.
 pub struct Partial {
@@ -24,31 +27,71 @@ impl Partial {
         (n_cols + 4) * 4
     }
 
-    /// Adds up this block's share of the tokens over the cluster's ranks, in their order, eight columns a thread.
+    /// Once all ranks of the cluster have written theirs, adds up this block's share of the tokens in the order of the
+    /// ranks, eight columns a thread.
     ///
-    /// Between the writing of all partial sums and this, and behind it, stands a barrier of the cluster.
+    /// All threads of the cluster call it; none of them returns before all have read.
     #[inline(always)]
-    pub unsafe fn finish<E: Epilogue>(&self, p: &Gemm, threads: u32) {
+    pub unsafe fn finish<E: Eight>(&self, p: &Gemm, threads: u32) {
         let eights = self.n_cols / 8;
         let (rank, n_ranks) = (ctaid_x(), nctaid_x().max(1));
         let (first, end) = (self.n_tokens * rank / n_ranks, self.n_tokens * (rank + 1) / n_ranks);
-        let mut i = first * eights + tid_x();
-        while i < end * eights {
-            let (token, col) = (i / eights, i % eights * 8);
-            if self.col + col < p.n {
-                let at = self.at + token * Self::pitch_bytes(self.n_cols) + col * 4;
-                let mut y = [0.0; 8];
-                for r in 0..n_ranks {
-                    let part = cluster::map(at, r);
-                    let (low, high) = (cluster::ld_v4_f32(part), cluster::ld_v4_f32(part + 16));
-                    for j in 0..4 {
-                        y[j] += low[j];
-                        y[j + 4] += high[j];
-                    }
+        let place = |i: u32| (self.token + i / eights, self.col + i % eights * 8);
+        let sum = |i: u32| {
+            let at = self.at + i / eights * Self::pitch_bytes(self.n_cols) + i % eights * 32;
+            // SAFETY: inside every rank's partial sums, behind the first barrier below.
+            unsafe { sum_of_ranks(at, n_ranks) }
+        };
+        let (mut i, end) = (first * eights + tid_x(), end * eights);
+        if !is_eights(p) {
+            cluster::sync();
+            while i < end {
+                let (token, col) = place(i);
+                if col < p.n {
+                    write_pairs::<E>(p, token, col, sum(i));
                 }
-                apply_up_to_8::<E>(p, self.token + token, self.col + col, y);
+                i += threads;
             }
-            i += threads;
+            return cluster::sync();
+        }
+
+        // What is added to comes while the other ranks do, and of a few places at a time.
+        let fetch = |i: u32| {
+            core::array::from_fn(|b| {
+                let (token, col) = place(i + b as u32 * threads);
+                // SAFETY: as of this function.
+                unsafe { E::fetch(p, token, col) }
+            })
+        };
+        let mut fetched: [_; BATCH] = fetch(i);
+        cluster::sync();
+        while i < end {
+            for b in 0..BATCH {
+                let i = i + b as u32 * threads;
+                let (token, col) = place(i);
+                if i < end && col < p.n {
+                    E::write8(p, token, col, sum(i), fetched[b]);
+                }
+            }
+            i += BATCH as u32 * threads;
+            if i < end {
+                fetched = fetch(i);
+            }
+        }
+        cluster::sync();
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_of_ranks(at: Shared, n_ranks: u32) -> [f32; 8] {
+    let mut y = [0.0; 8];
+    for r in 0..n_ranks {
+        let part = cluster::map(at, r);
+        let (low, high) = (cluster::ld_v4_f32(part), cluster::ld_v4_f32(part + 16));
+        for j in 0..4 {
+            y[j] += low[j];
+            y[j + 4] += high[j];
         }
     }
+    y
 }

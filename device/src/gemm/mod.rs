@@ -6,6 +6,8 @@
 
 #[cfg(cuda_arch = "sm_90a")]
 mod cluster_sum;
+#[cfg(cuda_arch = "sm_90a")]
+mod eight;
 pub mod epilogue;
 pub mod gemv_m1;
 pub mod gemv_m8;

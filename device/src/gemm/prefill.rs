@@ -5,13 +5,14 @@
 //! weight rows lie permuted in shared memory, and a lane's sums are eight neighbouring columns, stored from registers.
 
 use crate::gemm::cluster_sum::Partial;
-use crate::gemm::epilogue::{Add, Epilogue, Store, StoreF32, SwiGlu, apply_up_to_8};
+use crate::gemm::eight::{Eight, is_eights, write_pairs};
+use crate::gemm::epilogue::{Add, Store, StoreF32, SwiGlu};
 use crate::gemm::loader::{BLOCK_K, CHUNKS, ROW_BYTES};
 use crate::params::Gemm;
 use crate::ptx::barrier::{fence_proxy_async, sync_block, sync_some};
 use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, nctaid_y, opaque, tid_x, warp};
 use crate::ptx::wgmma::{self, Accumulators, Descriptor};
-use crate::ptx::{Global, Shared, async_copy, cluster, mbarrier, pdl, shared};
+use crate::ptx::{Global, Shared, async_copy, mbarrier, pdl, shared};
 use crate::tile::bf16::{BYTES, PER_VECTOR, gather8};
 use crate::tile::swizzle;
 
@@ -214,7 +215,10 @@ impl Source {
             return;
         }
         for pass in 0..opaque(n_passes) {
-            shared::st_v4(target + pass * PER_PASS * ROW_BYTES, gather8(self.rows + row(pass), column, self.k));
+            shared::st_v4(
+                target + pass * PER_PASS * ROW_BYTES,
+                gather8(self.rows + row(pass), column, self.k),
+            );
         }
     }
 }
@@ -230,7 +234,7 @@ struct Tile<const STAGES: u32>;
 impl<const STAGES: u32> Tile<STAGES> {
     /// The whole kernel.
     #[inline(always)]
-    unsafe fn product<A: Accumulators, E: Epilogue>(p: &Gemm) {
+    unsafe fn product<A: Accumulators, E: Eight>(p: &Gemm) {
         const { assert!(STAGES > 2 && STAGES <= MAX_STAGES) };
         if tid_x() == 0 {
             for stage in 0..opaque(STAGES) {
@@ -250,9 +254,7 @@ impl<const STAGES: u32> Tile<STAGES> {
         if nctaid_x() > 1 {
             let (token, col) = Work::new(p, A::N).origin(A::N);
             let n_tokens = TOKENS.min(p.m - token);
-            cluster::sync();
             Partial { at: shared::dynamic(), token, n_tokens, col, n_cols: A::N }.finish::<E>(p, THREADS);
-            cluster::sync();
         }
     }
 
@@ -297,7 +299,7 @@ impl<const STAGES: u32> Tile<STAGES> {
     }
 
     #[inline(always)]
-    unsafe fn consume<A: Accumulators, E: Epilogue>(p: &Gemm) {
+    unsafe fn consume<A: Accumulators, E: Eight>(p: &Gemm) {
         let (base, stage_bytes) = (shared::dynamic(), (TOKENS + A::N) * ROW_BYTES);
         let group_at = (tid_x() - PRODUCERS) / 128 * GROUP_TOKENS * ROW_BYTES;
         let mut work = Work::new(p, A::N);
@@ -330,22 +332,9 @@ impl<const STAGES: u32> Tile<STAGES> {
             if nctaid_x() > 1 {
                 // The sums take the place of the stages, which all consumers have done with.
                 sync_some::<1>(CONSUMERS);
-                let pitch = Partial::pitch_bytes(A::N);
-                Self::for_each_eight(&sums, |t, c, y| {
-                    // SAFETY: inside the stages.
-                    unsafe {
-                        let at = base + t * pitch + c * 4;
-                        shared::st_v4_f32(at, [y[0], y[1], y[2], y[3]]);
-                        shared::st_v4_f32(at + 16, [y[4], y[5], y[6], y[7]]);
-                    }
-                });
+                Self::write_partial(base, &sums);
             } else {
-                Self::for_each_eight(&sums, |t, c, y| {
-                    if token + t < p.m && row + c < p.n {
-                        // SAFETY: row and column are inside the output.
-                        unsafe { apply_up_to_8::<E>(p, token + t, row + c, y) };
-                    }
-                });
+                Self::write::<A, E>(p, &sums, token, row);
             }
             work.advance();
         }
@@ -359,17 +348,64 @@ impl<const STAGES: u32> Tile<STAGES> {
         read.advance();
     }
 
-    /// Calls `each` with token, column (both relative to the tile) and eight neighbouring sums, for all that this
-    /// consumer holds.
+    /// Writes a consumer's sums as `[token][column]`.
     #[inline(always)]
-    fn for_each_eight<A: Accumulators>(sums: &A, mut each: impl FnMut(u32, u32, [f32; 8])) {
-        let sums = sums.as_ref();
-        let token = (warp() - PRODUCER_WARPS) * 16 + lane() / 4;
+    unsafe fn write_partial<A: Accumulators>(to: Shared, sums: &A) {
         for q in 0..A::N / 32 {
             for half in 0..2 {
-                let y = core::array::from_fn(|i| sums[(16 * q + 2 * half) as usize + i / 2 * 4 + i % 2]);
-                each(token + 8 * half, 32 * q + lane() % 4 * 8, y);
+                let (t, c) = Self::place((q, half));
+                let at = to + t * Partial::pitch_bytes(A::N) + c * 4;
+                let [a, b, c, d, e, f, g, h] = Self::eight(sums, (q, half));
+                shared::st_v4_f32(at, [a, b, c, d]);
+                shared::st_v4_f32(at + 16, [e, f, g, h]);
             }
         }
+    }
+
+    /// Writes a consumer's results of the tile at this token and weight row.
+    #[inline(always)]
+    unsafe fn write<A: Accumulators, E: Eight>(p: &Gemm, sums: &A, token: u32, row: u32) {
+        let place = |part| {
+            let (t, c) = Self::place(part);
+            (token + t, row + c)
+        };
+        if !is_eights(p) {
+            for q in 0..A::N / 32 {
+                for half in 0..2 {
+                    let (token, col) = place((q, half));
+                    if token < p.m && col < p.n {
+                        write_pairs::<E>(p, token, col, Self::eight(sums, (q, half)));
+                    }
+                }
+            }
+            return;
+        }
+        // What is added to comes for 64 columns of two tokens at a time, so that few waits follow each other.
+        for pair in 0..A::N / 64 {
+            let part = |j: usize| (2 * pair + j as u32 / 2, j as u32 % 2);
+            let fetched: [_; 4] = core::array::from_fn(|j| {
+                let (token, col) = place(part(j));
+                // SAFETY: as of this function.
+                unsafe { E::fetch(p, token, col) }
+            });
+            for j in 0..4 {
+                let (token, col) = place(part(j));
+                if token < p.m && col < p.n {
+                    E::write8(p, token, col, Self::eight(sums, part(j)), fetched[j]);
+                }
+            }
+        }
+    }
+
+    /// Eight neighbouring sums: of 32 columns and of one of this consumer's two rows.
+    #[inline(always)]
+    fn eight<A: Accumulators>(sums: &A, (q, half): (u32, u32)) -> [f32; 8] {
+        core::array::from_fn(|i| sums.as_ref()[(16 * q + 2 * half) as usize + i / 2 * 4 + i % 2])
+    }
+
+    /// Their token and first column, relative to the tile.
+    #[inline(always)]
+    fn place((q, half): (u32, u32)) -> (u32, u32) {
+        ((warp() - PRODUCER_WARPS) * 16 + lane() / 4 + 8 * half, 32 * q + lane() % 4 * 8)
     }
 }

@@ -5,13 +5,14 @@
 //! add up through distributed shared memory.
 
 use crate::gemm::cluster_sum::Partial;
-use crate::gemm::epilogue::{Add, Epilogue, Store, StoreF32, SwiGlu};
+use crate::gemm::eight::Eight;
+use crate::gemm::epilogue::{Add, Store, StoreF32, SwiGlu};
 use crate::gemm::loader::{BLOCK_K, Loader, ROW_BYTES};
 use crate::params::Gemm;
 use crate::ptx::barrier::{fence_proxy_async, sync_block};
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, lane, nctaid_x, opaque, warp};
 use crate::ptx::wgmma::{self, Accumulators, Descriptor};
-use crate::ptx::{Shared, async_copy, cluster, pdl, shared};
+use crate::ptx::{Shared, async_copy, pdl, shared};
 
 /// Threads of a block: two warpgroups.
 const THREADS: u32 = 256;
@@ -62,7 +63,7 @@ gemm_kernels! {
 
 /// The whole kernel for this block's part of k of its tile.
 #[inline(always)]
-unsafe fn product<A: Accumulators, E: Epilogue, const AHEAD: u32>(p: &Gemm) {
+unsafe fn product<A: Accumulators, E: Eight, const AHEAD: u32>(p: &Gemm) {
     let (token, row) = (ctaid_y() * A::N, ctaid_z() * ROWS);
     let w = Loader::new(p.w, p.n, p.k, p.k, row, THREADS);
     let a = Loader::new(p.a, p.m, p.ld_a, p.k, token, THREADS);
@@ -117,9 +118,8 @@ unsafe fn product<A: Accumulators, E: Epilogue, const AHEAD: u32>(p: &Gemm) {
     // Epilogue. The sums take the place of the stages, which all warps have done with.
     sync_block();
     write(base, &sums);
-    cluster::sync();
-    Partial { at: base, token, n_tokens: A::N.min(p.m - token), col: row, n_cols: ROWS }.finish::<E>(p, THREADS);
-    cluster::sync();
+    Partial { at: base, token, n_tokens: A::N.min(p.m - token), col: row, n_cols: ROWS }
+        .finish::<E>(p, THREADS);
 }
 
 /// Writes a thread's sums, whose columns are tokens.

@@ -2,8 +2,8 @@
 
 use crate::gemm::loader::{BLOCK_K, CHUNKS, Loader, ROW_BYTES};
 use crate::params::Gemm;
-use crate::ptx::mma::{ldmatrix_x4, m16n8k16};
 use crate::ptx::Shared;
+use crate::ptx::mma::{ldmatrix_x4, m16n8k16};
 use crate::ptx::special::{lane, warp};
 use crate::tile::swizzle;
 
