@@ -32,10 +32,13 @@ fn each_kernel(mut check: impl FnMut(&str, &str, &str)) {
 }
 
 #[test]
-fn both_files_hold_the_same_kernels() {
+fn the_file_for_hopper_has_products_over_wgmma_besides() {
     let names = |arch| kernels(file(arch).text).into_keys().collect::<Vec<_>>();
     assert!(names("sm_80").len() >= 30, "{:?}", names("sm_80"));
-    assert_eq!(names("sm_80"), names("sm_90a"));
+    let (more, same): (Vec<_>, Vec<_>) =
+        names("sm_90a").into_iter().partition(|name| name.starts_with("wgmma_"));
+    assert_eq!(names("sm_80"), same);
+    assert_eq!(more.len(), 20);
 }
 
 #[test]
@@ -90,6 +93,30 @@ fn matrix_kernels_use_tensor_cores_fed_by_asynchronous_copies() {
             assert!(tensor_cores, "{arch} {name}");
         }
     });
+}
+
+#[test]
+fn products_on_hopper_are_of_warpgroups_and_read_shared_memory_behind_a_proxy_fence() {
+    for (name, text) in
+        kernels(file("sm_90a").text).into_iter().filter(|(name, _)| name.starts_with("wgmma_"))
+    {
+        // wgmma_bf16_{tokens}x{weight rows}: tokens are the columns where weights stream, else weight rows are.
+        let (tokens, rows) = name.split('_').nth(2).and_then(|tile| tile.split_once('x')).unwrap();
+        let streams = tokens.parse::<u32>().unwrap() < 128;
+        let product = format!("m64n{}k16.f32.bf16.bf16", if streams { tokens } else { rows });
+        assert_eq!(text.matches(&format!("wgmma.mma_async.sync.aligned.{product}")).count(), 4, "{name}");
+        assert!(!text.contains("mma.sync") && text.contains("cp.async.cg.shared.global"), "{name}");
+        let at =
+            |instruction: &str| text.find(instruction).unwrap_or_else(|| panic!("{name}: no {instruction}"));
+        let order = ["fence.proxy.async.shared::cta", "wgmma.fence", "wgmma.mma_async", "wgmma.commit_group"];
+        assert!(order.map(at).is_sorted(), "{name}");
+        // Partial sums of a cluster.
+        assert!(
+            text.contains("mapa.shared::cluster") && text.contains("barrier.cluster.wait.acquire"),
+            "{name}"
+        );
+        assert_eq!(text.contains("cp.async.mbarrier.arrive.noinc"), !streams, "{name}");
+    }
 }
 
 #[test]
@@ -148,7 +175,7 @@ fn parameter_blocks_have_the_size_of_their_struct() {
         _ if name.starts_with("attn_prefill") => size_of::<params::AttnPrefill>(),
         _ if name.starts_with("allreduce") => size_of::<params::Collective>(),
         _ if name.starts_with("allgather") => size_of::<params::Gather>(),
-        _ if name.starts_with("gem") => size_of::<params::Gemm>(),
+        _ if name.starts_with("gem") || name.starts_with("wgmma") => size_of::<params::Gemm>(),
         _ => panic!("{name} has no parameter struct here"),
     };
     each_kernel(|arch, name, text| {

@@ -85,6 +85,14 @@ pub enum Error {
         /// The line.
         line: String,
     },
+    /// ptxas made warpgroup products wait for each other.
+    #[error(
+        "products by wgmma would not overlap; leave their accumulators alone until they are waited for: {line}"
+    )]
+    Serialized {
+        /// What ptxas says.
+        line: String,
+    },
     /// Reading or writing a file.
     #[error("{path}: {source}")]
     Io {

@@ -83,6 +83,10 @@ impl Ptxas {
 fn parse_report(report: &str) -> Result<Vec<Resources>> {
     let mut resources: Vec<Resources> = Vec::new();
     for line in report.lines() {
+        // The assembler found an accumulator touched between products, and waits behind each of them.
+        if line.contains("wgmma.mma_async instructions are serialized") {
+            return Err(Error::Serialized { line: line.trim().to_owned() });
+        }
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             let kernel = rest.split('\'').next().unwrap_or_default().to_owned();
             resources.push(Resources {
@@ -118,6 +122,14 @@ fn number_before(line: &str, unit: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn serialised_products_are_refused() {
+        let report = "ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized \
+                      due to non wgmma instructions defining accumulator registers in the function 'gemm'";
+        let error = parse_report(report).unwrap_err().to_string();
+        assert!(error.contains("in the function 'gemm'"), "{error}");
+    }
 
     #[test]
     fn reads_a_report_of_two_kernels() {

@@ -38,6 +38,17 @@ pub(super) struct ModelArgs {
     pub(super) layout: LayoutArgs,
 }
 
+impl ModelArgs {
+    /// The same, `--device auto` taken for the CPU: for what reads hidden states, which only the reference gives.
+    pub(super) fn on_reference(&self) -> Self {
+        let mut args = self.clone();
+        if args.layout.device == DeviceChoice::Auto {
+            args.layout.device = DeviceChoice::Cpu;
+        }
+        args
+    }
+}
+
 /// How a model is laid out over ranks, and where it runs.
 #[derive(Args, Clone)]
 pub(super) struct LayoutArgs {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Device, Kernel, LaunchConfig, Module, PtxHeader, Result, Stream};
-use crate::kernels::{Launch, PTX, Ptx};
+use crate::kernels::{Launch, PTX, Ptx, Target};
 
 /// The embedded PTX on one device, every kernel looked up.
 #[derive(Debug)]
@@ -65,6 +65,11 @@ impl KernelLibrary {
     /// The file that was loaded.
     pub fn ptx(&self) -> &'static Ptx {
         self.ptx
+    }
+
+    /// What launches are chosen for.
+    pub fn target(&self) -> Target {
+        Target { sm_count: self.device.properties().multiprocessors, has_wgmma: self.ptx.has_wgmma() }
     }
 
     /// What was loaded, for other libraries.

@@ -2,9 +2,10 @@
 
 use half::bf16;
 
-use super::{Addr, Launch, Rows, params};
+use super::tiling::Kernel;
+use super::{Addr, Launch, MAX_CLUSTER, Rows, Target, Tile, Tiling, params};
 
-/// `[kernel][epilogue]`: the two of [`Gemv`], then [`Tile::ALL`].
+/// `[kernel][epilogue]`: the two of [`Gemv`], then those of [`Tile::ALL`] without `wgmma`.
 pub(super) const NAMES: [[&str; 4]; 5] = [
     ["gemv_bf16_m1_store", "gemv_bf16_m1_f32", "gemv_bf16_m1_add", "gemv_bf16_m1_swiglu"],
     ["gemv_bf16_m8_store", "gemv_bf16_m8_f32", "gemv_bf16_m8_add", "gemv_bf16_m8_swiglu"],
@@ -13,9 +14,34 @@ pub(super) const NAMES: [[&str; 4]; 5] = [
     ["gemm_bf16_128x128_store", "gemm_bf16_128x128_f32", "gemm_bf16_128x128_add", "gemm_bf16_128x128_swiglu"],
 ];
 
+/// Those of [`Tile::ALL`] with `wgmma`.
+pub(super) const WGMMA_NAMES: [[&str; 4]; 5] = [
+    ["wgmma_bf16_32x128_store", "wgmma_bf16_32x128_f32", "wgmma_bf16_32x128_add", "wgmma_bf16_32x128_swiglu"],
+    ["wgmma_bf16_64x128_store", "wgmma_bf16_64x128_f32", "wgmma_bf16_64x128_add", "wgmma_bf16_64x128_swiglu"],
+    [
+        "wgmma_bf16_128x128_store",
+        "wgmma_bf16_128x128_f32",
+        "wgmma_bf16_128x128_add",
+        "wgmma_bf16_128x128_swiglu",
+    ],
+    [
+        "wgmma_bf16_128x192_store",
+        "wgmma_bf16_128x192_f32",
+        "wgmma_bf16_128x192_add",
+        "wgmma_bf16_128x192_swiglu",
+    ],
+    [
+        "wgmma_bf16_128x256_store",
+        "wgmma_bf16_128x256_f32",
+        "wgmma_bf16_128x256_add",
+        "wgmma_bf16_128x256_swiglu",
+    ],
+];
+
 const M1: usize = 0;
 const M8: usize = 1;
 const FIRST_TILE: usize = 2;
+const FIRST_WGMMA: usize = Tile::W32x128 as usize;
 
 /// A warp of the kernel for one row of activations has two rows of the weights.
 const M1_ROWS_PER_WARP: u32 = 2;
@@ -143,63 +169,6 @@ fn has_few_rows(n: u32, sm_count: u32) -> bool {
     n.div_ceil(M8_BLOCK) <= sm_count * M8_RESIDENT
 }
 
-/// The part of the output that one block of the tensor-core kernel makes: rows of `a` × rows of `w`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tile {
-    /// 16 × 32.
-    T16x32,
-    /// 64 × 32.
-    T64x32,
-    /// 128 × 128.
-    T128x128,
-}
-
-/// What a tile is made of, and how fast it is.
-struct TileShape {
-    m: u32,
-    n: u32,
-    threads: u32,
-    stages: u32,
-    /// Blocks that a multiprocessor holds at once.
-    resident: u32,
-    /// Time of a round with one block a multiprocessor, in ns per column of k on an H200.
-    first_ns: f32,
-    /// What each further block of the round adds.
-    more_ns: f32,
-}
-
-impl Tile {
-    /// All tiles, smallest first.
-    pub const ALL: [Self; 3] = [Self::T16x32, Self::T64x32, Self::T128x128];
-
-    const fn shape(self) -> TileShape {
-        let (m, n, threads, stages, resident, first_ns, more_ns) = match self {
-            Self::T16x32 => (16, 32, 64, 8, 4, 3.6, 0.15),
-            Self::T64x32 => (64, 32, 128, 6, 3, 7.0, 0.05),
-            Self::T128x128 => (128, 128, 128, 3, 2, 14.5, 5.0),
-        };
-        TileShape { m, n, threads, stages, resident, first_ns, more_ns }
-    }
-
-    /// The tile with which the product of `m` × `n` is done first on `sm_count` multiprocessors: rounds of
-    /// resident blocks, the last one perhaps not full.
-    ///
-    /// The times were measured on an H200 (m from 2 to 1024, the products of SmolLM2, Llama 3.2 1B and 3 8B);
-    /// only their ratios matter.
-    pub fn choose(m: u32, n: u32, sm_count: u32) -> Self {
-        let time = |tile: Self| {
-            let shape = tile.shape();
-            let round = |blocks_per_sm: u32| shape.first_ns + shape.more_ns * (blocks_per_sm - 1) as f32;
-            let blocks = m.div_ceil(shape.m) * n.div_ceil(shape.n);
-            let per_sm = blocks.div_ceil(sm_count.max(1)).max(1);
-            let (full, rest) = (per_sm / shape.resident, per_sm % shape.resident);
-            full as f32 * round(shape.resident) + if rest > 0 { round(rest) } else { 0.0 }
-        };
-        let by_time = |a: &Self, b: &Self| time(*a).total_cmp(&time(*b));
-        Self::ALL.into_iter().min_by(by_time).unwrap_or(Self::T128x128)
-    }
-}
-
 /// `y = a · wᵀ` over tensor cores, for any shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Gemm {
@@ -215,22 +184,37 @@ pub struct Gemm {
     pub n: u32,
     /// Columns of both.
     pub k: u32,
-    /// See [`Tile::choose`].
-    pub tile: Tile,
+    /// See [`Tiling::choose`].
+    pub tiling: Tiling,
 }
 
 impl Gemm {
-    /// One block a tile.
+    /// The tile's kernel.
+    ///
+    /// # Panics
+    /// If the tiling has parts of k that its tile does not take, or that no cluster has room for.
     pub fn launch(&self) -> Launch {
-        let &Self { a, w, out, m, n, k, tile } = self;
+        let &Self { a, w, out, m, n, k, tiling: Tiling { tile, k_parts, max_blocks } } = self;
+        let most = if tile.takes_parts() { MAX_CLUSTER } else { 1 };
+        assert!((1..=most).contains(&k_parts), "k in {k_parts} parts, {tile:?} takes 1 to {most}");
         let (column, out, ld_out) = out.parts();
         let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
         let params = params::Gemm { a, w, out, norm_weight: 0, m, n, k, ld_a, ld_out, eps: 0.0 };
         let shape = tile.shape();
+        let (m_tiles, n_tiles) = (m.div_ceil(shape.m), n.div_ceil(shape.n));
+        let grid = match shape.kernel {
+            Kernel::Tiled { .. } => [m_tiles, n_tiles, 1],
+            Kernel::Stream(_) => [k_parts, m_tiles, n_tiles],
+            Kernel::Prefill(_) if k_parts == 1 => [1, (m_tiles * n_tiles).min(max_blocks.max(1)), 1],
+            Kernel::Prefill(_) => [k_parts, m_tiles * n_tiles, 1],
+        };
         let shared_bytes = shape.stages * (shape.m + shape.n) * STAGE_ROW_BYTES;
-        let grid = [m.div_ceil(shape.m), n.div_ceil(shape.n), 1];
-        let kernel = FIRST_TILE + tile as usize;
-        Launch::new(NAMES[kernel][column], grid, shape.threads, shared_bytes, &params)
+        let names = if tile.needs_wgmma() {
+            &WGMMA_NAMES[tile as usize - FIRST_WGMMA]
+        } else {
+            &NAMES[FIRST_TILE + tile as usize]
+        };
+        Launch::new(names[column], grid, shape.threads, shared_bytes, &params).in_clusters(k_parts)
     }
 }
 
@@ -253,18 +237,18 @@ pub struct MatMul {
 
 impl MatMul {
     /// A [`Gemv`] for few rows of activations, unless the weights' rows are short or many enough for the
-    /// smallest [`Tile`]; else a [`Gemm`]. Measured on an H200, as [`Tile::choose`] says.
-    pub fn launch(&self, sm_count: u32) -> Launch {
+    /// smallest [`Tile`]; else a [`Gemm`]. Measured on an H200, as [`Tiling::choose`] says.
+    pub fn launch(&self, target: Target) -> Launch {
         let &Self { a, w, out, m, n, k } = self;
         let is_gemv = match m {
             1 => k >= 1024 && !(k <= 2048 && n >= 16_384),
-            2..=Gemv::MAX_ROWS => k >= 1024 && has_few_rows(n, sm_count),
+            2..=Gemv::MAX_ROWS => k >= 1024 && has_few_rows(n, target.sm_count),
             _ => false,
         };
         if is_gemv {
-            return Gemv { a, w, out, norm: None, m, n, k }.launch(sm_count);
+            return Gemv { a, w, out, norm: None, m, n, k }.launch(target.sm_count);
         }
-        Gemm { a, w, out, m, n, k, tile: Tile::choose(m, n, sm_count) }.launch()
+        Gemm { a, w, out, m, n, k, tiling: Tiling::choose(m, n, k, target) }.launch()
     }
 }
 
@@ -277,6 +261,10 @@ mod tests {
 
     fn rows<T>(stride: u32) -> Rows<T> {
         Rows::new(Addr::new(256), stride)
+    }
+
+    fn gemm(out: Product, (m, n, k): (u32, u32, u32), tiling: Tiling) -> Gemm {
+        Gemm { a: rows(k), w: Addr::new(256), out, m, n, k, tiling }
     }
 
     fn outs() -> [Product; 4] {
@@ -295,9 +283,11 @@ mod tests {
             assert_eq!(gemv(1, 6144), (&*format!("gemv_bf16_m1{suffix}"), 384, 256));
             assert_eq!(gemv(1, 4096), (&*format!("gemv_bf16_m8{suffix}"), 256, 256));
             assert_eq!(gemv(8, 28_672), (&*format!("gemv_bf16_m8{suffix}"), 1792, 256));
-            for (tile, size) in Tile::ALL.into_iter().zip(["16x32", "64x32", "128x128"]) {
-                let gemm = Gemm { a: rows(8), w: Addr::new(256), out, m: 129, n: 129, k: 8, tile }.launch();
-                assert_eq!(gemm.entry, format!("gemm_bf16_{size}{suffix}"));
+            let sizes = ["16x32", "64x32", "128x128", "32x128", "64x128", "128x128", "128x192", "128x256"];
+            for (tile, size) in Tile::ALL.into_iter().zip(sizes) {
+                let launch = gemm(out, (129, 129, 8), Tiling::of(tile)).launch();
+                let op = if tile.needs_wgmma() { "wgmma" } else { "gemm" };
+                assert_eq!(launch.entry, format!("{op}_bf16_{size}{suffix}"));
             }
         }
     }
@@ -306,47 +296,45 @@ mod tests {
     fn a_launch_covers_the_product_within_the_limits_of_its_kernel() {
         for tile in Tile::ALL {
             for (m, n) in [(1, 1), (16, 32), (17, 33), (512, 28_672)] {
-                let out = Product::Store(rows(n));
-                let launch = Gemm { a: rows(64), w: Addr::new(256), out, m, n, k: 64, tile }.launch();
+                let launch = gemm(Product::Store(rows(n)), (m, n, 64), Tiling::of(tile)).launch();
                 let shape = tile.shape();
-                assert!(launch.grid[0] * shape.m >= m && launch.grid[1] * shape.n >= n, "{launch:?}");
-                let entry = PTX[0].entry(launch.entry).unwrap();
-                assert_eq!(launch.threads, entry.max_threads, "{launch:?}");
-                // What GPUs of compute capability 8.6 and 8.9 offer a block.
-                assert!(launch.shared_bytes <= 99 << 10, "{launch:?}");
+                let tiles = m.div_ceil(shape.m) * n.div_ceil(shape.n);
+                assert_eq!(launch.grid.iter().product::<u32>(), tiles, "{launch:?}");
+                let ptx = &PTX[usize::from(!tile.needs_wgmma())];
+                assert_eq!(launch.threads, ptx.entry(launch.entry).unwrap().max_threads, "{launch:?}");
+                // What an H200 offers a block beside a little static memory, and compute capability 8.6 and 8.9.
+                let limit_bytes = if tile.needs_wgmma() { 226 << 10 } else { 99 << 10 };
+                assert!(launch.shared_bytes <= limit_bytes, "{launch:?}");
             }
         }
     }
 
-    /// Where measurements differ by more than a tenth, the fastest is chosen: (m, n, the fastest).
     #[test]
-    fn tiles_are_the_fastest_measured() {
-        for (m, n, fastest) in [
-            (16, 4096, Tile::T16x32),
-            (64, 4096, Tile::T16x32),
-            (192, 4096, Tile::T64x32),
-            (1024, 4096, Tile::T128x128),
-            (32, 28_672, Tile::T16x32),
-            (128, 28_672, Tile::T128x128),
-            (1024, 28_672, Tile::T128x128),
-            (256, 6144, Tile::T64x32),
-            (512, 6144, Tile::T128x128),
-            (256, 960, Tile::T16x32),
-            (1024, 960, Tile::T64x32),
-            (512, 3072, Tile::T64x32),
-            (1024, 3072, Tile::T128x128),
-            (1024, 576, Tile::T64x32),
-        ] {
-            let chosen = Tile::choose(m, n, SMS);
-            assert_eq!(chosen, fastest, "{m} × {n}");
-        }
+    fn parts_of_k_are_a_cluster_and_blocks_take_tiles_in_turn() {
+        let launch = |tile, k_parts| {
+            let tiling = Tiling { tile, k_parts, max_blocks: 7 };
+            let launch = gemm(Product::Store(rows(512)), (200, 512, 4096), tiling).launch();
+            (launch.grid, launch.cluster)
+        };
+        assert_eq!(launch(Tile::W64x128, 1), ([1, 4, 4], 1));
+        assert_eq!(launch(Tile::W64x128, 3), ([3, 4, 4], 3));
+        assert_eq!(launch(Tile::W128x128, 1), ([1, 7, 1], 1));
+        assert_eq!(launch(Tile::W128x128, 2), ([2, 8, 1], 2));
+    }
+
+    #[test]
+    #[should_panic(expected = "k in 2 parts, T64x32 takes 1 to 1")]
+    fn tiles_without_clusters_take_k_whole() {
+        let tiling = Tiling { k_parts: 2, ..Tiling::of(Tile::T64x32) };
+        gemm(Product::Store(rows(8)), (8, 8, 8), tiling).launch();
     }
 
     #[test]
     fn few_rows_take_the_kernel_that_was_measured_fastest() {
         let kernel = |m, n, k| {
-            let launch =
-                MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }.launch(SMS);
+            let target = Target { sm_count: SMS, has_wgmma: false };
+            let launch = MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }
+                .launch(target);
             launch.entry.split('_').nth(2).unwrap()
         };
         // Llama 3 8B: qkv, o, gate and up, down, head; then SmolLM2's.

@@ -7,12 +7,25 @@ use bytemuck::NoUninit;
 /// Room for the largest parameter struct.
 const MAX_PARAM_BYTES: usize = 320;
 
+/// The largest cluster that every device with clusters takes.
+pub const MAX_CLUSTER: u32 = 8;
+
+/// What launches are chosen for: a device, and the PTX that it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Multiprocessors.
+    pub sm_count: u32,
+    /// The PTX has the kernels over Hopper's `wgmma` ([`Ptx::has_wgmma`](super::Ptx::has_wgmma)).
+    pub has_wgmma: bool,
+}
+
 /// One kernel launch, for any driver library: entry point, grid, block, shared memory and parameters.
 ///
 /// With the raw driver API, `cuLaunchKernel(f, grid[0], grid[1], grid[2], threads, 1, 1, shared_bytes, stream,
 /// [params().as_ptr()], null)`: every kernel takes exactly one parameter, a struct by value. Above 48 KiB of
 /// `shared_bytes` the function needs `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` once before, and with a `cluster`
-/// above 1 the launch is `cuLaunchKernelEx` with `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION` (only the fused all-reduce).
+/// above 1 the launch is `cuLaunchKernelEx` with `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION` (the fused all-reduce, and
+/// products whose blocks share k).
 ///
 /// # Safety of a launch
 /// Building one is safe, launching it is not: the kernel reads and writes the addresses it was given. The

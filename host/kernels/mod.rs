@@ -20,7 +20,7 @@
 //! driver library.
 //!
 //! Shapes decide the rest: which tile, how many splits, how many threads. Those choices are pure functions
-//! ([`MatMul`], [`Tile::choose`], [`decode_splits`]) whose results are arguments, so that a caller can choose otherwise.
+//! ([`MatMul`], [`Tiling::choose`], [`decode_splits`]) whose results are arguments, so that a caller can choose otherwise.
 
 mod address;
 mod attention;
@@ -33,14 +33,16 @@ pub mod params;
 mod pointwise;
 mod ptx;
 mod sampling;
+mod tiling;
 
 pub use address::{Addr, Rows};
 pub use attention::{
     AttnDecode, AttnPrefill, DecodeScratch, HeadDim, PageSize, PagedKv, RopeKvWrite, UnsupportedShape,
     decode_splits,
 };
-pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product, Tile};
-pub use launch::Launch;
+pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product};
+pub use launch::{Launch, MAX_CLUSTER, Target};
 pub use pointwise::{Add, AddRmsNorm, Embedding, RmsNorm};
 pub use ptx::{Entry, NVSHMEM_PTX, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};
+pub use tiling::{Tile, Tiling};

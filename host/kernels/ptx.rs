@@ -57,6 +57,11 @@ impl Ptx {
         matches!(self.arch.as_bytes(), b"sm_90a")
     }
 
+    /// Whether the file has the products over `wgmma`, which are for Hopper alone.
+    pub const fn has_wgmma(&self) -> bool {
+        matches!(self.arch.as_bytes(), b"sm_90a")
+    }
+
     /// What the file declares about a kernel.
     pub fn entry(&self, name: &str) -> Option<&'static Entry> {
         self.entries.iter().find(|entry| entry.name == name)
@@ -100,6 +105,10 @@ families! {
     Gather: 13 addresses + 48 words => nvrar::ALL_GATHER,
 }
 
+/// The kernels that only the file for sm_90a has.
+const SM_90A_FAMILIES: &[Family] =
+    &[Family { names: gemm::WGMMA_NAMES.as_flattened(), param_bytes: size_of::<params::Gemm>() }];
+
 /// The kernels that call NVSHMEM.
 const NVSHMEM_FAMILIES: &[Family] = &[
     Family { names: &nvrar::ALL_REDUCE_PUT, param_bytes: size_of::<params::Collective>() },
@@ -107,7 +116,19 @@ const NVSHMEM_FAMILIES: &[Family] = &[
 ];
 
 /// Bytes of the struct behind the typed launch of a kernel, 0 if there is none.
-const fn typed_param_bytes(families: &[Family], name: &str) -> usize {
+const fn typed_param_bytes(families: &[&[Family]], name: &str) -> usize {
+    let mut f = 0;
+    while f < families.len() {
+        let bytes = param_bytes_in(families[f], name);
+        if bytes != 0 {
+            return bytes;
+        }
+        f += 1;
+    }
+    0
+}
+
+const fn param_bytes_in(families: &[Family], name: &str) -> usize {
     let mut f = 0;
     while f < families.len() {
         let mut n = 0;
@@ -123,11 +144,15 @@ const fn typed_param_bytes(families: &[Family], name: &str) -> usize {
 }
 
 /// How many kernels typed launches can name.
-const fn typed_count(families: &[Family]) -> usize {
-    let (mut count, mut f) = (0, 0);
-    while f < families.len() {
-        count += families[f].names.len();
-        f += 1;
+const fn typed_count(families: &[&[Family]]) -> usize {
+    let (mut count, mut i) = (0, 0);
+    while i < families.len() {
+        let mut f = 0;
+        while f < families[i].len() {
+            count += families[i][f].names.len();
+            f += 1;
+        }
+        i += 1;
     }
     count
 }
@@ -161,6 +186,7 @@ mod tests {
             assert!(ptx.text.contains(&format!("\n.target {}\n", ptx.arch)), "{}", ptx.arch);
             assert_eq!(ptx.text.contains("griddepcontrol.wait"), ptx.is_programmatic(), "{}", ptx.arch);
             assert_eq!(ptx.text.contains("barrier.cluster.arrive"), ptx.has_clusters(), "{}", ptx.arch);
+            assert_eq!(ptx.text.contains("wgmma.mma_async"), ptx.has_wgmma(), "{}", ptx.arch);
             assert_eq!(
                 ptx.entry("argmax_f32").map(|entry| entry.param_bytes),
                 Some(size_of::<params::Argmax>())
@@ -171,7 +197,7 @@ mod tests {
 
     #[test]
     fn names_are_compared_whole() {
-        let bytes = |name| typed_param_bytes(FAMILIES, name);
+        let bytes = |name| typed_param_bytes(&[FAMILIES], name);
         assert!(bytes("rmsnorm_bf16") > 0);
         assert_eq!((bytes("rmsnorm_bf1"), bytes("rmsnorm_bf166"), bytes("allgather_put")), (0, 0, 0));
     }

@@ -8,7 +8,7 @@ use super::reference::{inverse_rms, matmul, round, silu, widen};
 use super::rig::{Guarded, Rig};
 use super::tally::Tally;
 use crate::driver::Result;
-use crate::kernels::{Gemm, Gemv, GemvKernel, Launch, Norm, Product, Tile};
+use crate::kernels::{Gemm, Gemv, GemvKernel, Launch, Norm, Product, Tile, Tiling};
 
 const EPS: f32 = 1e-5;
 
@@ -52,6 +52,11 @@ const GEMM_SHAPES: [(usize, usize, usize, usize); 15] = [
     (16, 4096, 1024, 0),
 ];
 
+/// The numbers of parts of k, and of blocks at most, with which a tile is tried.
+fn tilings(tile: Tile) -> &'static [(u32, u32)] {
+    if tile.takes_parts() { &[(1, u32::MAX), (1, 3), (3, u32::MAX), (8, u32::MAX)] } else { &[(1, u32::MAX)] }
+}
+
 /// Threads of a block of the gemv for one row.
 const M1_THREADS: u32 = 128;
 
@@ -84,6 +89,9 @@ struct Shape {
     k: usize,
     ld_a: usize,
     norm: bool,
+    /// Of k, and blocks at most: see [`Tiling`].
+    parts: u32,
+    max_blocks: u32,
 }
 
 /// The output in either type.
@@ -101,6 +109,11 @@ impl Kernel {
             "gemm_bf16_16x32" => Family::Tiled(Tile::T16x32),
             "gemm_bf16_64x32" => Family::Tiled(Tile::T64x32),
             "gemm_bf16_128x128" => Family::Tiled(Tile::T128x128),
+            "wgmma_bf16_32x128" => Family::Tiled(Tile::W32x128),
+            "wgmma_bf16_64x128" => Family::Tiled(Tile::W64x128),
+            "wgmma_bf16_128x128" => Family::Tiled(Tile::W128x128),
+            "wgmma_bf16_128x192" => Family::Tiled(Tile::W128x192),
+            "wgmma_bf16_128x256" => Family::Tiled(Tile::W128x256),
             _ => return None,
         };
         let epilogue = match epilogue {
@@ -132,7 +145,8 @@ impl Kernel {
             let mut shapes = Vec::new();
             for &m in ms {
                 for (n, k, pad) in GEMV_SHAPES {
-                    shapes.extend([false, true].map(|norm| Shape { m, n, k, ld_a: k + pad, norm }));
+                    let shape = |norm| Shape { m, n, k, ld_a: k + pad, norm, parts: 1, max_blocks: u32::MAX };
+                    shapes.extend([false, true].map(shape));
                 }
             }
             shapes
@@ -140,16 +154,33 @@ impl Kernel {
         match self.family {
             Family::GemvM1 => gemv(&[1]),
             Family::GemvM8 => gemv(&[1, 3, 8]),
-            Family::Tiled(_) => {
-                GEMM_SHAPES.map(|(m, n, k, pad)| Shape { m, n, k, ld_a: k + pad, norm: false }).into()
+            Family::Tiled(tile) => {
+                let shapes = GEMM_SHAPES.into_iter().flat_map(|(m, n, k, pad)| {
+                    let shape = move |&(parts, max_blocks): &(u32, u32)| Shape {
+                        m,
+                        n,
+                        k,
+                        ld_a: k + pad,
+                        norm: false,
+                        parts,
+                        max_blocks,
+                    };
+                    tilings(tile).iter().map(shape)
+                });
+                shapes.collect()
             }
         }
     }
 
     fn run_shape(self, rig: &Rig<'_>, tally: &mut Tally<'_>, shape: &Shape) -> Result<()> {
-        let &Shape { m, n, k, ld_a, norm } = shape;
+        let &Shape { m, n, k, ld_a, norm, parts, max_blocks } = shape;
         let with_norm = if norm { ", norm" } else { "" };
-        tally.shape(format_args!("{m}x{n}x{k}, rows of {ld_a}{with_norm}"));
+        let divided = match (parts, max_blocks) {
+            (1, u32::MAX) => String::new(),
+            (1, blocks) => format!(", {blocks} blocks at most"),
+            (parts, _) => format!(", k in {parts} parts"),
+        };
+        tally.shape(format_args!("{m}x{n}x{k}, rows of {ld_a}{with_norm}{divided}"));
         let n_out = if self.epilogue == Epilogue::SwiGlu { n / 2 } else { n };
         // What lies between the rows of a must not matter, and the last row ends with its last element.
         let mut a = rig.random_bf16((m - 1) * ld_a + k, 1.0);
@@ -207,7 +238,10 @@ impl Kernel {
         match self.family {
             Family::GemvM1 => gemv(GemvKernel::M1 { threads: M1_THREADS }),
             Family::GemvM8 => gemv(GemvKernel::M8),
-            Family::Tiled(tile) => Gemm { a, w, out, m, n, k, tile }.launch(),
+            Family::Tiled(tile) => {
+                let tiling = Tiling { tile, k_parts: shape.parts, max_blocks: shape.max_blocks };
+                Gemm { a, w, out, m, n, k, tiling }.launch()
+            }
         }
     }
 

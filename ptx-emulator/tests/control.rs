@@ -270,7 +270,7 @@ fn unsupported_instructions_are_refused_by_name() {
         Module::new("k.ptx", &text).unwrap_err().to_string()
     };
     for (body, message) in [
-        ("wgmma.fence.sync.aligned;", "the instruction is not supported: `wgmma.fence.sync.aligned`"),
+        ("wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%r1}, %rd1, %rd2;", "modifier `.sp`"),
         ("setmaxnreg.inc.sync.aligned.u32 240;", "the instruction is not supported"),
         ("mapa.u64 %rd1, %rd2, %r1;", "clusters"),
         ("add.rn.s32 %r1, %r1, %r2;", "modifier `.rn`"),

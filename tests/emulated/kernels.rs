@@ -5,9 +5,18 @@ use fewsync::kernels::PTX;
 use fewsync::selftest::record::{Recording, StoredKernel};
 use fewsync::selftest::{self, Extent, Plan};
 
-/// One of each kind: counters left for the next launch, shared memory, asynchronous copies, tensor cores, paging.
-const KINDS: [&str; 6] =
-    ["argmax", "add_rmsnorm", "gemv_bf16_m8_f32", "gemm_bf16_16x32_add", "attn_decode_bf16_d64", "rope"];
+/// One of each kind: counters left for the next launch, shared memory, asynchronous copies, tensor cores, paging,
+/// products of warpgroups in clusters and between warps with roles.
+const KINDS: [&str; 8] = [
+    "argmax",
+    "add_rmsnorm",
+    "gemv_bf16_m8_f32",
+    "gemm_bf16_16x32_add",
+    "attn_decode_bf16_d64",
+    "rope",
+    "wgmma_bf16_32x128_add",
+    "wgmma_bf16_128x128_add",
+];
 
 #[test]
 fn every_kernel_of_every_file_computes_what_it_should() {

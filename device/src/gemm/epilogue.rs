@@ -25,7 +25,7 @@ pub struct Add;
 pub struct SwiGlu;
 
 #[inline(always)]
-fn index(p: &Gemm, row: u32, col: u32) -> u64 {
+pub(super) fn index(p: &Gemm, row: u32, col: u32) -> u64 {
     u64::from(row) * u64::from(p.ld_out) + u64::from(col)
 }
 
@@ -90,6 +90,6 @@ impl Epilogue for SwiGlu {
 
 /// x / (1 + e^−x)
 #[inline(always)]
-fn silu(x: f32) -> f32 {
+pub(super) fn silu(x: f32) -> f32 {
     x * rcp(1.0 + exp2(-x * core::f32::consts::LOG2_E))
 }

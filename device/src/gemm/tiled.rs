@@ -1,7 +1,8 @@
 //! The tiled product over `mma.sync`, for any m, n and k.
 
 use crate::gemm::epilogue::{Add, Epilogue, Store, StoreF32, SwiGlu};
-use crate::gemm::tile::{BLOCK_K, Tile};
+use crate::gemm::loader::BLOCK_K;
+use crate::gemm::tile::Tile;
 use crate::params::Gemm;
 use crate::ptx::barrier::sync_block;
 use crate::ptx::special::{ctaid_x, ctaid_y, opaque};

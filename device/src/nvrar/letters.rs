@@ -135,7 +135,7 @@ mod post {
                 mbarrier::arrive_and_expect(here + MBARRIER_AT, blocks * LETTER_BYTES);
             }
             // Rows number 1 and 2 are the first phases of their mbarriers.
-            while !mbarrier::try_wait(here + MBARRIER_AT, (number - 1) / 2 % 2) {}
+            mbarrier::wait_cluster(here + MBARRIER_AT, (number - 1) / 2 % 2);
             add_up(here + LETTERS_AT)
         }
     }

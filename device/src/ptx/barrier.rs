@@ -32,6 +32,15 @@ pub fn sync_warp() {
     unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack)) };
 }
 
+/// `fence.proxy.async.shared::cta`: what this thread has written to shared memory, or waited for, is seen by the
+/// asynchronous proxy, which tensor cores read it through.
+#[cfg(cuda_arch_min = "90")]
+#[inline(always)]
+pub fn fence_proxy_async() {
+    // SAFETY: only orders memory accesses.
+    unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) };
+}
+
 /// `fence.acq_rel.gpu`
 #[inline(always)]
 pub fn fence_gpu() {

@@ -1,11 +1,12 @@
-//! Barriers in shared memory that count arrivals and bytes (sm_90; PTX ISA, "mbarrier"). One takes 8 bytes, 8-byte
-//! aligned; its phases end when all arrivals and all expected bytes are there, and are told apart by their parity.
+//! `mbarrier`: barriers in shared memory that some threads arrive at, and copies with their bytes, and others wait for
+//! (sm_90). One takes 8 bytes, 8-byte aligned. Its phases end when all arrivals and all expected bytes are there; a
+//! phase is named by its parity: 0 for the first, the third, …, and 1 for the one before the first, too.
 
 use core::arch::asm;
 
 use super::Shared;
 
-/// `mbarrier.init`: `arrivals` end each phase.
+/// `mbarrier.init`: every phase ends with so many arrivals.
 #[inline(always)]
 pub unsafe fn init(barrier: Shared, arrivals: u32) {
     asm!("mbarrier.init.shared::cta.b64 [{}], {};", in(reg32) barrier, in(reg32) arrivals, options(nostack));
@@ -19,6 +20,12 @@ pub fn fence_init() {
     unsafe { asm!("fence.mbarrier_init.release.cluster;", options(nostack)) };
 }
 
+/// `mbarrier.arrive`: releases what this thread has done before.
+#[inline(always)]
+pub unsafe fn arrive(barrier: Shared) {
+    asm!("mbarrier.arrive.shared::cta.b64 _, [{}];", in(reg32) barrier, options(nostack));
+}
+
 /// `mbarrier.arrive.expect_tx`: one arrival; the phase ends behind so many bytes more.
 #[inline(always)]
 pub unsafe fn arrive_and_expect(barrier: Shared, bytes: u32) {
@@ -26,12 +33,25 @@ pub unsafe fn arrive_and_expect(barrier: Shared, bytes: u32) {
         in(reg32) barrier, in(reg32) bytes, options(nostack));
 }
 
-/// `mbarrier.try_wait.parity.acquire.cluster`: whether the phase of that parity has ended. It may wait for a while.
+/// `mbarrier.try_wait.parity`, until the phase of this parity has ended. Acquires what those of the block who arrived
+/// have released.
 #[inline(always)]
-pub unsafe fn try_wait(barrier: Shared, parity: u32) -> bool {
-    let ended: u32;
-    asm!("{{ .reg .pred %ended; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %ended, [{}], {};",
-        "selp.b32 {}, 1, 0, %ended; }}",
-        in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
-    ended != 0
+pub unsafe fn wait(barrier: Shared, parity: u32) {
+    let mut ended = 0;
+    while ended == 0 {
+        asm!("{{ .reg .pred %ended; mbarrier.try_wait.parity.shared::cta.b64 %ended, [{}], {};",
+            "selp.b32 {}, 1, 0, %ended; }}",
+            in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
+    }
+}
+
+/// `mbarrier.try_wait.parity.acquire.cluster`, likewise: acquires also what other blocks of the cluster have released.
+#[inline(always)]
+pub unsafe fn wait_cluster(barrier: Shared, parity: u32) {
+    let mut ended = 0;
+    while ended == 0 {
+        asm!("{{ .reg .pred %ended; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %ended, [{}], {};",
+            "selp.b32 {}, 1, 0, %ended; }}",
+            in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
+    }
 }

@@ -95,6 +95,12 @@ pub unsafe fn st_v2_f32(address: Shared, v: [f32; 2]) {
     asm!("st.shared.v2.f32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) v[0], in(reg32) v[1], options(nostack));
 }
 
+/// `st.shared.v4.f32`: 16 bytes, aligned.
+#[inline(always)]
+pub unsafe fn st_v4_f32(address: Shared, v: [f32; 4]) {
+    st_v4(address, v.map(f32::to_bits));
+}
+
 /// `st.shared.v4.b32`: 16 bytes, aligned.
 #[inline(always)]
 pub unsafe fn st_v4(address: Shared, v: [u32; 4]) {

@@ -253,7 +253,7 @@ pub fn run(
 ) -> Result<Results, BenchError> {
     let ranks = sweep.ranks()?;
     let library = KernelLibrary::load(device)?;
-    let operands = Operands::new(device)?;
+    let operands = Operands::new(device, library.target())?;
     let timer = Timer::new(device, &library, &operands)?;
     let cublaslt = CublasLt::open(&operands)?;
     let ceiling = Ceiling::measure(&timer, &operands, cublaslt.as_ref().ok())?;

@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::BenchError;
 use crate::driver::{Device, DeviceBuffer, Pattern, Stream};
-use crate::kernels::Addr;
+use crate::kernels::{Addr, Target};
 
 /// Distinct random data; the arena repeats it.
 const BLOCK_BYTES: usize = 64 << 20;
@@ -18,13 +18,15 @@ const COPY_ALIGN: usize = 4096;
 /// Memory that launches share: an arena of random bf16 to read, an area to write, and small arrays.
 pub(super) struct Operands {
     pub(super) device: Device,
+    /// What launches on them are chosen for.
+    pub(super) target: Target,
     pub(super) stream: Stream,
     pub(super) arena: DeviceBuffer<u8>,
     pub(super) out: DeviceBuffer<u8>,
 }
 
 impl Operands {
-    pub(super) fn new(device: &Device) -> Result<Self, BenchError> {
+    pub(super) fn new(device: &Device, target: Target) -> Result<Self, BenchError> {
         let stream = device.stream()?;
         let free = usize::try_from(device.memory_info()?.free_bytes).unwrap_or(usize::MAX);
         let n_blocks = (free / 2).min(MAX_ARENA_BYTES) / BLOCK_BYTES;
@@ -39,7 +41,7 @@ impl Operands {
         }
         let out = device.allocate_zeroed(OUT_BYTES, &stream)?;
         stream.synchronize()?;
-        Ok(Self { device: device.clone(), stream, arena, out })
+        Ok(Self { device: device.clone(), target, stream, arena, out })
     }
 
     /// How many copies of this size are needed to leave nothing of the first in the cache, and fit.

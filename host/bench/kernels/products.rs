@@ -86,7 +86,6 @@ pub(super) fn work<'a>(op: &'static str, shape: Shape, operands: &'a Operands) -
 
 /// The kernel that the library chooses, as in the engine.
 fn launch(&Shape { m, n, k, epilogue }: &Shape, offset: usize, operands: &Operands) -> Launch {
-    let sm_count = operands.device.properties().multiprocessors;
     let (a, w) = (Rows::new(operands.at(0), k as u32), operands.at(offset));
     let out = match epilogue {
         Epilogue::Store => Product::Store(Rows::new(operands.out(), n as u32)),
@@ -95,5 +94,5 @@ fn launch(&Shape { m, n, k, epilogue }: &Shape, offset: usize, operands: &Operan
         Epilogue::SwiGlu => Product::SwiGlu(Rows::new(operands.out(), n as u32 / 2)),
     };
     let [m, n, k] = [m, n, k].map(|size| size as u32);
-    MatMul { a, w, out, m, n, k }.launch(sm_count)
+    MatMul { a, w, out, m, n, k }.launch(operands.target)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
 use super::block_list::BlockList;
@@ -51,6 +51,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         bail!("a plan is for a number of ranks: give --tp or --topology");
     }
     let tp = layout.shape()?.world();
+    ensure!(tp > 1, "with one rank there is nothing to drop: give a larger --tp");
     let model = Model::open(&args.model.model)?;
     Sharding::new(&model.config, tp)?;
     let n_layers = model.config.n_layers;
@@ -60,7 +61,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         (None, Some(sensitivity)) => {
             let budget = args.budget.resolve(&model.config, &sensitivity)?;
             if args.text.is_given() || args.budget.greedy {
-                let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
+                let mut session = Session::open(&args.model.on_reference(), &SpdSpec::None, &World::Threads)?;
                 let text = args.text.calibration(&session.model, &mut *session.runner)?;
                 budget.measured(&mut *session.runner, &text)?
             } else {

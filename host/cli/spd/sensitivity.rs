@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -64,7 +64,9 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     for path in [&args.out, &args.plot].into_iter().flatten() {
         check_file(path)?;
     }
-    let mut session = Session::open(&args.model, &SpdSpec::None, &World::Threads)?;
+    let n_ranks = args.model.layout.shape()?.world();
+    ensure!(n_ranks > 1, "with one rank there is nothing to drop: give --tp");
+    let mut session = Session::open(&args.model.on_reference(), &SpdSpec::None, &World::Threads)?;
     let (tp, n_layers) = (session.shape.world(), session.model.config.n_layers);
     let model = session.model.source.fingerprint()?;
     // Before the text: a file that is for something else is refused at once.

@@ -201,6 +201,8 @@ pub enum Cause {
     CallDepth(usize),
     #[error("index {index} of a table of {entries} branch targets")]
     BranchIndex { index: u32, entries: usize },
+    #[error("a product of a warpgroup: {0}")]
+    Wgmma(&'static str),
     #[error("the matrix shapes of `wmma` and row addresses must be the same in all lanes")]
     MatrixAddress,
 }

@@ -31,6 +31,7 @@ pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod subbyte;
 pub(crate) mod warp;
+pub(crate) mod wgmma;
 pub(crate) mod wmma;
 
 pub use context::Cause;
@@ -41,7 +42,7 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 20] = [
+const FAMILIES: [Family; 21] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
@@ -61,6 +62,7 @@ const FAMILIES: [Family; 20] = [
     (mbarrier::NAMES, mbarrier::decode),
     (mma::NAMES, mma::decode),
     (warp::NAMES, warp::decode),
+    (wgmma::NAMES, wgmma::decode),
     (wmma::NAMES, wmma::decode),
 ];
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::context::{Cause, Done};
 use super::mbarrier::{self, PhaseClocks};
+use super::wgmma::Products;
 use crate::memory::{Access, BlockId, Clock, Memory, Moment, Order, Site, Thread, Width};
 
 /// A copy whose destination is not yet written.
@@ -125,6 +126,8 @@ pub(crate) struct AsyncState {
     signals: VecDeque<Signal>,
     issued: u64,
     pub(crate) phases: PhaseClocks,
+    /// Of `wgmma`.
+    pub(crate) products: Products,
 }
 
 /// Starting copies.

@@ -5,6 +5,7 @@
 //! per warp instruction, and passes faster the longer nothing but time changes, so that time limits in kernels
 //! expire.
 
+mod accumulators;
 mod control;
 mod deferred;
 mod diagnosis;

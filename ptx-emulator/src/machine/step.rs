@@ -9,7 +9,7 @@ use crate::exec::rows::{Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{
     Cause, access, address, asynchronous, atomic, atomic128, cluster, matrix, mbarrier, mma, special,
-    subbyte, warp, wmma,
+    subbyte, warp, wgmma, wmma,
 };
 use crate::external;
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
@@ -72,6 +72,7 @@ impl Warp {
             shared.warp_instructions += 1;
             shared.thread_instructions += u64::from(active.count_ones());
             if shared.check_registers {
+                self.check_accumulators(&fragment, active, shared)?;
                 self.check_registers(shared.program, frame, pc, active)?;
             }
             if let Op::Row { run, slots } = &inst.op {
@@ -173,7 +174,7 @@ impl Warp {
                 // Groups with masks of their own execute one after the other and meet behind.
                 Ok(self.execute_apart(fragment, same, pc + 1))
             }
-            Op::Mma(_) | Op::SubByteMma(_) | Op::Matrix(_) | Op::Wmma(_) => {
+            Op::Mma(_) | Op::SubByteMma(_) | Op::Matrix(_) | Op::Wmma(_) | Op::Wgmma(_) => {
                 self.together(inst, fragment, active, Mask::MAX, shared)
             }
             // Each thread counts for itself: those that the guard keeps out go on.
@@ -267,6 +268,7 @@ impl Warp {
             Op::Cluster(op) => cluster::execute(&mut context, *op)?,
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,
+            Op::Wgmma(op) => wgmma::execute(&mut context, op)?,
             _ => {}
         }
         Ok(())

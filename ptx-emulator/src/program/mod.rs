@@ -148,6 +148,7 @@ pub(crate) enum Op {
     SubByteMma(Box<exec::subbyte::SubByteMma>),
     Matrix(Box<exec::matrix::MatrixAccess>),
     Wmma(Box<exec::wmma::Wmma>),
+    Wgmma(exec::wgmma::Operation),
     Async(Box<exec::asynchronous::Async>),
     Mbarrier(Box<exec::mbarrier::Operation>),
     Cluster(exec::cluster::Operation),
