@@ -9,20 +9,13 @@ use std::collections::{BTreeMap, HashMap};
 use super::access::SCOPES;
 use super::address::generic;
 use super::context::{Cause, Context, Done, lanes};
+use super::phase::{COUNT_MASK, VALID, advanced, transactions, word};
 use super::rows::{Class, LANES, Row, Slot};
 use crate::memory::{Access, Clock, Memory, Order, SHARED_WINDOW, Scope, Width, cluster_offset};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{Operand, ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["mbarrier"];
-
-/// 2^20 - 1 arrivals and bytes at most.
-const COUNT_BITS: u32 = 20;
-const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-const VALID: u64 = 1 << 62;
-const PHASE: u64 = 1 << 63;
-const TX_SHIFT: u32 = 2 * COUNT_BITS;
-const TX_BIAS: i64 = 1 << COUNT_BITS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -181,37 +174,6 @@ pub(crate) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         line.source(first + 2, T::U32)?;
     }
     Ok(Op::Mbarrier(Box::new(op)))
-}
-
-fn word(phase: u64, tx: i64, expected: u64, pending: u64) -> u64 {
-    phase | VALID | ((tx + TX_BIAS) as u64) << TX_SHIFT | expected << COUNT_BITS | pending
-}
-
-fn transactions(word: u64) -> i64 {
-    (word >> TX_SHIFT & (2 * COUNT_MASK + 1)) as i64 - TX_BIAS
-}
-
-/// The word after arrivals, drops of expected arrivals and a change of bytes; and whether its phase ended.
-fn advanced(address: u64, old: u64, arrivals: u64, drops: u64, bytes: i64) -> Result<(u64, bool), Cause> {
-    if old & VALID == 0 || old >> 61 & 1 != 0 {
-        return Err(Cause::MbarrierState { address });
-    }
-    let (pending, expected) = (old & COUNT_MASK, old >> COUNT_BITS & COUNT_MASK);
-    let tx = transactions(old) + bytes;
-    if arrivals > pending {
-        return Err(Cause::MbarrierCount { address, why: "more arrivals than the phase expects" });
-    }
-    if tx.unsigned_abs() > COUNT_MASK {
-        return Err(Cause::MbarrierCount {
-            address,
-            why: "the transaction count leaves its range of 2^20 - 1 bytes",
-        });
-    }
-    let (pending, expected) = (pending - arrivals, expected - drops.min(expected));
-    if pending == 0 && tx == 0 {
-        return Ok((word((old & PHASE) ^ PHASE, 0, expected, expected), true));
-    }
-    Ok((word(old & PHASE, tx, expected, pending), false))
 }
 
 /// What happens to an object.
@@ -401,28 +363,4 @@ fn test(
         scopes.iter().for_each(|&scope| context.memory.acquire(thread, &released.last[scope]));
     }
     Ok(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_phase_ends_with_its_last_arrival_and_byte() {
-        let fresh = word(0, 0, 2, 2);
-        let (one, ended) = advanced(0, fresh, 1, 0, 64).unwrap();
-        assert!(!ended && transactions(one) == 64);
-        let (two, ended) = advanced(0, one, 1, 0, 0).unwrap();
-        assert!(!ended, "bytes are missing");
-        let (next, ended) = advanced(0, two, 0, 0, -64).unwrap();
-        assert!(ended && next == word(PHASE, 0, 2, 2));
-        assert!(advanced(0, next, 3, 0, 0).is_err(), "too many arrivals");
-        assert!(advanced(0, 0, 1, 0, 0).is_err(), "not initialised");
-    }
-
-    #[test]
-    fn a_drop_lowers_later_phases() {
-        let (next, ended) = advanced(0, word(0, 0, 1, 1), 1, 1, 0).unwrap();
-        assert!(ended && next == word(PHASE, 0, 0, 0));
-    }
 }

@@ -26,6 +26,7 @@ pub(crate) mod matrix;
 pub(crate) mod mbarrier;
 pub(crate) mod mma;
 pub(crate) mod pending;
+mod phase;
 mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
