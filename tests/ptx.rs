@@ -97,18 +97,24 @@ fn matrix_kernels_use_tensor_cores_fed_by_asynchronous_copies() {
 
 #[test]
 fn products_on_hopper_are_of_warpgroups_and_read_shared_memory_behind_a_proxy_fence() {
-    for (name, text) in kernels(file("sm_90a").text).into_iter().filter(|(name, _)| name.starts_with("wgmma_")) {
+    for (name, text) in
+        kernels(file("sm_90a").text).into_iter().filter(|(name, _)| name.starts_with("wgmma_"))
+    {
         // wgmma_bf16_{tokens}x{weight rows}: tokens are the columns where weights stream, else weight rows are.
         let (tokens, rows) = name.split('_').nth(2).and_then(|tile| tile.split_once('x')).unwrap();
         let streams = tokens.parse::<u32>().unwrap() < 128;
         let product = format!("m64n{}k16.f32.bf16.bf16", if streams { tokens } else { rows });
         assert_eq!(text.matches(&format!("wgmma.mma_async.sync.aligned.{product}")).count(), 4, "{name}");
         assert!(!text.contains("mma.sync") && text.contains("cp.async.cg.shared.global"), "{name}");
-        let at = |instruction: &str| text.find(instruction).unwrap_or_else(|| panic!("{name}: no {instruction}"));
+        let at =
+            |instruction: &str| text.find(instruction).unwrap_or_else(|| panic!("{name}: no {instruction}"));
         let order = ["fence.proxy.async.shared::cta", "wgmma.fence", "wgmma.mma_async", "wgmma.commit_group"];
         assert!(order.map(at).is_sorted(), "{name}");
         // Partial sums of a cluster.
-        assert!(text.contains("mapa.shared::cluster") && text.contains("barrier.cluster.wait.acquire"), "{name}");
+        assert!(
+            text.contains("mapa.shared::cluster") && text.contains("barrier.cluster.wait.acquire"),
+            "{name}"
+        );
         assert_eq!(text.contains("cp.async.mbarrier.arrive.noinc"), !streams, "{name}");
     }
 }

@@ -86,7 +86,9 @@ pub enum Error {
         line: String,
     },
     /// ptxas made warpgroup products wait for each other.
-    #[error("products by wgmma would not overlap; leave their accumulators alone until they are waited for: {line}")]
+    #[error(
+        "products by wgmma would not overlap; leave their accumulators alone until they are waited for: {line}"
+    )]
     Serialized {
         /// What ptxas says.
         line: String,
