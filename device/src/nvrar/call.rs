@@ -53,7 +53,7 @@ pub struct Pass {
     /// Its first unit, of the tensor or of each shard.
     pub first: u32,
     /// The slots of its number's parity, relative to a region.
-    pub slots: u64,
+    slots: u32,
 }
 
 impl Pass {
@@ -174,7 +174,8 @@ impl<'a> Call<'a> {
 
     #[inline(always)]
     fn pass(&self, sequence: u64, first: u32) -> Pass {
-        Pass { sequence, first, slots: self.p.slots + (sequence & 1) * self.p.parity_stride }
+        let parity = (sequence & 1) * self.p.parity_stride;
+        Pass { sequence, first, slots: (self.p.slots + parity) as u32 }
     }
 
     /// How many of `units` from a pass's first one on belong to it.
@@ -201,13 +202,19 @@ impl<'a> Call<'a> {
     /// Where a slot of a pass begins on a peer.
     #[inline(always)]
     pub unsafe fn slot(&self, pass: &Pass, peer: u32, slot: u32) -> Global {
-        self.region(peer) + pass.slots + u64::from(slot) * self.p.slot_stride
+        self.region(peer) + self.slot_offset(pass, slot)
     }
 
     /// Where a slot of a pass begins on this rank.
     #[inline(always)]
     pub fn own_slot(&self, pass: &Pass, slot: u32) -> Global {
-        self.home + pass.slots + u64::from(slot) * self.p.slot_stride
+        self.home + self.slot_offset(pass, slot)
+    }
+
+    /// Where a slot of a pass begins in any region, which is shorter than 4 GiB.
+    #[inline(always)]
+    pub fn slot_offset(&self, pass: &Pass, slot: u32) -> u64 {
+        u64::from(pass.slots + slot * self.p.slot_stride as u32)
     }
 
     /// The peer after another, beginning with the rank itself.

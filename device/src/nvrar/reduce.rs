@@ -1,76 +1,92 @@
-//! Reduce: reduce-scatter in the node. Every rank pushes to each neighbour the shard that the neighbour owns;
-//! the owner sums in rank order.
+//! Reduce: reduce-scatter in the node. Every rank pushes to each neighbour what the neighbour owns; the owner sums in
+//! rank order.
 
-use super::call::{Call, Deal, Pass, Share};
+use super::call::{Call, Pass};
 use super::element::Element;
-use super::fused::{Shards, push};
+use super::fused::{Parts, push};
+use super::schedule::Place;
 use super::tensor;
 use super::watch::Source;
 use super::wire::Wire;
 use crate::params::PHASE_REDUCE;
+use crate::ptx::special::here;
 
 /// Sends what the neighbours own.
 #[inline(always)]
-pub unsafe fn send<W: Wire, D: Deal>(call: &Call, pass: &Pass, shards: &Shards) {
+pub unsafe fn send<W: Wire>(call: &Call, pass: &Pass, parts: &impl Parts) {
     if call.watch.over {
         return;
     }
-    let place = &shards.place;
+    let place = parts.place();
     let mut local = place.local;
     for _ in 1..place.gpus {
         local = if local + 1 == place.gpus { 0 } else { local + 1 };
-        let (first, units) = shards.part(call, pass, local);
         let slot = call.slot(pass, place.neighbour(local), place.reduce_slot(place.local));
-        let Share { first: mut i, end, step } = D::share(units);
-        while i < end {
-            W::send(slot + W::offset(i), call.own.unit(first + i), pass.flag());
-            i += step;
+        for (at, i) in parts.units(call, pass, local) {
+            W::send(slot + W::offset(i), call.own.unit(at), pass.flag());
         }
     }
 }
 
-/// Sums the own shard, `K` neighbours' messages at a time, in rank order, in fp32, rounded once. With `onward` each
-/// sum is pushed to the neighbours at once, as the broadcast phase does.
+/// Sums what this rank owns, `M` neighbours' messages at a time, rounded once. With `onward` each sum is pushed to the
+/// neighbours at once, as the broadcast phase does.
 #[inline(always)]
-pub unsafe fn sum<E: Element, W: Wire, D: Deal, const K: usize>(
+pub unsafe fn sum<E: Element, W: Wire, const M: usize>(
     call: &mut Call,
     pass: &Pass,
-    shards: &Shards,
+    parts: &impl Parts,
     onward: bool,
 ) {
-    let place = shards.place;
-    let (first, units) = shards.part(call, pass, place.local);
-    let Share { first: mut i, end, step } = D::share(units);
-    while i < end {
-        let own = call.own.unit(first + i);
-        let mut sum = E::widen(own);
-        let mut base = 0;
-        while base < place.gpus {
-            let mut places = [0; K];
-            for k in 0..K {
-                let local = base + k as u32;
-                if local < place.gpus && local != place.local {
-                    places[k] = call.own_slot(pass, place.reduce_slot(local)) + W::offset(i);
-                }
-            }
-            let from = |k| Source { peer: place.neighbour(base + k as u32), phase: PHASE_REDUCE, step: 0 };
-            let received = call.receive::<W, K>(pass, places, from);
-            for k in 0..K {
-                let local = base + k as u32;
-                if local < place.gpus {
-                    let unit = E::widen(if local == place.local { own } else { received[k] });
-                    sum = if local == 0 { unit } else { E::add(sum, unit) };
-                }
-            }
-            base += K as u32;
-        }
+    let place = parts.place();
+    for (at, i) in parts.units(call, pass, place.local) {
+        let own = call.own.unit(at);
+        let sum = E::narrow(sum_of_node::<E, W, M>(call, pass, &place, i, own));
         if !call.watch.over {
-            let sum = E::narrow(sum);
-            tensor::store(call.own.data, first + i, call.own.halves, sum);
+            tensor::store(call.own.data, at, call.own.halves, sum);
             if onward {
                 push::<W>(call, pass, &place, i, sum);
             }
         }
-        i += step;
     }
+}
+
+/// Receives unit `i` of a slot from each neighbour, `M` at a time, and adds all up with the `own` one, in rank order,
+/// in fp32.
+#[inline(always)]
+pub unsafe fn sum_of_node<E: Element, W: Wire, const M: usize>(
+    call: &mut Call,
+    pass: &Pass,
+    place: &Place,
+    i: u32,
+    own: [u32; 4],
+) -> E::Wide {
+    let mut sum = E::NOTHING;
+    let mut first = 0;
+    // In rank order, without the rank itself.
+    let neighbour = |n: u32| if n < place.local { n } else { n + 1 };
+    while first + 1 < place.gpus {
+        let mut places = [0; M];
+        for m in 0..M {
+            let local = neighbour(first + m as u32);
+            if local < place.gpus {
+                places[m] = call.own_slot(pass, place.reduce_slot(local)) + W::offset(i);
+            }
+        }
+        let from = |m| {
+            let peer = place.neighbour(neighbour(first + m as u32));
+            Source { peer, phase: PHASE_REDUCE, step: 0 }
+        };
+        let received = call.receive::<W, M>(pass, places, from);
+        let own = own.map(here);
+        for m in 0..M {
+            let local = neighbour(first + m as u32);
+            if local < place.gpus {
+                let is_behind_own = local == place.local + 1;
+                sum = if is_behind_own { E::add(sum, E::widen(own)) } else { sum };
+                sum = E::add(sum, E::widen(received[m]));
+            }
+        }
+        first += M as u32;
+    }
+    if place.local + 1 == place.gpus { E::add(sum, E::widen(own)) } else { sum }
 }

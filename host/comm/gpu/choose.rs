@@ -100,19 +100,14 @@ pub(super) fn units(bytes: usize) -> Option<u32> {
 }
 
 impl Site {
-    /// The choice; none if a row does not fit a pass.
+    /// The choice; none for rows that do not fit a pass, or in two shots all of them, and for rows that are put.
     pub(super) fn execution(&self, task: Task, layout: &Layout, tuning: Tuning) -> Option<Execution> {
         let algorithm = self.algorithm(task, tuning);
-        let longest = match task {
-            Task::Sum { units, .. } | Task::Phase { units } if algorithm == Algorithm::TwoShot => {
-                self.shard(units, 0)
-            }
-            Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
-        };
         let row_units = match task {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
+        let longest = self.longest(task, algorithm);
         let most = if self.shape.world() > 2 { CELLS_UNITS_OF_MANY } else { CELLS_UNITS };
         let short = row_units.is_none() && longest <= most;
         let far = if self.shape.nodes > 1 { self.far } else { Far::Stores };
@@ -123,7 +118,7 @@ impl Site {
         let area = layout.area(format);
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
         let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
-        let step = row_units.unwrap_or(GRANULE_UNITS);
+        let step = row_units.map_or(GRANULE_UNITS, |row| self.of_row(row, algorithm));
         let most = slot_units.min(tuning.pass_units.unwrap_or(slot_units)) / step * step;
         if most == 0 {
             return None;
@@ -132,9 +127,14 @@ impl Site {
         let even = longest.div_ceil(longest.div_ceil(most).max(1));
         let pass_units = even.next_multiple_of(step).clamp(step, most);
         let passes = longest.div_ceil(pass_units).max(1);
-        let (mut blocks, workers, row_blocks) = match row_units {
-            Some(row) => self.rows_grid(longest.min(pass_units), row, tuning),
-            None => self.grid(longest.min(pass_units), far, tuning),
+        let is_shared = row_units.is_some() && algorithm == Algorithm::TwoShot;
+        if is_shared && (passes > 1 || far == Far::Puts) {
+            return None;
+        }
+        let (mut blocks, workers, row_blocks) = match (row_units, task) {
+            (Some(row), Task::Sum { units, .. }) if is_shared => self.rows_grid(units, row, tuning),
+            (Some(row), _) => self.rows_grid(longest.min(pass_units), row, tuning),
+            (None, _) => self.grid(longest.min(pass_units), far, tuning),
         };
         if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
             let last = self.last_pass(task, algorithm, pass_units, passes);
@@ -153,6 +153,23 @@ impl Site {
             row_blocks,
             far,
         })
+    }
+
+    /// Units of the longest message.
+    fn longest(&self, task: Task, algorithm: Algorithm) -> u32 {
+        match (task, algorithm) {
+            (Task::Sum { units, row_units: Some(row) }, _) => units / row * self.of_row(row, algorithm),
+            (Task::Sum { units, .. } | Task::Phase { units }, Algorithm::TwoShot) => self.shard(units, 0),
+            (Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units }, _) => units,
+        }
+    }
+
+    /// Most units of a row that a message has: in two shots each rank of a node has a part of every row.
+    fn of_row(&self, row_units: u32, algorithm: Algorithm) -> u32 {
+        match algorithm {
+            Algorithm::OneShot => row_units,
+            Algorithm::TwoShot => row_units.div_ceil(self.shape.gpus_per_node as u32),
+        }
     }
 
     /// One shot as long as what it sends more takes less time than a second hop.
@@ -303,6 +320,7 @@ mod tests {
             row in prop_oneof![Just(None), (1u32..4096).prop_map(Some)],
             kind in 0..3,
             max_blocks in 4u32..133,
+            algorithm in prop_oneof![Just(Algorithm::OneShot), Just(Algorithm::TwoShot)],
             forced in prop_oneof![Just(None), Just(Some(Format::Cells)), Just(Some(Format::Words))],
             far in prop_oneof![Just(Far::Stores), Just(Far::Puts)],
             (blocks, workers, row_blocks) in (
@@ -312,7 +330,7 @@ mod tests {
             ),
         ) {
             let site = Site { far, ..site(nodes, gpus, max_blocks) };
-            let row = row.filter(|_| nodes == 1 && kind == 0);
+            let row = row.filter(|_| kind == 0);
             let units = row.map_or(units, |row| units / row * row);
             let layout = Layout::new(site.shape, registered.max(units) as usize * 16);
             let task = match kind {
@@ -320,7 +338,7 @@ mod tests {
                 1 => Task::Phase { units },
                 _ => Task::Gather { units },
             };
-            let algorithm = row.map(|_| Algorithm::OneShot);
+            let algorithm = row.map(|_| algorithm);
             let tuning = Tuning { format: forced, algorithm, blocks, workers, row_blocks, pass_units: None };
             let found = site.execution(task, &layout, tuning);
             prop_assert!(found.is_some() || row.is_some());
@@ -332,10 +350,8 @@ mod tests {
             prop_assert!(e.slots % 1024 == 0 && e.parity_stride % 1024 == 0 && e.slot_stride % 512 == 0);
             prop_assert!((1..=max_blocks).contains(&e.blocks) && e.workers.is_multiple_of(WARP));
             prop_assert!((1..=MAX_WORKERS).contains(&e.workers) && e.blocks.is_multiple_of(e.row_blocks));
-            let longest = match task {
-                Task::Sum { units, .. } | Task::Phase { units } if e.algorithm == Algorithm::TwoShot => site.shard(units, 0),
-                Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
-            };
+            let longest = site.longest(task, e.algorithm);
+            prop_assert!(row.is_none() || e.algorithm == Algorithm::OneShot || e.passes == 1);
             prop_assert!(u64::from(e.pass_units) * u64::from(e.passes) >= u64::from(longest));
             let puts = far == Far::Puts && nodes > 1;
             prop_assert_eq!(e.far == Far::Puts, puts);
