@@ -3,7 +3,7 @@
 use super::call::{Call, Pass};
 use super::fused::{Parts, push};
 use super::schedule::Place;
-use super::tensor;
+use super::tensor::{self, NONE};
 use super::watch::Source;
 use super::wire::Wire;
 use crate::params::PHASE_BROADCAST;
@@ -15,7 +15,12 @@ pub unsafe fn send<W: Wire>(call: &Call, pass: &Pass, parts: &impl Parts) {
         return;
     }
     let place = parts.place();
-    for (at, i) in parts.units(call, pass, place.local) {
+    let mut units = parts.units(call, pass, place.local);
+    loop {
+        let (at, i) = units();
+        if at == NONE {
+            break;
+        }
         push::<W>(call, pass, &place, i, tensor::load(call.own.data, at, call.own.halves));
     }
 }
@@ -24,11 +29,16 @@ pub unsafe fn send<W: Wire>(call: &Call, pass: &Pass, parts: &impl Parts) {
 #[inline(always)]
 pub unsafe fn receive<W: Wire>(call: &mut Call, pass: &Pass, parts: &impl Parts) {
     let place = parts.place();
-    let mut local = place.local;
-    for _ in 1..place.gpus {
-        local = if local + 1 == place.gpus { 0 } else { local + 1 };
-        for (at, i) in parts.units(call, pass, local) {
-            let unit = receive_one::<W>(call, pass, &place, local, i);
+    for n in 1..place.gpus {
+        let local = place.after(n);
+        let slot = call.own_slot(pass, place.broadcast_slot(local));
+        let mut units = parts.units(call, pass, local);
+        loop {
+            let (at, i) = units();
+            if at == NONE {
+                break;
+            }
+            let unit = call.receive_one::<W>(pass, slot + W::offset(i), source(&place, local));
             if !call.watch.over {
                 tensor::store(call.own.data, at, call.own.halves, unit);
             }
@@ -36,16 +46,8 @@ pub unsafe fn receive<W: Wire>(call: &mut Call, pass: &Pass, parts: &impl Parts)
     }
 }
 
-/// Receives unit `i` of what the neighbour `local` owns.
+/// From whom what `local` owns is awaited.
 #[inline(always)]
-pub unsafe fn receive_one<W: Wire>(
-    call: &mut Call,
-    pass: &Pass,
-    place: &Place,
-    local: u32,
-    i: u32,
-) -> [u32; 4] {
-    let from = Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 };
-    let slot = call.own_slot(pass, place.broadcast_slot(local));
-    call.receive_one::<W>(pass, slot + W::offset(i), from)
+pub fn source(place: &Place, local: u32) -> Source {
+    Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 }
 }

@@ -230,8 +230,8 @@ impl<'a> Call<'a> {
         arrive::<NUMBER_READ>(ntid_x());
     }
 
-    /// Takes the units at `places` (0: none) that are messages of `pass`; all are looked at in turn
-    /// until all are there. After a failure the units are worth nothing.
+    /// Takes the units at `places` that are messages of `pass`; all are looked at in turn until all are there. A place
+    /// may be there twice. After a failure the units are worth nothing.
     #[inline(always)]
     pub unsafe fn receive<W: Wire, const K: usize>(
         &mut self,
@@ -243,18 +243,14 @@ impl<'a> Call<'a> {
         while !self.watch.over {
             let mut missing = K;
             for k in 0..K {
-                if places[k] != 0 {
-                    let (unit, arrived) = W::look(places[k], pass.flag());
-                    units[k] = unit;
-                    missing = if arrived { missing } else { k };
-                }
+                let (unit, arrived) = W::look(places[k], pass.flag());
+                units[k] = unit;
+                missing = if arrived { missing } else { k };
             }
             if missing == K {
                 self.watch.is_rewarded();
                 for k in 0..K {
-                    if places[k] != 0 {
-                        W::clear(places[k]);
-                    }
+                    W::clear(places[k]);
                 }
                 break;
             }

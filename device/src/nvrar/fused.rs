@@ -5,6 +5,7 @@ use core::marker::PhantomData;
 use super::call::{Call, Deal, InTurn, Pass, Share, Stores};
 use super::element::{Bf16, Element, F16, F32};
 use super::schedule::Place;
+use super::tensor::NONE;
 use super::wire::{Cells, Wire, Words};
 use super::{broadcast, put, reduce, tensor};
 use crate::params::{Collective, GRANULE_UNITS, PHASE_BROADCAST, PHASE_PUT, PHASE_REDUCE};
@@ -14,8 +15,9 @@ use crate::params::{Collective, GRANULE_UNITS, PHASE_BROADCAST, PHASE_PUT, PHASE
 pub trait Parts {
     /// This rank's place.
     fn place(&self) -> Place;
-    /// This thread's units of what `local` owns, of a pass: where each lies in the tensor, and where in a slot.
-    fn units(&self, call: &Call, pass: &Pass, local: u32) -> impl Iterator<Item = (u32, u32)> + use<Self>;
+    /// This thread's units of what `local` owns, of a pass. Each call answers the next one: where it lies in the
+    /// tensor, [`NONE`] behind the last, and where in a slot.
+    fn units(&self, call: &Call, pass: &Pass, local: u32) -> impl FnMut() -> (u32, u32) + use<Self>;
 }
 
 /// A shard of the tensor to each rank, its units to threads as `D` deals them.
@@ -48,14 +50,14 @@ impl<D: Deal> Parts for Shards<D> {
     }
 
     #[inline(always)]
-    fn units(&self, call: &Call, pass: &Pass, local: u32) -> impl Iterator<Item = (u32, u32)> + use<D> {
+    fn units(&self, call: &Call, pass: &Pass, local: u32) -> impl FnMut() -> (u32, u32) + use<D> {
         let (first, units) = self.part(call, pass, local);
         let Share { first: mut next, end, step } = D::share(units);
-        core::iter::from_fn(move || {
+        move || {
             let i = next;
             next += step;
-            (i < end).then_some((first + i, i))
-        })
+            (if i < end { first + i } else { NONE }, i)
+        }
     }
 }
 
@@ -132,10 +134,10 @@ macro_rules! two_shot {
 }
 
 two_shot! {
-    allreduce_bf16_twoshot_cells: Bf16 over Cells, 4 at once;
-    allreduce_bf16_twoshot_words: Bf16 over Words, 4 at once;
-    allreduce_f16_twoshot_cells: F16 over Cells, 4 at once;
-    allreduce_f16_twoshot_words: F16 over Words, 4 at once;
-    allreduce_f32_twoshot_cells: F32 over Cells, 4 at once;
-    allreduce_f32_twoshot_words: F32 over Words, 4 at once;
+    allreduce_bf16_twoshot_cells: Bf16 over Cells, 3 at once;
+    allreduce_bf16_twoshot_words: Bf16 over Words, 3 at once;
+    allreduce_f16_twoshot_cells: F16 over Cells, 3 at once;
+    allreduce_f16_twoshot_words: F16 over Words, 3 at once;
+    allreduce_f32_twoshot_cells: F32 over Cells, 3 at once;
+    allreduce_f32_twoshot_words: F32 over Words, 3 at once;
 }

@@ -7,15 +7,15 @@
 //! of its rank but for the sum over the row, and before that it has sent all that any peer waits for.
 
 use super::broadcast;
-use super::call::{Call, Stores};
+use super::call::{Call, Pass, Stores};
 use super::element::{Bf16, Element};
 use super::fused::Parts;
 use super::letters::Letters;
-use super::rows::{Operands, Rows, SharedRows, at, finish_row};
+use super::rows::{Operands, Rows, SharedRows, finish_row};
+use super::tensor::NONE;
 use super::wire::{Cells, Wire, Words};
 use super::{put, reduce};
 use crate::params::Collective;
-use crate::ptx::global::ld_v4;
 
 /// Neighbours whose messages are awaited together.
 const TOGETHER: usize = 3;
@@ -41,22 +41,48 @@ unsafe fn all_reduce<W: Wire>(p: &Collective) {
         put::exchange::<Bf16, W>(&mut call, &pass, &parts);
         broadcast::send::<W>(&call, &pass, &parts);
     }
-    let place = parts.place();
     for row in parts.of_block() {
-        let first = row * rows.row_units;
-        finish_row(&mut call, rows, first, &mut letters, operands, |call, j| {
-            let (local, i) = parts.owner(row, j);
-            Bf16::widen(if local == place.local {
-                ld_v4(at(call.own.data, first + j))
-            } else {
-                broadcast::receive_one::<W>(call, &pass, &place, local, i)
-            })
+        finish_row(&mut call, rows, parts.first_unit(row), &mut letters, operands, |call, units| {
+            take::<W>(call, &pass, &parts, row, units).map(Bf16::widen)
         });
     }
 }
 
+/// Two units of a row, those that others own awaited together.
+#[inline(always)]
+unsafe fn take<W: Wire>(
+    call: &mut Call,
+    pass: &Pass,
+    parts: &SharedRows,
+    row: u32,
+    units: [u32; 2],
+) -> [[u32; 4]; 2] {
+    let place = parts.place();
+    let (mut places, mut owners, mut own) = ([0; 2], [0; 2], [NONE; 2]);
+    for k in 0..2 {
+        let (local, i) = parts.owner(row, units[k]);
+        if local == place.local {
+            own[k] = units[k];
+        } else if units[k] != NONE {
+            let slot = call.own_slot(pass, place.broadcast_slot(local));
+            (places[k], owners[k]) = (slot + W::offset(i), local);
+        }
+    }
+    let mut taken = call.own.load(parts.first_unit(row), own);
+    let from = |k| broadcast::source(&place, if k == 0 { owners[0] } else { owners[1] });
+    if places[0] != 0 && places[1] != 0 {
+        return call.receive::<W, 2>(pass, places, from);
+    }
+    for k in 0..2 {
+        if places[k] != 0 {
+            taken[k] = call.receive_one::<W>(pass, places[k], from(k));
+        }
+    }
+    taken
+}
+
 macro_rules! norm {
-    ($($name:ident: $wire:ident;)*) => {$(kernel! {
+    ($($name:ident: $wire:ident, $min_blocks:literal resident;)*) => {$(kernel! {
         /// All-reduce in all phases, then `residual += sum` and `out = rmsnorm(residual) · gain`. The tensor gets the
         /// rounded sum, which is what travels, and so does the residual; it is rounded before it is normalised.
         ///
@@ -70,14 +96,22 @@ macro_rules! norm {
         /// # Memory order, safety
         /// See [`crate::nvrar`] and [`super::letters`]; a thread overwrites only what it has sent itself; `residual`
         /// and `out` overlap nothing.
-        #[launch_bounds(288, 2)]
+        #[launch_bounds(288, $min_blocks)]
         pub fn $name(p: Collective) {
             all_reduce::<$wire>(&p);
         }
     })*};
 }
 
+// Two blocks fit a multiprocessor, so that all clusters of a launch are resident however they are dealt to it.
+#[cfg(cuda_arch_min = "90")]
 norm! {
-    allreduce_bf16_twoshot_cells_norm: Cells;
-    allreduce_bf16_twoshot_words_norm: Words;
+    allreduce_bf16_twoshot_cells_norm: Cells, 2 resident;
+    allreduce_bf16_twoshot_words_norm: Words, 2 resident;
+}
+
+#[cfg(not(cuda_arch_min = "90"))]
+norm! {
+    allreduce_bf16_twoshot_cells_norm: Cells, 1 resident;
+    allreduce_bf16_twoshot_words_norm: Words, 1 resident;
 }

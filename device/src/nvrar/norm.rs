@@ -1,10 +1,10 @@
 //! One-shot with what follows it in a transformer block: residual and RMSNorm, in the same launch.
 
 use super::call::{Call, Pass, Stores};
-use super::element::Bf16;
+use super::element::{Bf16, Element};
 use super::letters::Letters;
 use super::one_shot::send;
-use super::reduce::sum_of_node;
+use super::reduce::{add_own_as_last, add_some};
 use super::rows::{Operands, Rows, finish_row};
 use super::schedule::Place;
 use super::tensor;
@@ -13,8 +13,6 @@ use crate::params::Collective;
 
 /// Rows that a block sends before it receives the first.
 const AHEAD: u32 = 2;
-/// Ranks whose messages are awaited together.
-const TOGETHER: usize = 3;
 
 /// Sums a tensor of rows.
 #[inline(always)]
@@ -26,7 +24,7 @@ unsafe fn all_reduce<W: Wire>(p: &Collective) {
     let mut call = Call::begin(p, p.numel);
     let (rows, operands) = (Rows::new(p), Operands::new(p));
     let (first_row, stride) = (rows.first * rows.row_units, rows.step * rows.row_units);
-    let place = Place::new(1, call.world, call.rank);
+    let place = Place::in_one_node(call.world, call.rank);
     let mut pass = call.first_pass();
     let all = tensor::units(call.own.halves);
     for number in 0..p.passes {
@@ -49,22 +47,45 @@ unsafe fn all_reduce<W: Wire>(p: &Collective) {
             if received >= units {
                 break;
             }
-            finish_row(&mut call, rows, pass.first + received, &mut letters, operands, |call, j| {
+            finish_row(&mut call, rows, pass.first + received, &mut letters, operands, |call, [j]| {
                 let own = call.own.unit(pass.first + received + j);
-                sum_of_node::<Bf16, W, TOGETHER>(call, &pass, &place, received + j, own)
+                [sum_of_all::<W>(call, &pass, &place, received + j, own)]
             });
             received += stride;
         }
     }
 }
 
-/// Sends the row that begins at unit `row` of the pass.
+/// Sends the row that begins at unit `row` of the pass, in the order in which it is received.
 #[inline(always)]
 unsafe fn send_row<W: Wire>(call: &Call, pass: &Pass, rows: Rows, row: u32) {
-    for j in rows.of_thread() {
-        let unit = [row + j];
-        send::<W, 1>(call, pass, unit, call.own.add(pass.first, unit, call.own.load(pass.first, unit)));
+    for [j] in rows.of_thread() {
+        send::<W, 1>(call, pass, [row + j], [call.own.unit(pass.first + row + j)]);
     }
+}
+
+/// Receives unit `i` from all other ranks, first from up to three and then from two at a time, and adds all up in rank
+/// order. As [`sum_of_node`](super::reduce::sum_of_node), but so that less waits in registers for many ranks.
+#[inline(always)]
+unsafe fn sum_of_all<W: Wire>(
+    call: &mut Call,
+    pass: &Pass,
+    place: &Place,
+    i: u32,
+    own: [u32; 4],
+) -> [f32; 8] {
+    let (others, mut sum) = (place.gpus - 1, Bf16::NOTHING);
+    if others == 1 {
+        sum = add_some::<Bf16, W, 1>(call, pass, place, i, own, 0, sum);
+    } else if others > 1 {
+        sum = add_some::<Bf16, W, 3>(call, pass, place, i, own, 0, sum);
+        let mut first = 3;
+        while first < others {
+            sum = add_some::<Bf16, W, 2>(call, pass, place, i, own, first, sum);
+            first += 2;
+        }
+    }
+    add_own_as_last::<Bf16>(place, own, sum)
 }
 
 macro_rules! norm {

@@ -115,7 +115,8 @@ pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize, const M: usize>(
     if call.world == 2 {
         let from = Source { peer: 1 - call.rank, phase: PHASE_REDUCE, step: 0 };
         let slot = call.own_slot(pass, from.peer);
-        let place = |index: u32| if index == NONE { 0 } else { slot + W::offset(index) };
+        // The first unit is always there.
+        let place = |index: u32| slot + W::offset(if index == NONE { indices[0] } else { index });
         let theirs = call.receive::<W, K>(pass, indices.map(place), |_| from);
         for k in 0..K {
             // Of two, either order gives the same bits.
@@ -123,7 +124,7 @@ pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize, const M: usize>(
         }
         return sums;
     }
-    let place = Place::new(1, call.world, call.rank);
+    let place = Place::in_one_node(call.world, call.rank);
     for k in 0..K {
         if indices[k] != NONE {
             sums[k] = sum_of_node::<E, W, M>(call, pass, &place, indices[k], own[k]);
@@ -157,10 +158,10 @@ macro_rules! one_shot {
 }
 
 one_shot! {
-    allreduce_bf16_oneshot_cells: Bf16 over Cells, 1 units, 4 messages at once;
-    allreduce_bf16_oneshot_words: Bf16 over Words, 2 units, 4 messages at once;
-    allreduce_f16_oneshot_cells: F16 over Cells, 1 units, 4 messages at once;
-    allreduce_f16_oneshot_words: F16 over Words, 2 units, 4 messages at once;
-    allreduce_f32_oneshot_cells: F32 over Cells, 1 units, 4 messages at once;
-    allreduce_f32_oneshot_words: F32 over Words, 2 units, 4 messages at once;
+    allreduce_bf16_oneshot_cells: Bf16 over Cells, 1 units, 3 messages at once;
+    allreduce_bf16_oneshot_words: Bf16 over Words, 2 units, 3 messages at once;
+    allreduce_f16_oneshot_cells: F16 over Cells, 1 units, 3 messages at once;
+    allreduce_f16_oneshot_words: F16 over Words, 2 units, 3 messages at once;
+    allreduce_f32_oneshot_cells: F32 over Cells, 1 units, 3 messages at once;
+    allreduce_f32_oneshot_words: F32 over Words, 2 units, 3 messages at once;
 }

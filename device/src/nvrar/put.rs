@@ -4,7 +4,7 @@
 use super::call::{Call, Pass};
 use super::element::Element;
 use super::fused::Parts;
-use super::tensor;
+use super::tensor::{self, NONE};
 use super::watch::Source;
 use super::wire::Wire;
 use crate::params::PHASE_PUT;
@@ -32,7 +32,12 @@ unsafe fn send<W: Wire>(call: &Call, pass: &Pass, parts: &impl Parts, peer: u32,
     }
     let place = parts.place();
     let slot = call.slot(pass, peer, place.put_slot(round));
-    for (at, i) in parts.units(call, pass, place.local) {
+    let mut units = parts.units(call, pass, place.local);
+    loop {
+        let (at, i) = units();
+        if at == NONE {
+            break;
+        }
         let unit = tensor::load(call.own.data, at, call.own.halves);
         W::send(slot + W::offset(i), unit, pass.flag());
     }
@@ -51,7 +56,12 @@ pub unsafe fn receive<E: Element, W: Wire>(
     let place = parts.place();
     let slot = call.own_slot(pass, place.put_slot(round));
     let from = Source { peer, phase: PHASE_PUT, step: round };
-    for (at, i) in parts.units(call, pass, place.local) {
+    let mut units = parts.units(call, pass, place.local);
+    loop {
+        let (at, i) = units();
+        if at == NONE {
+            break;
+        }
         let own = tensor::load(call.own.data, at, call.own.halves);
         let unit = call.receive_one::<W>(pass, slot + W::offset(i), from);
         let sum = E::narrow(E::add(E::widen(own), E::widen(unit)));

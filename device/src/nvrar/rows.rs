@@ -5,6 +5,7 @@ use super::element::{Bf16, Element};
 use super::fused::Parts;
 use super::letters::Letters;
 use super::schedule::Place;
+use super::tensor::NONE;
 use crate::params::{Collective, UNIT_BYTES};
 use crate::ptx::Global;
 use crate::ptx::global::{ld_v4, ld_v4_here, st_v4};
@@ -44,26 +45,28 @@ impl Rows {
         }
     }
 
-    /// The thread's units of a row.
+    /// The thread's units of a row, `K` together. Those that it begins with come last.
     #[inline(always)]
-    pub fn of_thread(&self) -> impl Iterator<Item = u32> + use<> {
-        let (mut next, end, stride) = (self.lead, self.row_units, self.stride);
+    pub fn of_thread<const K: usize>(&self) -> impl Iterator<Item = [u32; K]> + use<K> {
+        let rows = *self;
+        let step = K as u32 * rows.stride;
+        let mut behind = rows.lead;
+        while behind < rows.row_units {
+            behind += step;
+        }
         core::iter::from_fn(move || {
-            let unit = next;
-            next += stride;
-            (unit < end).then_some(unit)
+            let is_more = behind > rows.lead;
+            behind -= step;
+            is_more.then_some(rows.from(behind))
         })
     }
 
-    /// The same from the last one on.
+    /// `K` of the thread's units, [`NONE`] where there are fewer.
     #[inline(always)]
-    fn of_thread_backwards(&self) -> impl Iterator<Item = u32> + use<> {
-        let (lead, stride) = (self.lead, self.stride);
-        let mut behind = lead + self.row_units.saturating_sub(lead).div_ceil(stride) * stride;
-        core::iter::from_fn(move || {
-            let is_more = behind > lead;
-            behind -= stride;
-            is_more.then_some(behind)
+    fn from<const K: usize>(&self, first: u32) -> [u32; K] {
+        core::array::from_fn(|k| {
+            let unit = first + k as u32 * self.stride;
+            if unit < self.row_units { unit } else { NONE }
         })
     }
 }
@@ -96,6 +99,12 @@ impl SharedRows {
         })
     }
 
+    /// The unit of the tensor that a row begins with.
+    #[inline(always)]
+    pub fn first_unit(&self, row: u32) -> u32 {
+        row * self.rows.row_units
+    }
+
     /// What `local` owns of each row: its first unit, and how many.
     #[inline(always)]
     fn part(&self, local: u32) -> (u32, u32) {
@@ -122,22 +131,24 @@ impl Parts for SharedRows {
     }
 
     #[inline(always)]
-    fn units(&self, _call: &Call, _pass: &Pass, local: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+    fn units(&self, _call: &Call, _pass: &Pass, local: u32) -> impl FnMut() -> (u32, u32) + use<> {
         let Rows { row_units, first: row, step, lead, stride } = self.rows;
         let (first, units) = self.part(local);
-        let lead = lead + first.saturating_sub(lead).div_ceil(stride) * stride;
+        let mut lead = lead;
+        while lead < first {
+            lead += stride;
+        }
         let (end, longest, count) = (first + units, self.part(0).1, self.count);
         // A thread without units has no rows.
         let (mut row, mut j) = (if lead < end { row } else { count }, lead);
-        core::iter::from_fn(move || {
-            let unit = (row * row_units + j, row * longest + j - first);
-            let is_more = row < count;
+        move || {
+            let unit = (if row < count { row * row_units + j } else { NONE }, row * longest + j - first);
             j += stride;
             if j >= end {
                 (row, j) = (row + step, lead);
             }
-            is_more.then_some(unit)
-        })
+            unit
+        }
     }
 }
 
@@ -160,51 +171,66 @@ impl Operands {
 
 /// A unit of an array.
 #[inline(always)]
-pub fn at(array: Global, unit: u32) -> Global {
+fn at(array: Global, unit: u32) -> Global {
     array + u64::from(unit) * UNIT_BYTES
 }
 
-/// Finishes the row that begins at unit `row` of the tensor: takes the sum of each of the thread's units, adds it to
-/// the residual, normalises the residual. Between the last message of the row and its output lies one sum over the
-/// row; all loads come before.
+/// Finishes the row that begins at unit `row` of the tensor: takes the sums of the thread's units, `K` together, adds
+/// them to the residual, normalises the residual. Between the last message of the row and its output lies one sum over
+/// the row; all loads come before.
 #[inline(always)]
-pub unsafe fn finish_row(
+pub unsafe fn finish_row<const K: usize>(
     call: &mut Call,
     rows: Rows,
     row: u32,
     letters: &mut Letters,
     operands: Operands,
-    mut take: impl FnMut(&mut Call, u32) -> [f32; 8],
+    mut take: impl FnMut(&mut Call, [u32; K]) -> [[f32; 8]; K],
 ) {
     let Operands { residual, gain, out } = operands;
-    // Of a thread without a unit the row's first one stands in; it is stored nowhere.
-    let is_idle = rows.lead >= rows.row_units;
-    let first = if is_idle { 0 } else { rows.lead };
-    let (mut after, mut squares) = ([0; 4], 0.0);
-    // Of several units the first comes last, and stays in registers.
-    for j in rows.of_thread_backwards() {
-        let before = ld_v4(at(residual, row + j));
-        let sum = take(call, j);
-        after = Bf16::narrow(Bf16::add(sum, Bf16::widen(before)));
-        if !call.watch.over {
-            st_v4(at(call.own.data, row + j), Bf16::narrow(sum));
-            st_v4(at(residual, row + j), after);
+    let (mut after, mut squares) = ([[0; 4]; K], 0.0);
+    for units in rows.of_thread::<K>() {
+        let mut before = [[0; 4]; K];
+        for k in 0..K {
+            if units[k] != NONE {
+                before[k] = ld_v4_here(at(residual, row + units[k]));
+            }
         }
-        squares = sum_of_squares(squares, after);
+        let sums = take(call, units);
+        for k in 0..K {
+            after[k] = Bf16::narrow(Bf16::add(sums[k], Bf16::widen(before[k])));
+            if units[k] != NONE {
+                if !call.watch.over {
+                    st_v4(at(call.own.data, row + units[k]), Bf16::narrow(sums[k]));
+                    st_v4(at(residual, row + units[k]), after[k]);
+                }
+                squares = sum_of_squares(squares, after[k]);
+            }
+        }
     }
-    // Arrives while the row is added up.
-    let weights = ld_v4_here(at(gain, first));
+    let first: [u32; K] = rows.from(rows.lead);
+    // Arrive while the row is added up. The first one stands in for those of no unit.
+    let mut weights = [[0; 4]; K];
+    for k in 0..K {
+        weights[k] = ld_v4_here(at(gain, if first[k] == NONE { 0 } else { first[k] }));
+    }
     // A thread whose peers did not come makes the row NaN, so that none of it passes for normalised.
     let squares = letters.sum(if call.watch.over { f32::NAN } else { squares });
-    if call.watch.over || is_idle {
+    if call.watch.over {
         return;
     }
     let inverse_rms = rsqrt(fma(squares, rcp(call.p.hidden as f32), call.p.eps));
-    st_v4(at(out, row + first), scale(after, weights, inverse_rms));
+    for k in 0..K {
+        if first[k] != NONE {
+            st_v4(at(out, row + first[k]), scale(after[k], weights[k], inverse_rms));
+        }
+    }
     // Each thread reads back only what it wrote itself.
-    for j in rows.of_thread().skip(1) {
+    let mut j = rows.lead + K as u32 * rows.stride;
+    while j < rows.row_units {
         let after = ld_v4(at(residual, row + j));
         st_v4(at(out, row + j), scale(after, ld_v4(at(gain, j)), inverse_rms));
+        j += rows.stride;
     }
 }
 

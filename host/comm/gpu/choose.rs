@@ -74,7 +74,7 @@ const MAX_WORKERS_NORM: u32 = 256;
 const MAX_WORKERS_PUT: u32 = 256;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
-/// Workers from which on only long messages gain by more.
+/// Workers from which on only long messages gain by more, and in two shots those that threads then have done sooner.
 const MANY_WORKERS: u32 = 256;
 /// Units of a long message: more than 2 MiB.
 const LONG_UNITS: u32 = 128 << 10;
@@ -82,13 +82,16 @@ const LONG_UNITS: u32 = 128 << 10;
 const MANY_BLOCKS: u32 = 128;
 /// Fewest units of a row that a block takes: the more blocks share it, the faster it is sent.
 const ROW_SHARE_UNITS: u32 = 64;
-/// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
-/// call's number.
+/// Largest message that travels in cells, in units, 8 KiB: between two ranks they are as fast up to there, and each
+/// carries the call's number. Between more, messages of several ranks are awaited together, which words do faster.
 const CELLS_UNITS: u32 = 512;
-/// The same between more than two ranks, 2 KiB: words of several ranks are awaited together.
-const CELLS_UNITS_OF_MANY: u32 = 128;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
+/// Most units that are normalised in the launch that sums them in two shots, 1 MiB: beyond, blocks have several rows.
+const SHARED_UNITS: u32 = 64 << 10;
+/// Most units of a row that a thread has where rows are normalised in the launch that sums them: it takes them in turn,
+/// so that with more of them a launch of its own is as fast.
+const UNITS_IN_TURN: u32 = 2;
 /// Cells lie in groups of so many units.
 const CELL_GROUP_UNITS: u32 = 32;
 
@@ -100,7 +103,8 @@ pub(super) fn units(bytes: usize) -> Option<u32> {
 }
 
 impl Site {
-    /// The choice; none for rows that do not fit a pass, or in two shots all of them, and for rows that are put.
+    /// The choice; none for rows that do not fit a pass, or in two shots all of them, for rows that are put, and for those
+    /// that a launch of its own normalises as fast.
     pub(super) fn execution(&self, task: Task, layout: &Layout, tuning: Tuning) -> Option<Execution> {
         let algorithm = self.algorithm(task, tuning);
         let row_units = match task {
@@ -108,8 +112,7 @@ impl Site {
             _ => None,
         };
         let longest = self.longest(task, algorithm);
-        let most = if self.shape.world() > 2 { CELLS_UNITS_OF_MANY } else { CELLS_UNITS };
-        let short = row_units.is_none() && longest <= most;
+        let short = row_units.is_none() && longest <= CELLS_UNITS && self.shape.world() <= 2;
         let far = if self.shape.nodes > 1 { self.far } else { Far::Stores };
         let format = match far {
             Far::Puts => Format::Words,
@@ -134,8 +137,14 @@ impl Site {
         let (mut blocks, workers, row_blocks) = match (row_units, task) {
             (Some(row), Task::Sum { units, .. }) if is_shared => self.rows_grid(units, row, tuning),
             (Some(row), _) => self.rows_grid(longest.min(pass_units), row, tuning),
-            (None, _) => self.grid(longest.min(pass_units), far, tuning),
+            (None, _) => self.grid(longest.min(pass_units), algorithm, far, tuning),
         };
+        let is_forced = tuning.algorithm.is_some() || tuning.row_blocks.is_some();
+        if let (Some(row), Task::Sum { units, .. }, false) = (row_units, task, is_forced)
+            && (is_shared && units > SHARED_UNITS || row > UNITS_IN_TURN * row_blocks * workers)
+        {
+            return None;
+        }
         if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
             let last = self.last_pass(task, algorithm, pass_units, passes);
             blocks = blocks.min(last / row_units.unwrap_or(workers) * row_blocks);
@@ -214,10 +223,15 @@ impl Site {
     }
 
     /// Blocks and workers for so many units.
-    fn grid(&self, units: u32, far: Far, tuning: Tuning) -> (u32, u32, u32) {
+    fn grid(&self, units: u32, algorithm: Algorithm, far: Far, tuning: Tuning) -> (u32, u32, u32) {
         let there_are = if far == Far::Puts { MAX_WORKERS_PUT } else { MAX_WORKERS };
-        let most = if units <= LONG_UNITS { MANY_WORKERS } else { there_are };
         let many = MANY_BLOCKS.min(self.max_blocks);
+        let rounds = |workers| units.div_ceil(many * workers);
+        let is_long = match algorithm {
+            Algorithm::OneShot => units > LONG_UNITS,
+            Algorithm::TwoShot => rounds(there_are) < rounds(MANY_WORKERS),
+        };
+        let most = if is_long { there_are } else { MANY_WORKERS };
         let measured = units.div_ceil(many).next_multiple_of(WARP).clamp(MIN_WORKERS, most);
         let workers = tuning.workers.unwrap_or(measured).clamp(WARP, there_are) / WARP * WARP;
         let workers = workers.min(units.max(1).next_multiple_of(WARP));
@@ -292,7 +306,34 @@ mod tests {
         assert_eq!(grid(256, Some(512)), (Words, 128, 128, 4, 1));
         assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
-        assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
+        assert_eq!(grid(16 << 10, Some(512)), (Words, 132, 256, 1, 1));
+    }
+
+    #[test]
+    fn rows_are_normalised_where_they_are_summed_up_to_a_size() {
+        let fused = |(nodes, gpus), far, kib: u32, tuning| {
+            let site = Site { far, ..site(nodes, gpus, 132) };
+            let layout = Layout::new(site.shape, 64 << 20);
+            let task = Task::Sum { units: kib * 64, row_units: Some(1024) };
+            site.execution(task, &layout, tuning)
+        };
+        let algorithm = |shape, kib| {
+            fused(shape, Far::Stores, kib, Tuning::default()).map(|execution| execution.algorithm)
+        };
+        use Algorithm::{OneShot, TwoShot};
+        assert_eq!([256, 512, 1024, 2048].map(|kib| algorithm((1, 4), kib)), {
+            [Some(OneShot), Some(TwoShot), Some(TwoShot), None]
+        });
+        assert_eq!([16, 1024, 2048].map(|kib| algorithm((2, 2), kib)), [Some(TwoShot), Some(TwoShot), None]);
+        assert_eq!([2048, 16 << 10].map(|kib| algorithm((1, 2), kib)), [Some(OneShot), None]);
+        // Each rank of a node owns half of every row.
+        let execution = fused((2, 2), Far::Stores, 64, Tuning::default()).unwrap();
+        assert_eq!((execution.pass_units, execution.passes), (4 * 512, 1));
+        assert_eq!((execution.blocks, execution.workers, execution.row_blocks), (32, 128, 8));
+        let forced = Tuning { algorithm: Some(TwoShot), ..Tuning::default() };
+        assert!(fused((1, 4), Far::Stores, 2048, forced).is_some());
+        assert!(fused((1, 4), Far::Stores, 32 << 10, forced).is_none(), "more than one pass");
+        assert!(fused((2, 2), Far::Puts, 16, Tuning::default()).is_none());
     }
 
     #[test]
