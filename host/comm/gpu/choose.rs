@@ -19,7 +19,7 @@ pub struct Tuning {
     pub blocks: Option<u32>,
     /// Threads of a block that move data, whole warps.
     pub workers: Option<u32>,
-    /// Blocks that share a row to be normalised.
+    /// Blocks that share a row to be normalised in the launch that sums it, however long the tensor is.
     pub row_blocks: Option<u32>,
     /// Most units of 16 bytes that a pass has; longer tensors take more passes than the slots ask for.
     pub pass_units: Option<u32>,
@@ -87,11 +87,9 @@ const ROW_SHARE_UNITS: u32 = 64;
 const CELLS_UNITS: u32 = 512;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
-/// Most units that are normalised in the launch that sums them in two shots, 1 MiB: beyond, blocks have several rows.
+/// Most units that are normalised in the launch that sums them in two shots, 1 MiB: beyond, threads have more than two of
+/// them, which they take in turn, and a launch of its own is as fast.
 const SHARED_UNITS: u32 = 64 << 10;
-/// Most units of a row that a thread has where rows are normalised in the launch that sums them: it takes them in turn,
-/// so that with more of them a launch of its own is as fast.
-const UNITS_IN_TURN: u32 = 2;
 /// Cells lie in groups of so many units.
 const CELL_GROUP_UNITS: u32 = 32;
 
@@ -131,7 +129,8 @@ impl Site {
         let pass_units = even.next_multiple_of(step).clamp(step, most);
         let passes = longest.div_ceil(pass_units).max(1);
         let is_shared = row_units.is_some() && algorithm == Algorithm::TwoShot;
-        if is_shared && (passes > 1 || far == Far::Puts) {
+        let is_long = matches!(task, Task::Sum { units, .. } if units > SHARED_UNITS);
+        if is_shared && (passes > 1 || far == Far::Puts || is_long && tuning.row_blocks.is_none()) {
             return None;
         }
         let (mut blocks, workers, row_blocks) = match (row_units, task) {
@@ -139,12 +138,6 @@ impl Site {
             (Some(row), _) => self.rows_grid(longest.min(pass_units), row, tuning),
             (None, _) => self.grid(longest.min(pass_units), algorithm, far, tuning),
         };
-        let is_forced = tuning.algorithm.is_some() || tuning.row_blocks.is_some();
-        if let (Some(row), Task::Sum { units, .. }, false) = (row_units, task, is_forced)
-            && (is_shared && units > SHARED_UNITS || row > UNITS_IN_TURN * row_blocks * workers)
-        {
-            return None;
-        }
         if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
             let last = self.last_pass(task, algorithm, pass_units, passes);
             blocks = blocks.min(last / row_units.unwrap_or(workers) * row_blocks);
@@ -306,7 +299,7 @@ mod tests {
         assert_eq!(grid(256, Some(512)), (Words, 128, 128, 4, 1));
         assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
-        assert_eq!(grid(16 << 10, Some(512)), (Words, 132, 256, 1, 1));
+        assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
     }
 
     #[test]
@@ -325,12 +318,12 @@ mod tests {
             [Some(OneShot), Some(TwoShot), Some(TwoShot), None]
         });
         assert_eq!([16, 1024, 2048].map(|kib| algorithm((2, 2), kib)), [Some(TwoShot), Some(TwoShot), None]);
-        assert_eq!([2048, 16 << 10].map(|kib| algorithm((1, 2), kib)), [Some(OneShot), None]);
+        assert_eq!([2048, 16 << 10].map(|kib| algorithm((1, 2), kib)), [Some(OneShot); 2]);
         // Each rank of a node owns half of every row.
         let execution = fused((2, 2), Far::Stores, 64, Tuning::default()).unwrap();
         assert_eq!((execution.pass_units, execution.passes), (4 * 512, 1));
         assert_eq!((execution.blocks, execution.workers, execution.row_blocks), (32, 128, 8));
-        let forced = Tuning { algorithm: Some(TwoShot), ..Tuning::default() };
+        let forced = Tuning { row_blocks: Some(2), ..Tuning::default() };
         assert!(fused((1, 4), Far::Stores, 2048, forced).is_some());
         assert!(fused((1, 4), Far::Stores, 32 << 10, forced).is_none(), "more than one pass");
         assert!(fused((2, 2), Far::Puts, 16, Tuning::default()).is_none());
