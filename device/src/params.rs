@@ -329,7 +329,7 @@ pub struct Collective {
     pub hidden: u32,
     /// `_norm`: added to the mean square.
     pub eps: f32,
-    /// The first unit of the first pass, of the tensor or of each shard.
+    /// The first unit of the first pass, of the tensor, of each shard or of each piece.
     pub first_unit: u32,
 }
 
@@ -337,16 +337,13 @@ pub struct Collective {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Gather {
-    /// Ranks, regions, tensor; `numel` is the end of the last piece, `passes` is 1.
+    /// Ranks, regions, tensor; `numel` is the end of the last piece, `passes` is 1; `pass_units` of each piece, from
+    /// `first_unit` on, are gathered.
     pub collective: Collective,
     /// `[ranks + 1]` elements: rank r's piece is `offsets[r]..offsets[r + 1]`.
     pub offsets: [u32; MAX_RANKS + 1],
-    /// Unit of each piece that this launch begins with; it takes `pass_units` from there on.
-    pub first_unit: u32,
     /// Halves (2 bytes) of an element: 1 or 2.
     pub element_halves: u32,
-    /// Zero; keeps the struct free of padding.
-    pub reserved: u32,
 }
 
 /// What a kernel that gives up leaves for the host. Written once, `state` last.

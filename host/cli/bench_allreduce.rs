@@ -143,17 +143,18 @@ fn run_child(devices: &[Device], sweep: &Sweep, variant: &str, machine: Machine)
 }
 
 const HEADING: &str = "contender variant        call      launch dtype topology       size hidden   median us      p10      \
-                       p90     GB/s  x nccl  x best  x torch  over plain\n";
+                       p90     GB/s bus GB/s  x nccl  x best  x torch  over plain\n";
 
 fn line_of(line: &Measurement) -> String {
     let Measurement { contender, variant, call, launch, dtype, topology, bytes, hidden, us, .. } = line;
     let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
     let [nccl, best, torch] = [line.ratio_nccl, line.ratio_nccl_best, line.ratio_torch_best].map(ratio);
     let over = line.us_over_plain.map_or_else(|| "-".into(), |us| format!("{us:+.2}"));
+    let bus = line.bus_gb_per_s.map_or_else(|| "-".into(), |bus| format!("{bus:.2}"));
     let (call, launch, dtype) = (call.name(), launch.name(), dtype.to_string());
     format!(
         "{contender:<9} {variant:<14} {call:<9} {launch:<6} {dtype:<5} {topology:<8} {:>10} {hidden:>6} {:>11.2} {:>8.2} \
-         {:>8.2} {:>8.2} {nccl:>7} {best:>7} {torch:>8} {over:>11}\n",
+         {:>8.2} {:>8.2} {bus:>8} {nccl:>7} {best:>7} {torch:>8} {over:>11}\n",
         readable(*bytes),
         us.median,
         us.p10,

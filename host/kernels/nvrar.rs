@@ -23,7 +23,11 @@ const TWO_SHOT: [[&str; 2]; 3] = [
     ["allreduce_f16_twoshot_cells", "allreduce_f16_twoshot_words"],
     ["allreduce_f32_twoshot_cells", "allreduce_f32_twoshot_words"],
 ];
-const NORM: [&str; 2] = ["allreduce_bf16_oneshot_cells_norm", "allreduce_bf16_oneshot_words_norm"];
+/// By algorithm and format.
+const NORM: [[&str; 2]; 2] = [
+    ["allreduce_bf16_oneshot_cells_norm", "allreduce_bf16_oneshot_words_norm"],
+    ["allreduce_bf16_twoshot_cells_norm", "allreduce_bf16_twoshot_words_norm"],
+];
 const GATHER: [&str; 2] = ["allgather_cells", "allgather_words"];
 
 /// The kernels that put between nodes; their all-reduces by element type.
@@ -31,9 +35,9 @@ pub(super) const ALL_REDUCE_PUT: [&str; 3] = ["allreduce_bf16_put", "allreduce_f
 pub(super) const ALL_GATHER_PUT: &str = "allgather_put";
 
 /// The all-reduce kernels.
-pub(super) const ALL_REDUCE: [[&str; 2]; 7] = {
-    let ([a, b, c], [d, e, f]) = (ONE_SHOT, TWO_SHOT);
-    [a, b, c, d, e, f, NORM]
+pub(super) const ALL_REDUCE: [[&str; 2]; 8] = {
+    let ([a, b, c], [d, e, f], [g, h]) = (ONE_SHOT, TWO_SHOT, NORM);
+    [a, b, c, d, e, f, g, h]
 };
 /// The all-gather kernels.
 pub(super) const ALL_GATHER: &[&str] = &GATHER;
@@ -135,7 +139,8 @@ pub struct Execution {
     pub parity_stride: u64,
     /// Bytes from one slot to the next.
     pub slot_stride: u64,
-    /// Units of 16 bytes in a pass: of the tensor, of each shard (two-shot) or of each piece (all-gather).
+    /// Units of 16 bytes in a pass: of the tensor, of each shard (two-shot) or of each piece (all-gather); in two shots
+    /// with a norm, of each slot.
     pub pass_units: u32,
     /// Passes, at least 1.
     pub passes: u32,
@@ -200,7 +205,7 @@ pub struct AllReduce {
     /// Unit that the first pass begins with, of the tensor or of each shard; 0 unless it is a phase alone
     /// or messages are put.
     pub first_unit: u32,
-    /// What follows the sum; bf16 tensors and one-shot only.
+    /// What follows the sum; bf16 tensors only, stores only, in two shots a single pass.
     pub norm: Option<NormAfter>,
 }
 
@@ -214,7 +219,7 @@ impl AllReduce {
             return Launch::new(entry, [blocks, self.ranks.count, 1], workers + PUT_LANES, 0, &params);
         }
         let entry = match (self.norm, self.execution.algorithm) {
-            (Some(_), _) => NORM[format as usize],
+            (Some(_), algorithm) => NORM[algorithm as usize][format as usize],
             (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
             (None, Algorithm::TwoShot) => TWO_SHOT[self.element as usize][format as usize],
         };
@@ -277,12 +282,11 @@ impl AllGather<'_> {
         let mut offsets = [end; params::MAX_RANKS + 1];
         offsets[..self.offsets.len()].copy_from_slice(self.offsets);
         let execution = Execution { passes: 1, ..execution };
+        let collective = collective(&ranks, &execution, data, data_stride, end, self.meta);
         let params = params::Gather {
-            collective: collective(&ranks, &execution, data, data_stride, end, self.meta),
+            collective: params::Collective { first_unit: self.first_unit, ..collective },
             offsets,
-            first_unit: self.first_unit,
             element_halves: self.element_bytes / 2,
-            reserved: 0,
         };
         let grid = [execution.blocks, ranks.count, 1];
         let (entry, more) = match execution.far {

@@ -102,7 +102,7 @@ families! {
     AttnDecode: 11 addresses + 8 words => &attention::DECODE,
     AttnPrefill: 8 addresses + 8 words => &attention::PREFILL,
     Collective: 13 addresses + 12 words => nvrar::ALL_REDUCE.as_flattened(),
-    Gather: 13 addresses + 48 words => nvrar::ALL_GATHER,
+    Gather: 13 addresses + 46 words => nvrar::ALL_GATHER,
 }
 
 /// The kernels that only the file for sm_90a has.

@@ -34,6 +34,7 @@ pub(super) enum Kernel {
         first_ns: f32,
         /// What each further block of the round adds.
         more_ns: f32,
+        /// Before the first round.
         launch_us: f32,
     },
     /// Grid (parts of k, m tiles, n tiles), a block a multiprocessor.
@@ -93,27 +94,22 @@ impl Tile {
     }
 
     pub(super) const fn shape(self) -> Shape {
-        let (m, n, threads, stages, kernel) = match self {
-            Self::T16x32 => {
-                (16, 32, 64, 8, Kernel::Tiled { resident: 4, first_ns: 4.2, more_ns: 0.4, launch_us: 0.15 })
+        match self {
+            Self::T16x32 => Shape::new(16, 32, 64, 8, Kernel::tiled(4, 4.2, 0.4, 0.15)),
+            Self::T64x32 => Shape::new(64, 32, 128, 6, Kernel::tiled(3, 8.15, 0.0, 0.65)),
+            Self::T128x128 => Shape::new(128, 128, 128, 3, Kernel::tiled(2, 16.4, 4.6, 1.0)),
+            Self::W32x128 => Shape::new(32, 128, 256, 10, Kernel::Stream(Speed::new(4.15, 2.45, 0.0, 0.27))),
+            Self::W64x128 => Shape::new(64, 128, 256, 8, Kernel::Stream(Speed::new(4.32, 2.45, 0.42, 0.55))),
+            Self::W128x128 => {
+                Shape::new(128, 128, 384, 6, Kernel::Prefill(Speed::new(5.88, 2.62, 0.47, 0.95)))
             }
-            Self::T64x32 => {
-                (64, 32, 128, 6, Kernel::Tiled { resident: 3, first_ns: 8.15, more_ns: 0.0, launch_us: 0.65 })
+            Self::W128x192 => {
+                Shape::new(128, 192, 384, 5, Kernel::Prefill(Speed::new(8.49, 2.79, 0.92, 1.36)))
             }
-            Self::T128x128 => (
-                128,
-                128,
-                128,
-                3,
-                Kernel::Tiled { resident: 2, first_ns: 16.4, more_ns: 4.6, launch_us: 1.0 },
-            ),
-            Self::W32x128 => (32, 128, 256, 10, Kernel::Stream(Speed::new(4.15, 2.45, 0.0, 0.27))),
-            Self::W64x128 => (64, 128, 256, 8, Kernel::Stream(Speed::new(4.32, 2.45, 0.42, 0.55))),
-            Self::W128x128 => (128, 128, 384, 6, Kernel::Prefill(Speed::new(5.88, 2.62, 0.47, 0.95))),
-            Self::W128x192 => (128, 192, 384, 5, Kernel::Prefill(Speed::new(8.49, 2.79, 0.92, 1.36))),
-            Self::W128x256 => (128, 256, 384, 4, Kernel::Prefill(Speed::new(10.06, 3.52, 1.77, 2.35))),
-        };
-        Shape { m, n, threads, stages, kernel }
+            Self::W128x256 => {
+                Shape::new(128, 256, 384, 4, Kernel::Prefill(Speed::new(10.06, 3.52, 1.77, 2.35)))
+            }
+        }
     }
 
     /// The estimated time of a product in µs with k in so many parts; none if their clusters are not all there at once.
@@ -141,7 +137,17 @@ impl Speed {
     }
 }
 
+impl Shape {
+    const fn new(m: u32, n: u32, threads: u32, stages: u32, kernel: Kernel) -> Self {
+        Self { m, n, threads, stages, kernel }
+    }
+}
+
 impl Kernel {
+    const fn tiled(resident: u32, first_ns: f32, more_ns: f32, launch_us: f32) -> Self {
+        Self::Tiled { resident, first_ns, more_ns, launch_us }
+    }
+
     /// Rounds of resident blocks, the last one perhaps not full.
     fn rounds_us(self, blocks_per_sm: u32, k: u32) -> f32 {
         let Self::Tiled { resident, first_ns, more_ns, launch_us } = self else { return f32::INFINITY };

@@ -32,7 +32,7 @@ const EPS: f32 = 1e-5;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kernel {
     AllReduce(DType, Algorithm, Format),
-    Norm(Format),
+    Norm(Algorithm, Format),
     AllGather(Format),
 }
 
@@ -43,26 +43,26 @@ impl Kernel {
             "words" => Some(Format::Words),
             _ => None,
         };
+        let algorithm = |name| match name {
+            "oneshot" => Some(Algorithm::OneShot),
+            "twoshot" => Some(Algorithm::TwoShot),
+            _ => None,
+        };
         let parts: Vec<&str> = entry.split('_').collect();
         match parts[..] {
             ["allgather", name] => Some(Self::AllGather(format(name)?)),
-            ["allreduce", "bf16", "oneshot", name, "norm"] => Some(Self::Norm(format(name)?)),
-            ["allreduce", dtype, algorithm, name] => {
+            ["allreduce", "bf16", hops, name, "norm"] => Some(Self::Norm(algorithm(hops)?, format(name)?)),
+            ["allreduce", dtype, hops, name] => {
                 let dtype =
                     [DType::Bf16, DType::F16, DType::F32].into_iter().find(|d| d.to_string() == dtype)?;
-                let algorithm = match algorithm {
-                    "oneshot" => Algorithm::OneShot,
-                    "twoshot" => Algorithm::TwoShot,
-                    _ => return None,
-                };
-                Some(Self::AllReduce(dtype, algorithm, format(name)?))
+                Some(Self::AllReduce(dtype, algorithm(hops)?, format(name)?))
             }
             _ => None,
         }
     }
 
     pub(super) fn bound(self) -> f64 {
-        if matches!(self, Self::Norm(_)) { super::bounds::ROUNDED } else { 0.0 }
+        if matches!(self, Self::Norm(..)) { super::bounds::ROUNDED } else { 0.0 }
     }
 
     pub(super) fn run(self, rig: &Rig<'_>, tally: &mut Tally) -> Result<()> {
@@ -70,7 +70,7 @@ impl Kernel {
             Self::AllReduce(DType::Bf16, algorithm, format) => sums::<bf16>(rig, tally, algorithm, format),
             Self::AllReduce(DType::F16, algorithm, format) => sums::<f16>(rig, tally, algorithm, format),
             Self::AllReduce(DType::F32, algorithm, format) => sums::<f32>(rig, tally, algorithm, format),
-            Self::Norm(format) => norms(rig, tally, format),
+            Self::Norm(algorithm, format) => norms(rig, tally, algorithm, format),
             Self::AllGather(format) => gathers(rig, tally, format),
         };
         match done {
@@ -150,6 +150,13 @@ fn equal_bits<T: Element>(tally: &mut Tally, what: &str, expected: &[T], of_rank
     }
 }
 
+fn shapes(algorithm: Algorithm) -> &'static [(usize, usize)] {
+    match algorithm {
+        Algorithm::OneShot => &ONE_SHOT_SHAPES,
+        Algorithm::TwoShot => &TWO_SHOT_SHAPES,
+    }
+}
+
 /// Whole sums, and with shards the phases one after the other, of alternating sizes on one buffer.
 fn sums<T: Element>(
     rig: &Rig<'_>,
@@ -157,12 +164,8 @@ fn sums<T: Element>(
     algorithm: Algorithm,
     format: Format,
 ) -> Result<(), CommError> {
-    let shapes = match algorithm {
-        Algorithm::OneShot => &ONE_SHOT_SHAPES[..],
-        Algorithm::TwoShot => &TWO_SHOT_SHAPES,
-    };
     let tuning = Tuning { algorithm: Some(algorithm), format: Some(format), ..Tuning::default() };
-    for &(nodes, gpus_per_node) in shapes {
+    for &(nodes, gpus_per_node) in shapes(algorithm) {
         let shape = Shape { nodes, gpus_per_node };
         let most = NUMELS.into_iter().max().unwrap_or_default() * size_of::<T>() + MARK.len();
         let mut setup = Setup::new(rig, shape, most, tuning)?;
@@ -191,11 +194,10 @@ fn sums<T: Element>(
 }
 
 /// Sum, residual and norm with an addend: sums and residuals to the bit, norms up to the bound.
-fn norms(rig: &Rig<'_>, tally: &mut Tally, format: Format) -> Result<(), CommError> {
-    for (nodes, gpus_per_node) in ONE_SHOT_SHAPES {
+fn norms(rig: &Rig<'_>, tally: &mut Tally, algorithm: Algorithm, format: Format) -> Result<(), CommError> {
+    let tuning = Tuning { algorithm: Some(algorithm), format: Some(format), ..Tuning::default() };
+    for &(nodes, gpus_per_node) in shapes(algorithm) {
         let shape = Shape { nodes, gpus_per_node };
-        let tuning =
-            Tuning { algorithm: Some(Algorithm::OneShot), format: Some(format), ..Tuning::default() };
         let most = ROWS.iter().map(|&(hidden, rows)| hidden * rows).max().unwrap_or_default();
         let mut setup = Setup::new(rig, shape, most * 2 + MARK.len(), tuning)?;
         for (hidden, rows) in ROWS.into_iter().filter(|&(hidden, rows)| rig.wants(hidden * rows * 64)) {
@@ -227,8 +229,11 @@ fn norms(rig: &Rig<'_>, tally: &mut Tally, format: Format) -> Result<(), CommErr
             let sum = sum_of_ranks(shape, &brought);
             let found = setup.read::<bf16>(numel, tally)?;
             equal_bits(tally, "the sum", &sum, &found);
-            // The residual gets the sum before it is rounded.
-            let wide = fp32_sum_of_ranks(&brought);
+            // In one shot the residual gets the sum before it is rounded, in two shots what travels.
+            let wide = match algorithm {
+                Algorithm::OneShot => fp32_sum_of_ranks(&brought),
+                Algorithm::TwoShot => sum.iter().map(|x| x.to_f32()).collect(),
+            };
             let after: Vec<bf16> = residual
                 .chunks(numel)
                 .flat_map(|own| own.iter().zip(&wide).map(|(a, b)| bf16::from_f32(a.to_f32() + b)))

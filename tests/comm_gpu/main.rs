@@ -13,12 +13,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fewsync::comm::gpu::{
-    DeviceSlice, Format, GpuBuffer, GpuComm, GroupOptions, Loopback, LoopbackSlices, PeerMemory, Tuning,
+    Algorithm, DeviceSlice, Format, GpuBuffer, GpuComm, GroupOptions, Loopback, LoopbackSlices, PeerMemory,
+    Tuning,
 };
 use fewsync::comm::{
     AllGather, AllReduce, CommError, Communicator, DType, Element, Epilogue, Phase, Shape, Stage,
 };
 use fewsync::driver::{Device, DevicePtr, KernelLibrary, Stream};
+use fewsync::kernels::nvrar::NormAfter;
 use fewsync::kernels::{Add, Addr};
 use fewsync::selftest::reference::{fp32_sum_of_ranks, sum_of_ranks};
 use gpu::gpu;
@@ -280,6 +282,77 @@ fn graphs_replay_chains() -> Result {
             Ok(())
         });
         results.into_iter().collect::<Result>()?;
+    }
+    Ok(())
+}
+
+/// Rows of several widths and numbers, normalised in the launch that sums them in two shots, back to back on one
+/// buffer.
+#[test]
+fn rows_are_normalised_where_they_are_summed() -> Result {
+    let Some((_guard, _)) = gpu("rows") else { return Ok(()) };
+    let library = &libraries()[..1];
+    for (nodes, gpus_per_node) in [(2, 2), (1, 4), (3, 2), (1, 8), (4, 1)] {
+        let shape = Shape { nodes, gpus_per_node };
+        let tuning = Some(Tuning { algorithm: Some(Algorithm::TwoShot), ..Tuning::default() });
+        let ranks = Loopback::new(library, shape, GroupOptions { tuning, ..options() })?;
+        rows_back_to_back(&ranks, shape, &library[0].device().stream()?)?;
+    }
+    Ok(())
+}
+
+fn rows_back_to_back(ranks: &Loopback, shape: Shape, stream: &Stream) -> Result {
+    const ROWS: [(usize, usize); 6] = [(4096, 1), (16_384, 4), (64, 7), (8192, 16), (4096, 128), (8, 3)];
+    const RESIDUAL: usize = 99;
+    let (device, world) = (stream.device(), shape.world());
+    let most = ROWS.iter().map(|(hidden, rows)| hidden * rows).max().unwrap_or_default();
+    let mut buf = ranks.register(most * 2)?;
+    let mut enqueued = Vec::new();
+    for call in 0..2 * ROWS.len() {
+        let (hidden, rows) = ROWS[call % ROWS.len()];
+        let numel = hidden * rows;
+        let own: Vec<bf16> = (0..world).flat_map(|rank| contribution(rank, numel, call)).collect();
+        let own = device.upload(&own, stream)?;
+        let residual: Vec<bf16> = (0..world).flat_map(|_| contribution(RESIDUAL, numel, call)).collect();
+        let residual = device.upload(&residual, stream)?;
+        let out = device.upload(&vec![bf16::NAN; world * numel], stream)?;
+        let gain = device.upload(&vec![bf16::ONE; hidden], stream)?;
+        for rank in 0..world {
+            let to = DevicePtr(buf.addr::<u8>(rank).raw());
+            // SAFETY: the buffer is at least as long, and both live until the stream has been waited for.
+            unsafe { device.gpu().copy_d2d(stream.id(), to, own.ptr_at(rank * numel), numel * 2)? };
+        }
+        let (residual_at, out_at, gain_at) = (residual.addr(), out.addr(), gain.addr());
+        let norm =
+            NormAfter { residual: residual_at, gain: gain_at, out: out_at, hidden: hidden as u32, eps: 1e-5 };
+        let slices = LoopbackSlices { addend: Addr::NULL, norm: Some(norm), stride: numel };
+        // SAFETY: the slices have a tensor for each rank and live until the stream has been waited for.
+        unsafe { ranks.all_reduce(0, stream, &mut buf, (numel, DType::Bf16), slices)? };
+        enqueued.push((hidden, numel, own, residual, out, gain));
+    }
+    stream.synchronize()?;
+    ranks.check()?;
+    for (call, (hidden, numel, _, residual, out, _)) in enqueued.iter().enumerate() {
+        let what = format!("{shape}, call {call}, {} rows of {hidden}", numel / hidden);
+        let of_rank: Vec<Vec<bf16>> = (0..world).map(|rank| contribution(rank, *numel, call)).collect();
+        let before = contribution::<bf16>(RESIDUAL, *numel, call);
+        let sums = sum_of_ranks(shape, &of_rank);
+        let after = before.iter().zip(&sums).map(|(a, b)| bf16::from_f32(a.to_f32() + b.to_f32()));
+        let after: Vec<bf16> = after.collect();
+        let (residual, out) = (residual.download(stream)?, out.download(stream)?);
+        for (residual, of_rank) in residual.chunks(*numel).zip(out.chunks(*numel)) {
+            assert_bits(residual, &after, &format!("the residual of {what}"));
+            assert_bits(of_rank, &out[..*numel], &format!("the norm of {what}, beside rank 0's"));
+        }
+        for (row, out) in after.chunks(*hidden).zip(out.chunks(*hidden)) {
+            let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let scale = (squares / *hidden as f64 + 1e-5).sqrt().recip();
+            for (x, found) in row.iter().zip(out) {
+                let expected = f64::from(*x) * scale;
+                let is_near = (f64::from(*found) - expected).abs() <= expected.abs() / 128.0;
+                assert!(is_near, "the norm of {what}: {found} instead of {expected}");
+            }
+        }
     }
     Ok(())
 }

@@ -99,8 +99,7 @@ pub(crate) fn judge(scenario: &Scenario, inputs: &Inputs, found: &Found) -> Resu
             DType::Bf16 => apply::<bf16>(scenario, call, &inputs.slices[i], of_rank),
         }
         if let Kind::Sum { hidden: Some(hidden), .. } = call.kind {
-            // In one launch the residual gets the sum before it is rounded.
-            let sums = if scenario.is_one_launch(hidden) {
+            let sums = if scenario.adds_wide_sums(hidden) {
                 fp32_sums(call, &inputs.slices[i], &brought)
             } else {
                 decode::<bf16>(&of_rank[0], call.numel).into_iter().map(bf16::to_f32).collect()

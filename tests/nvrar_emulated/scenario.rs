@@ -156,10 +156,20 @@ impl Scenario {
         longest.next_multiple_of(4) + 4 * (self.seed % 8 + 1) as usize
     }
 
-    /// Whether sum and norm of rows of `hidden` are one launch: one shot, in whole units.
-    pub(crate) fn is_one_launch(&self, hidden: usize) -> bool {
+    /// Whether the residual gets the sum before it is rounded, where rows of `hidden` are normalised: one shot, in whole
+    /// units.
+    pub(crate) fn adds_wide_sums(&self, hidden: usize) -> bool {
         let algorithm = self.options.tuning.and_then(|tuning| tuning.algorithm);
         self.shape.nodes == 1 && hidden.is_multiple_of(8) && algorithm != Some(Algorithm::TwoShot)
+    }
+
+    /// Whether rows are normalised in the launch that sums them in two shots.
+    pub(crate) fn has_shared_rows(&self) -> bool {
+        let is_shared = |call: &Call| {
+            let Kind::Sum { hidden: Some(hidden), .. } = call.kind else { return false };
+            hidden.is_multiple_of(8) && call.numel > 0 && !self.adds_wide_sums(hidden)
+        };
+        self.calls.iter().any(is_shared)
     }
 
     pub(crate) fn has_passes(&self) -> bool {

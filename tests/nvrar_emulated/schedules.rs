@@ -57,7 +57,13 @@ impl Coverage {
         let passes = if scenario.has_passes() { ", several passes" } else { "" };
         for call in &scenario.calls {
             let kind = match &call.kind {
-                Kind::Sum { hidden: Some(_), .. } => "sum and norm",
+                Kind::Sum { hidden: Some(hidden), .. } if scenario.adds_wide_sums(*hidden) => {
+                    "sum and norm in one shot"
+                }
+                Kind::Sum { hidden: Some(hidden), .. } if hidden.is_multiple_of(8) => {
+                    "sum and norm in two shots"
+                }
+                Kind::Sum { hidden: Some(_), .. } => "sum, then norm",
                 Kind::Sum { addend: true, .. } => "sum with addend",
                 Kind::Sum { .. } => "sum",
                 Kind::Phase(_) => "phase alone",

@@ -1,43 +1,53 @@
-//! Broadcast: all-gather in the node. Every rank pushes its shard to its neighbours.
+//! Broadcast: all-gather in the node. Every rank pushes what it owns to its neighbours.
 
-use super::call::{Call, Deal, Pass, Share};
-use super::fused::{Shards, push};
-use super::tensor;
+use super::call::{Call, Pass};
+use super::fused::{Parts, push};
+use super::schedule::Place;
+use super::tensor::{self, NONE};
 use super::watch::Source;
 use super::wire::Wire;
 use crate::params::PHASE_BROADCAST;
 
-/// Sends the own shard.
+/// Sends what this rank owns.
 #[inline(always)]
-pub unsafe fn send<W: Wire, D: Deal>(call: &Call, pass: &Pass, shards: &Shards) {
+pub unsafe fn send<W: Wire>(call: &Call, pass: &Pass, parts: &impl Parts) {
     if call.watch.over {
         return;
     }
-    let (first, units) = shards.part(call, pass, shards.place.local);
-    let Share { first: mut i, end, step } = D::share(units);
-    while i < end {
-        push::<W>(call, pass, &shards.place, i, tensor::load(call.own.data, first + i, call.own.halves));
-        i += step;
+    let place = parts.place();
+    let mut units = parts.units(call, pass, place.local);
+    loop {
+        let (at, i) = units();
+        if at == NONE {
+            break;
+        }
+        push::<W>(call, pass, &place, i, tensor::load(call.own.data, at, call.own.halves));
     }
 }
 
-/// Receives the neighbours' shards.
+/// Receives what the neighbours own.
 #[inline(always)]
-pub unsafe fn receive<W: Wire, D: Deal>(call: &mut Call, pass: &Pass, shards: &Shards) {
-    let place = shards.place;
-    let mut local = place.local;
-    for _ in 1..place.gpus {
-        local = if local + 1 == place.gpus { 0 } else { local + 1 };
-        let from = Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 };
-        let (first, units) = shards.part(call, pass, local);
+pub unsafe fn receive<W: Wire>(call: &mut Call, pass: &Pass, parts: &impl Parts) {
+    let place = parts.place();
+    for n in 1..place.gpus {
+        let local = place.after(n);
         let slot = call.own_slot(pass, place.broadcast_slot(local));
-        let Share { first: mut i, end, step } = D::share(units);
-        while i < end {
-            let unit = call.receive_one::<W>(pass, slot + W::offset(i), from);
-            if !call.watch.over {
-                tensor::store(call.own.data, first + i, call.own.halves, unit);
+        let mut units = parts.units(call, pass, local);
+        loop {
+            let (at, i) = units();
+            if at == NONE {
+                break;
             }
-            i += step;
+            let unit = call.receive_one::<W>(pass, slot + W::offset(i), source(&place, local));
+            if !call.watch.over {
+                tensor::store(call.own.data, at, call.own.halves, unit);
+            }
         }
     }
+}
+
+/// From whom what `local` owns is awaited.
+#[inline(always)]
+pub fn source(place: &Place, local: u32) -> Source {
+    Source { peer: place.neighbour(local), phase: PHASE_BROADCAST, step: 0 }
 }

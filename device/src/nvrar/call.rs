@@ -53,7 +53,7 @@ pub struct Pass {
     /// Its first unit, of the tensor or of each shard.
     pub first: u32,
     /// The slots of its number's parity, relative to a region.
-    pub slots: u64,
+    slots: u32,
 }
 
 impl Pass {
@@ -174,7 +174,8 @@ impl<'a> Call<'a> {
 
     #[inline(always)]
     fn pass(&self, sequence: u64, first: u32) -> Pass {
-        Pass { sequence, first, slots: self.p.slots + (sequence & 1) * self.p.parity_stride }
+        let parity = (sequence & 1) * self.p.parity_stride;
+        Pass { sequence, first, slots: (self.p.slots + parity) as u32 }
     }
 
     /// How many of `units` from a pass's first one on belong to it.
@@ -201,13 +202,19 @@ impl<'a> Call<'a> {
     /// Where a slot of a pass begins on a peer.
     #[inline(always)]
     pub unsafe fn slot(&self, pass: &Pass, peer: u32, slot: u32) -> Global {
-        self.region(peer) + pass.slots + u64::from(slot) * self.p.slot_stride
+        self.region(peer) + self.slot_offset(pass, slot)
     }
 
     /// Where a slot of a pass begins on this rank.
     #[inline(always)]
     pub fn own_slot(&self, pass: &Pass, slot: u32) -> Global {
-        self.home + pass.slots + u64::from(slot) * self.p.slot_stride
+        self.home + self.slot_offset(pass, slot)
+    }
+
+    /// Where a slot of a pass begins in any region, which is shorter than 4 GiB.
+    #[inline(always)]
+    pub fn slot_offset(&self, pass: &Pass, slot: u32) -> u64 {
+        u64::from(pass.slots + slot * self.p.slot_stride as u32)
     }
 
     /// The peer after another, beginning with the rank itself.
@@ -223,8 +230,8 @@ impl<'a> Call<'a> {
         arrive::<NUMBER_READ>(ntid_x());
     }
 
-    /// Takes the units at `places` (0: none) that are messages of `pass`; all are looked at in turn
-    /// until all are there. After a failure the units are worth nothing.
+    /// Takes the units at `places` that are messages of `pass`; all are looked at in turn until all are there. A place
+    /// may be there twice. After a failure the units are worth nothing.
     #[inline(always)]
     pub unsafe fn receive<W: Wire, const K: usize>(
         &mut self,
@@ -236,18 +243,14 @@ impl<'a> Call<'a> {
         while !self.watch.over {
             let mut missing = K;
             for k in 0..K {
-                if places[k] != 0 {
-                    let (unit, arrived) = W::look(places[k], pass.flag());
-                    units[k] = unit;
-                    missing = if arrived { missing } else { k };
-                }
+                let (unit, arrived) = W::look(places[k], pass.flag());
+                units[k] = unit;
+                missing = if arrived { missing } else { k };
             }
             if missing == K {
                 self.watch.is_rewarded();
                 for k in 0..K {
-                    if places[k] != 0 {
-                        W::clear(places[k]);
-                    }
+                    W::clear(places[k]);
                 }
                 break;
             }

@@ -9,6 +9,8 @@ pub trait Element {
     type Wide: Copy;
     /// Halves (2 bytes) of an element.
     const HALVES: u32;
+    /// What adds nothing: -0, since 0 would make -0 its own.
+    const NOTHING: Self::Wide;
     /// Widens, exactly.
     fn widen(unit: [u32; 4]) -> Self::Wide;
     /// Rounds to nearest, ties to even.
@@ -27,6 +29,7 @@ pub struct F32;
 impl Element for Bf16 {
     type Wide = [f32; 8];
     const HALVES: u32 = 1;
+    const NOTHING: [f32; 8] = [-0.0; 8];
 
     #[inline(always)]
     fn widen(unit: [u32; 4]) -> [f32; 8] {
@@ -47,6 +50,7 @@ impl Element for Bf16 {
 impl Element for F16 {
     type Wide = [f32; 8];
     const HALVES: u32 = 1;
+    const NOTHING: [f32; 8] = [-0.0; 8];
 
     #[inline(always)]
     fn widen(unit: [u32; 4]) -> [f32; 8] {
@@ -68,6 +72,7 @@ impl Element for F16 {
 impl Element for F32 {
     type Wide = [f32; 4];
     const HALVES: u32 = 2;
+    const NOTHING: [f32; 4] = [-0.0; 4];
 
     #[inline(always)]
     fn widen(unit: [u32; 4]) -> [f32; 4] {

@@ -34,9 +34,10 @@ impl Piece {
             }
         }
         let halves = (end - start) * p.element_halves;
-        let units = halves.div_ceil(HALVES_PER_UNIT).saturating_sub(p.first_unit);
+        let first_unit = p.collective.first_unit;
+        let units = halves.div_ceil(HALVES_PER_UNIT).saturating_sub(first_unit);
         let at = call.own.data + u64::from(start * p.element_halves) * 2;
-        Self { at, halves, first_unit: p.first_unit, units: units.min(p.collective.pass_units) }
+        Self { at, halves, first_unit, units: units.min(p.collective.pass_units) }
     }
 
     /// Whether unit `i` is whole and aligned.

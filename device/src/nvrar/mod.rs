@@ -10,13 +10,15 @@
 //!
 //! The layers: [`wire`] (formats), [`element`] (dtypes), [`watch`] (limits and failures), [`call`] (one
 //! call seen from one thread), [`schedule`] (who with whom), the phases [`reduce`], [`put`] and
-//! [`broadcast`], and the kernels [`one_shot`], [`fused`] and [`gather`]. With the feature `nvshmem`, the module of
+//! [`broadcast`], [`rows`] and the sum over one ([`letters`]), and the kernels [`one_shot`], [`fused`], the same with
+//! residual and RMSNorm ([`norm`], [`fused_norm`]), and [`gather`]. With the feature `nvshmem`, the module of
 //! that name has kernels whose messages between nodes are NVSHMEM's puts.
 
 pub mod broadcast;
 pub mod call;
 pub mod element;
 pub mod fused;
+pub mod fused_norm;
 pub mod gather;
 pub mod letters;
 pub mod norm;
@@ -25,6 +27,7 @@ pub mod nvshmem;
 pub mod one_shot;
 pub mod put;
 pub mod reduce;
+pub mod rows;
 pub mod schedule;
 pub mod tensor;
 pub mod watch;

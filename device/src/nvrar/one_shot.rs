@@ -1,10 +1,11 @@
 //! One-shot: every rank sends all it has to every other rank of the node and sums by itself.
 //!
-//! One hop. The sum is that of [`super::reduce`], in rank order, so the bits are those of the two-shot
-//! form.
+//! One hop. The sum is that of [`super::reduce`], in rank order, so the bits are those of the two-shot form.
 
 use super::call::{Call, Pass, Stores};
 use super::element::{Bf16, Element, F16, F32};
+use super::reduce::sum_of_node;
+use super::schedule::Place;
 use super::tensor::{self, NONE};
 use super::watch::Source;
 use super::wire::{Cells, Wire, Words};
@@ -14,9 +15,10 @@ use crate::params::{Collective, PHASE_REDUCE};
 /// a long message is received while it is sent.
 const AHEAD: u32 = 2;
 
-/// Sums a tensor, units dealt to all workers of the grid in turn, `K` together.
+/// Sums a tensor, units dealt to all workers of the grid in turn, `K` together; of many ranks the messages of `M` are
+/// awaited together.
 #[inline(always)]
-unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
+unsafe fn all_reduce<E: Element, W: Wire, const K: usize, const M: usize>(p: &Collective) {
     if Call::is_kept_by_clerk::<Stores>(p, p.numel * E::HALVES) {
         return;
     }
@@ -56,7 +58,7 @@ unsafe fn all_reduce<E: Element, W: Wire, const K: usize>(p: &Collective) {
                 break;
             }
             let indices = group(received, workers, units);
-            let sums = sum::<E, W, K>(&mut call, &pass, indices);
+            let sums = sum::<E, W, K, M>(&mut call, &pass, indices);
             for k in 0..K {
                 if indices[k] != NONE && !call.watch.over {
                     let sum = E::narrow(sums[k]);
@@ -103,7 +105,7 @@ pub(super) unsafe fn send<W: Wire, const K: usize>(
 
 /// Receives units from all peers and sums them with the own ones, in rank order, in fp32.
 #[inline(always)]
-pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
+pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize, const M: usize>(
     call: &mut Call,
     pass: &Pass,
     indices: [u32; K],
@@ -113,7 +115,8 @@ pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
     if call.world == 2 {
         let from = Source { peer: 1 - call.rank, phase: PHASE_REDUCE, step: 0 };
         let slot = call.own_slot(pass, from.peer);
-        let place = |index: u32| if index == NONE { 0 } else { slot + W::offset(index) };
+        // The first unit is always there.
+        let place = |index: u32| slot + W::offset(if index == NONE { indices[0] } else { index });
         let theirs = call.receive::<W, K>(pass, indices.map(place), |_| from);
         for k in 0..K {
             // Of two, either order gives the same bits.
@@ -121,48 +124,17 @@ pub(super) unsafe fn sum<E: Element, W: Wire, const K: usize>(
         }
         return sums;
     }
+    let place = Place::in_one_node(call.world, call.rank);
     for k in 0..K {
         if indices[k] != NONE {
-            sums[k] = sum_of_many::<E, W, K>(call, pass, indices[k], own[k]);
+            sums[k] = sum_of_node::<E, W, M>(call, pass, &place, indices[k], own[k]);
         }
     }
     sums
 }
 
-/// One unit, from `K` ranks at a time.
-#[inline(always)]
-unsafe fn sum_of_many<E: Element, W: Wire, const K: usize>(
-    call: &mut Call,
-    pass: &Pass,
-    index: u32,
-    own: [u32; 4],
-) -> E::Wide {
-    let mut sum = E::widen(own);
-    let mut first = 0;
-    while first < call.world {
-        let mut places = [0; K];
-        for k in 0..K {
-            let rank = first + k as u32;
-            if rank < call.world && rank != call.rank {
-                places[k] = call.own_slot(pass, rank) + W::offset(index);
-            }
-        }
-        let from = |k| Source { peer: first + k as u32, phase: PHASE_REDUCE, step: 0 };
-        let units = call.receive::<W, K>(pass, places, from);
-        for k in 0..K {
-            let rank = first + k as u32;
-            if rank < call.world {
-                let unit = E::widen(if rank == call.rank { own } else { units[k] });
-                sum = if rank == 0 { unit } else { E::add(sum, unit) };
-            }
-        }
-        first += K as u32;
-    }
-    sum
-}
-
 macro_rules! one_shot {
-    ($($name:ident: $element:ident over $wire:ident, $together:literal at once;)*) => {$(kernel! {
+    ($($name:ident: $element:ident over $wire:ident, $units:literal units, $messages:literal messages at once;)*) => {$(kernel! {
         /// One-shot all-reduce.
         ///
         /// # Shape and layout
@@ -180,16 +152,16 @@ macro_rules! one_shot {
         /// make the same calls in the same order.
         #[launch_bounds(416, 1)]
         pub fn $name(p: Collective) {
-            all_reduce::<$element, $wire, $together>(&p);
+            all_reduce::<$element, $wire, $units, $messages>(&p);
         }
     })*};
 }
 
 one_shot! {
-    allreduce_bf16_oneshot_cells: Bf16 over Cells, 1 at once;
-    allreduce_bf16_oneshot_words: Bf16 over Words, 2 at once;
-    allreduce_f16_oneshot_cells: F16 over Cells, 1 at once;
-    allreduce_f16_oneshot_words: F16 over Words, 2 at once;
-    allreduce_f32_oneshot_cells: F32 over Cells, 1 at once;
-    allreduce_f32_oneshot_words: F32 over Words, 2 at once;
+    allreduce_bf16_oneshot_cells: Bf16 over Cells, 1 units, 3 messages at once;
+    allreduce_bf16_oneshot_words: Bf16 over Words, 2 units, 3 messages at once;
+    allreduce_f16_oneshot_cells: F16 over Cells, 1 units, 3 messages at once;
+    allreduce_f16_oneshot_words: F16 over Words, 2 units, 3 messages at once;
+    allreduce_f32_oneshot_cells: F32 over Cells, 1 units, 3 messages at once;
+    allreduce_f32_oneshot_words: F32 over Words, 2 units, 3 messages at once;
 }

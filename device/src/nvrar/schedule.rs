@@ -27,6 +27,19 @@ impl Place {
         self.node * self.gpus + local
     }
 
+    /// Of `rank` in a group of one node.
+    #[inline(always)]
+    pub fn in_one_node(gpus: u32, rank: u32) -> Self {
+        Self { nodes: 1, gpus, node: 0, local: rank }
+    }
+
+    /// The local number that comes `n` after this rank's, round the node.
+    #[inline(always)]
+    pub fn after(&self, n: u32) -> u32 {
+        let local = self.local + n;
+        if local < self.gpus { local } else { local - self.gpus }
+    }
+
     /// The rank of this local number in another node.
     #[inline(always)]
     pub fn counterpart(&self, node: u32) -> u32 {

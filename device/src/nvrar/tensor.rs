@@ -71,21 +71,26 @@ impl Contribution {
         loaded: [[u32; 4]; K],
     ) -> [[u32; 4]; K] {
         let mut sums = loaded;
-        if self.addend != 0 {
-            for k in 0..K {
-                if indices[k] != NONE {
-                    let addend = load(self.addend, first + indices[k], self.halves);
-                    sums[k] = Bf16::narrow(Bf16::add(Bf16::widen(sums[k]), Bf16::widen(addend)));
-                }
+        for k in 0..K {
+            if indices[k] != NONE {
+                sums[k] = self.with_addend(first + indices[k], loaded[k]);
             }
         }
         sums
     }
 
-    /// Unit `index`, the addend included.
+    /// Unit `index`, which is there, the addend included.
     #[inline(always)]
     pub unsafe fn unit(&self, index: u32) -> [u32; 4] {
-        let [unit] = self.add(0, [index], self.load(0, [index]));
-        unit
+        self.with_addend(index, ld_v4_here(self.data + u64::from(index) * UNIT_BYTES))
+    }
+
+    #[inline(always)]
+    unsafe fn with_addend(&self, index: u32, unit: [u32; 4]) -> [u32; 4] {
+        if self.addend == 0 {
+            return unit;
+        }
+        let addend = load(self.addend, index, self.halves);
+        Bf16::narrow(Bf16::add(Bf16::widen(unit), Bf16::widen(addend)))
     }
 }

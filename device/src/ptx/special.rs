@@ -56,6 +56,15 @@ pub fn opaque(value: u32) -> u32 {
     same
 }
 
+/// `mov.u32` that stays where it stands: what is made of its result is made behind it, and takes no registers before.
+#[inline(always)]
+pub fn here(value: u32) -> u32 {
+    let same: u32;
+    // SAFETY: registers only.
+    unsafe { asm!("mov.u32 {}, {};", out(reg32) same, in(reg32) value, options(nomem, nostack)) };
+    same
+}
+
 /// `trap`: ends the grid with an error.
 #[inline(always)]
 pub fn trap() -> ! {

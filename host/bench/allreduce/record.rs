@@ -121,6 +121,9 @@ pub struct Measurement {
     pub ratio_torch_best: Option<f64>,
     /// µs above the plain call of the same contender on the same tensor.
     pub us_over_plain: Option<f64>,
+    /// Of a whole sum, what each rank's link carries at least, each way, if no switch adds up: 2(P - 1)/P of the
+    /// tensor's bytes over the median, as nccl-tests define it.
+    pub bus_gb_per_s: Option<f64>,
 }
 
 fn as_text<S: serde::Serializer>(dtype: &DType, serializer: S) -> Result<S::Ok, S::Error> {
@@ -141,6 +144,9 @@ impl Measurement {
         hidden: usize,
         us: Percentiles,
     ) -> Self {
+        let gb_per_s = bytes as f64 / us.median / 1e3;
+        let is_whole = matches!(call, Call::Plain | Call::Fused);
+        let bus_gb_per_s = is_whole.then(|| gb_per_s * 2.0 * (tp as f64 - 1.0) / tp as f64);
         Self {
             contender: contender.to_owned(),
             variant: variant.to_owned(),
@@ -152,11 +158,12 @@ impl Measurement {
             bytes,
             hidden,
             us,
-            gb_per_s: bytes as f64 / us.median / 1e3,
+            gb_per_s,
             ratio_nccl: None,
             ratio_nccl_best: None,
             ratio_torch_best: None,
             us_over_plain: None,
+            bus_gb_per_s,
         }
     }
 
@@ -210,6 +217,7 @@ impl crate::bench::report::Record for Measurement {
         "ratio_nccl_best",
         "ratio_torch_best",
         "us_over_plain",
+        "bus_gb_per_s",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -222,6 +230,7 @@ impl crate::bench::report::Record for Measurement {
         cells.push(cell(self.gb_per_s, 2));
         cells.extend([self.ratio_nccl, self.ratio_nccl_best, self.ratio_torch_best].map(|r| cell(r, 3)));
         cells.push(cell(self.us_over_plain, 3));
+        cells.push(cell(self.bus_gb_per_s, 2));
         cells
     }
 }
@@ -234,6 +243,21 @@ mod tests {
         let us = Percentiles { p10: median - 0.5, median, p90: median + 0.5 };
         let name = (contender, variant);
         Measurement::new(name, call, Launching::Graph, DType::Bf16, 2, "1x2".into(), bytes, 0, us)
+    }
+
+    /// nccl-tests, doc/PERFORMANCE.md: of two ranks the algorithm's bandwidth, of four one and a half times as much.
+    #[test]
+    fn the_bus_carries_what_nccl_tests_say() {
+        let of = |call, tp| {
+            let us = Percentiles { p10: 9.0, median: 10.0, p90: 11.0 };
+            let (name, shape) = ((OURS, AUTOMATIC), format!("1x{tp}"));
+            let line = Measurement::new(name, call, Launching::Graph, DType::Bf16, tp, shape, 1 << 20, 0, us);
+            line.bus_gb_per_s
+        };
+        let is_near = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
+        assert!(is_near(of(Call::Plain, 2), 104.8576));
+        assert!(is_near(of(Call::Fused, 4), 157.2864));
+        assert_eq!(of(Call::Reduce, 4), None, "a phase is no all-reduce");
     }
 
     #[test]

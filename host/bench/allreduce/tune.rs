@@ -102,16 +102,17 @@ fn candidates(task: &Task) -> Vec<Tuning> {
     for &format in formats {
         let format = Some(format);
         if task.call == Call::Fused {
-            for (row_blocks, workers) in [1, 2, 4, 8].into_iter().flat_map(|n| [64, 128, 256].map(|w| (n, w)))
-            {
-                let algorithm = Some(Algorithm::OneShot);
-                let (workers, row_blocks) = (Some(workers), Some(row_blocks));
-                all.push(Tuning { algorithm, format, blocks: None, workers, row_blocks, pass_units: None });
+            for algorithm in Algorithm::ALL.map(Some) {
+                for (row_blocks, workers) in
+                    [1, 2, 4, 8].into_iter().flat_map(|n| [64, 128, 256].map(|w| (n, w)))
+                {
+                    let (workers, row_blocks) = (Some(workers), Some(row_blocks));
+                    all.push(Tuning { algorithm, format, workers, row_blocks, ..Tuning::default() });
+                }
             }
-            all.push(Tuning { algorithm: Some(Algorithm::TwoShot), format, ..Tuning::default() });
             continue;
         }
-        for algorithm in [Algorithm::OneShot, Algorithm::TwoShot].map(Some) {
+        for algorithm in Algorithm::ALL.map(Some) {
             for workers in [64, 128, 256, 384] {
                 for blocks in [1, 2, 4, 8, 16, 32, 64, 128] {
                     // Up to eight units of 16 bytes for each worker.

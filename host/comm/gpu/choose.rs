@@ -19,7 +19,7 @@ pub struct Tuning {
     pub blocks: Option<u32>,
     /// Threads of a block that move data, whole warps.
     pub workers: Option<u32>,
-    /// Blocks that share a row to be normalised.
+    /// Blocks that share a row to be normalised in the launch that sums it, however long the tensor is.
     pub row_blocks: Option<u32>,
     /// Most units of 16 bytes that a pass has; longer tensors take more passes than the slots ask for.
     pub pass_units: Option<u32>,
@@ -74,7 +74,7 @@ const MAX_WORKERS_NORM: u32 = 256;
 const MAX_WORKERS_PUT: u32 = 256;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
-/// Workers from which on only long messages gain by more.
+/// Workers from which on only long messages gain by more, and in two shots those that threads then have done sooner.
 const MANY_WORKERS: u32 = 256;
 /// Units of a long message: more than 2 MiB.
 const LONG_UNITS: u32 = 128 << 10;
@@ -82,13 +82,14 @@ const LONG_UNITS: u32 = 128 << 10;
 const MANY_BLOCKS: u32 = 128;
 /// Fewest units of a row that a block takes: the more blocks share it, the faster it is sent.
 const ROW_SHARE_UNITS: u32 = 64;
-/// Largest message that travels in cells, in units, 8 KiB: up to there they are as fast, and each carries the
-/// call's number.
+/// Largest message that travels in cells, in units, 8 KiB: between two ranks they are as fast up to there, and each
+/// carries the call's number. Between more, messages of several ranks are awaited together, which words do faster.
 const CELLS_UNITS: u32 = 512;
-/// The same between more than two ranks, 2 KiB: words of several ranks are awaited together.
-const CELLS_UNITS_OF_MANY: u32 = 128;
 /// What the wire carries in the time of one more hop, in units: 1.2 µs at 380 GB/s.
 const HOP_UNITS: u64 = 456_000 / UNIT_BYTES;
+/// Most units that are normalised in the launch that sums them in two shots, 1 MiB: beyond, threads have more than two of
+/// them, which they take in turn, and a launch of its own is as fast.
+const SHARED_UNITS: u32 = 64 << 10;
 /// Cells lie in groups of so many units.
 const CELL_GROUP_UNITS: u32 = 32;
 
@@ -100,21 +101,16 @@ pub(super) fn units(bytes: usize) -> Option<u32> {
 }
 
 impl Site {
-    /// The choice; none if a row does not fit a pass.
+    /// The choice; none for rows that do not fit a pass, or in two shots all of them, for rows that are put, and for those
+    /// that a launch of its own normalises as fast.
     pub(super) fn execution(&self, task: Task, layout: &Layout, tuning: Tuning) -> Option<Execution> {
         let algorithm = self.algorithm(task, tuning);
-        let longest = match task {
-            Task::Sum { units, .. } | Task::Phase { units } if algorithm == Algorithm::TwoShot => {
-                self.shard(units, 0)
-            }
-            Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
-        };
         let row_units = match task {
             Task::Sum { row_units, .. } => row_units,
             _ => None,
         };
-        let most = if self.shape.world() > 2 { CELLS_UNITS_OF_MANY } else { CELLS_UNITS };
-        let short = row_units.is_none() && longest <= most;
+        let longest = self.longest(task, algorithm);
+        let short = row_units.is_none() && longest <= CELLS_UNITS && self.shape.world() <= 2;
         let far = if self.shape.nodes > 1 { self.far } else { Far::Stores };
         let format = match far {
             Far::Puts => Format::Words,
@@ -123,7 +119,7 @@ impl Site {
         let area = layout.area(format);
         let slot_units = area.bytes / self.slots(task, algorithm) / format.unit_bytes();
         let slot_units = slot_units as u32 / CELL_GROUP_UNITS * CELL_GROUP_UNITS;
-        let step = row_units.unwrap_or(GRANULE_UNITS);
+        let step = row_units.map_or(GRANULE_UNITS, |row| self.of_row(row, algorithm));
         let most = slot_units.min(tuning.pass_units.unwrap_or(slot_units)) / step * step;
         if most == 0 {
             return None;
@@ -132,9 +128,15 @@ impl Site {
         let even = longest.div_ceil(longest.div_ceil(most).max(1));
         let pass_units = even.next_multiple_of(step).clamp(step, most);
         let passes = longest.div_ceil(pass_units).max(1);
-        let (mut blocks, workers, row_blocks) = match row_units {
-            Some(row) => self.rows_grid(longest.min(pass_units), row, tuning),
-            None => self.grid(longest.min(pass_units), far, tuning),
+        let is_shared = row_units.is_some() && algorithm == Algorithm::TwoShot;
+        let is_long = matches!(task, Task::Sum { units, .. } if units > SHARED_UNITS);
+        if is_shared && (passes > 1 || far == Far::Puts || is_long && tuning.row_blocks.is_none()) {
+            return None;
+        }
+        let (mut blocks, workers, row_blocks) = match (row_units, task) {
+            (Some(row), Task::Sum { units, .. }) if is_shared => self.rows_grid(units, row, tuning),
+            (Some(row), _) => self.rows_grid(longest.min(pass_units), row, tuning),
+            (None, _) => self.grid(longest.min(pass_units), algorithm, far, tuning),
         };
         if passes > 1 && far == Far::Stores && matches!(task, Task::Sum { .. }) {
             let last = self.last_pass(task, algorithm, pass_units, passes);
@@ -153,6 +155,23 @@ impl Site {
             row_blocks,
             far,
         })
+    }
+
+    /// Units of the longest message.
+    fn longest(&self, task: Task, algorithm: Algorithm) -> u32 {
+        match (task, algorithm) {
+            (Task::Sum { units, row_units: Some(row) }, _) => units / row * self.of_row(row, algorithm),
+            (Task::Sum { units, .. } | Task::Phase { units }, Algorithm::TwoShot) => self.shard(units, 0),
+            (Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units }, _) => units,
+        }
+    }
+
+    /// Most units of a row that a message has: in two shots each rank of a node has a part of every row.
+    fn of_row(&self, row_units: u32, algorithm: Algorithm) -> u32 {
+        match algorithm {
+            Algorithm::OneShot => row_units,
+            Algorithm::TwoShot => row_units.div_ceil(self.shape.gpus_per_node as u32),
+        }
     }
 
     /// One shot as long as what it sends more takes less time than a second hop.
@@ -197,10 +216,15 @@ impl Site {
     }
 
     /// Blocks and workers for so many units.
-    fn grid(&self, units: u32, far: Far, tuning: Tuning) -> (u32, u32, u32) {
+    fn grid(&self, units: u32, algorithm: Algorithm, far: Far, tuning: Tuning) -> (u32, u32, u32) {
         let there_are = if far == Far::Puts { MAX_WORKERS_PUT } else { MAX_WORKERS };
-        let most = if units <= LONG_UNITS { MANY_WORKERS } else { there_are };
         let many = MANY_BLOCKS.min(self.max_blocks);
+        let rounds = |workers| units.div_ceil(many * workers);
+        let is_long = match algorithm {
+            Algorithm::OneShot => units > LONG_UNITS,
+            Algorithm::TwoShot => rounds(there_are) < rounds(MANY_WORKERS),
+        };
+        let most = if is_long { there_are } else { MANY_WORKERS };
         let measured = units.div_ceil(many).next_multiple_of(WARP).clamp(MIN_WORKERS, most);
         let workers = tuning.workers.unwrap_or(measured).clamp(WARP, there_are) / WARP * WARP;
         let workers = workers.min(units.max(1).next_multiple_of(WARP));
@@ -279,6 +303,33 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_normalised_where_they_are_summed_up_to_a_size() {
+        let fused = |(nodes, gpus), far, kib: u32, tuning| {
+            let site = Site { far, ..site(nodes, gpus, 132) };
+            let layout = Layout::new(site.shape, 64 << 20);
+            let task = Task::Sum { units: kib * 64, row_units: Some(1024) };
+            site.execution(task, &layout, tuning)
+        };
+        let algorithm = |shape, kib| {
+            fused(shape, Far::Stores, kib, Tuning::default()).map(|execution| execution.algorithm)
+        };
+        use Algorithm::{OneShot, TwoShot};
+        assert_eq!([256, 512, 1024, 2048].map(|kib| algorithm((1, 4), kib)), {
+            [Some(OneShot), Some(TwoShot), Some(TwoShot), None]
+        });
+        assert_eq!([16, 1024, 2048].map(|kib| algorithm((2, 2), kib)), [Some(TwoShot), Some(TwoShot), None]);
+        assert_eq!([2048, 16 << 10].map(|kib| algorithm((1, 2), kib)), [Some(OneShot); 2]);
+        // Each rank of a node owns half of every row.
+        let execution = fused((2, 2), Far::Stores, 64, Tuning::default()).unwrap();
+        assert_eq!((execution.pass_units, execution.passes), (4 * 512, 1));
+        assert_eq!((execution.blocks, execution.workers, execution.row_blocks), (32, 128, 8));
+        let forced = Tuning { row_blocks: Some(2), ..Tuning::default() };
+        assert!(fused((1, 4), Far::Stores, 2048, forced).is_some());
+        assert!(fused((1, 4), Far::Stores, 32 << 10, forced).is_none(), "more than one pass");
+        assert!(fused((2, 2), Far::Puts, 16, Tuning::default()).is_none());
+    }
+
+    #[test]
     fn a_registered_tensor_fits_one_pass() {
         for (nodes, gpus) in [(1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (5, 3)] {
             let site = site(nodes, gpus, 132);
@@ -303,6 +354,7 @@ mod tests {
             row in prop_oneof![Just(None), (1u32..4096).prop_map(Some)],
             kind in 0..3,
             max_blocks in 4u32..133,
+            algorithm in prop_oneof![Just(Algorithm::OneShot), Just(Algorithm::TwoShot)],
             forced in prop_oneof![Just(None), Just(Some(Format::Cells)), Just(Some(Format::Words))],
             far in prop_oneof![Just(Far::Stores), Just(Far::Puts)],
             (blocks, workers, row_blocks) in (
@@ -312,7 +364,7 @@ mod tests {
             ),
         ) {
             let site = Site { far, ..site(nodes, gpus, max_blocks) };
-            let row = row.filter(|_| nodes == 1 && kind == 0);
+            let row = row.filter(|_| kind == 0);
             let units = row.map_or(units, |row| units / row * row);
             let layout = Layout::new(site.shape, registered.max(units) as usize * 16);
             let task = match kind {
@@ -320,7 +372,7 @@ mod tests {
                 1 => Task::Phase { units },
                 _ => Task::Gather { units },
             };
-            let algorithm = row.map(|_| Algorithm::OneShot);
+            let algorithm = row.map(|_| algorithm);
             let tuning = Tuning { format: forced, algorithm, blocks, workers, row_blocks, pass_units: None };
             let found = site.execution(task, &layout, tuning);
             prop_assert!(found.is_some() || row.is_some());
@@ -332,10 +384,8 @@ mod tests {
             prop_assert!(e.slots % 1024 == 0 && e.parity_stride % 1024 == 0 && e.slot_stride % 512 == 0);
             prop_assert!((1..=max_blocks).contains(&e.blocks) && e.workers.is_multiple_of(WARP));
             prop_assert!((1..=MAX_WORKERS).contains(&e.workers) && e.blocks.is_multiple_of(e.row_blocks));
-            let longest = match task {
-                Task::Sum { units, .. } | Task::Phase { units } if e.algorithm == Algorithm::TwoShot => site.shard(units, 0),
-                Task::Sum { units, .. } | Task::Phase { units } | Task::Gather { units } => units,
-            };
+            let longest = site.longest(task, e.algorithm);
+            prop_assert!(row.is_none() || e.algorithm == Algorithm::OneShot || e.passes == 1);
             prop_assert!(u64::from(e.pass_units) * u64::from(e.passes) >= u64::from(longest));
             let puts = far == Far::Puts && nodes > 1;
             prop_assert_eq!(e.far == Far::Puts, puts);

@@ -13,7 +13,7 @@ use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
 use crate::driver::{
     Device, DeviceBuffer, DevicePtr, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream,
 };
-use crate::kernels::nvrar::{self, Algorithm, ElementType, Execution, Far, Format, NormAfter, Ranks};
+use crate::kernels::nvrar::{self, ElementType, Execution, Far, Format, NormAfter, Ranks};
 use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 
 /// bf16 in a unit of 16 bytes.
@@ -225,8 +225,8 @@ impl Crew {
         Site { shape: self.shape, max_blocks: self.max_blocks, max_row_blocks, far }
     }
 
-    /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass of the
-    /// one-shot form, else in two.
+    /// Enqueues a sum, and what follows it: in one launch where rows are whole units that fit a pass (in two shots all of
+    /// them) and nothing is put, else in two.
     pub(super) fn all_reduce(
         &self,
         stream: &Stream,
@@ -267,7 +267,7 @@ impl Crew {
         let rows = sum.norm.map(|norm| norm.hidden).filter(|hidden| hidden.is_multiple_of(BF16_PER_UNIT));
         let of_rows = rows.and_then(|hidden| tuning(Some(hidden as usize)));
         let fused = rows.and_then(|hidden| execution(Some(hidden / BF16_PER_UNIT), of_rows));
-        match fused.filter(|execution| execution.algorithm == Algorithm::OneShot) {
+        match fused {
             Some(execution) => Ok((execution, true)),
             None => Ok((execution(None, of_rows.or_else(|| tuning(None))).ok_or(NO_PASS)?, false)),
         }

@@ -65,6 +65,17 @@ fn on_cpu(topology: &Topology, units: u32) -> Vec<Exchange> {
         .collect()
 }
 
+#[test]
+fn neighbours_come_round_the_node() {
+    let place = device::Place::in_one_node(4, 2);
+    let same = device::Place::new(1, 4, 2);
+    assert_eq!(
+        (place.nodes, place.gpus, place.node, place.local),
+        (same.nodes, same.gpus, same.node, same.local)
+    );
+    assert_eq!([0, 1, 2, 3].map(|n| place.after(n)), [2, 3, 0, 1]);
+}
+
 proptest! {
     #[test]
     fn gpu_ranks_exchange_what_the_schedule_says(

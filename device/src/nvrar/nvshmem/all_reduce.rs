@@ -3,8 +3,7 @@
 use super::courier::{self, InRuns};
 use crate::nvrar::call::{Call, Pass};
 use crate::nvrar::element::{Bf16, Element, F16, F32};
-use crate::nvrar::fused::Shards;
-use crate::nvrar::schedule::Place;
+use crate::nvrar::fused::{Parts, Shards};
 use crate::nvrar::wire::Words;
 use crate::nvrar::{broadcast, put, reduce, tensor};
 use crate::params::{Collective, PHASE_BROADCAST, PHASE_PUT, PHASE_REDUCE};
@@ -15,7 +14,7 @@ const TOGETHER: usize = 1;
 #[inline(always)]
 unsafe fn all_reduce<E: Element>(p: &Collective) {
     let Some(mut call) = courier::begin(p, p.numel * E::HALVES) else { return };
-    let shards = Shards { place: Place::new(p.nodes, p.gpus_per_node, call.rank) };
+    let shards = Shards::new(&call);
     let pass = call.first_pass();
     let puts = p.phases & PHASE_PUT != 0;
     if courier::is_courier() {
@@ -27,26 +26,26 @@ unsafe fn all_reduce<E: Element>(p: &Collective) {
     }
     let reduces = p.phases & PHASE_REDUCE != 0;
     if reduces {
-        reduce::send::<Words, InRuns>(&call, &pass, &shards);
+        reduce::send::<Words>(&call, &pass, &shards);
     }
     Call::number_is_read();
     if reduces && (p.gpus_per_node > 1 || p.addend != 0) {
-        reduce::sum::<E, Words, InRuns, TOGETHER>(&mut call, &pass, &shards, false);
+        reduce::sum::<E, Words, TOGETHER>(&mut call, &pass, &shards, false);
     }
     if puts {
         exchange::<E>(&mut call, &pass, &shards);
     }
     if p.phases & PHASE_BROADCAST != 0 {
-        broadcast::send::<Words, InRuns>(&call, &pass, &shards);
-        broadcast::receive::<Words, InRuns>(&mut call, &pass, &shards);
+        broadcast::send::<Words>(&call, &pass, &shards);
+        broadcast::receive::<Words>(&mut call, &pass, &shards);
     }
 }
 
 /// The workers' part of the rounds between nodes. Every round that sends is a message, also after a failure, so that
 /// workers and couriers meet as often.
 #[inline(always)]
-unsafe fn exchange<E: Element>(call: &mut Call, pass: &Pass, shards: &Shards) {
-    let place = shards.place;
+unsafe fn exchange<E: Element>(call: &mut Call, pass: &Pass, shards: &Shards<InRuns>) {
+    let place = shards.place();
     let (first, units) = shards.part(call, pass, place.local);
     for round in 0..=place.last_round() {
         let Some((peer, sends, receives)) = place.exchange(round) else { continue };
@@ -58,15 +57,15 @@ unsafe fn exchange<E: Element>(call: &mut Call, pass: &Pass, shards: &Shards) {
         }
         if receives {
             let replaces = round == place.last_round();
-            put::receive::<E, Words, InRuns>(call, pass, shards, peer, round, replaces);
+            put::receive::<E, Words>(call, pass, shards, peer, round, replaces);
         }
     }
 }
 
 /// The couriers' part.
 #[inline(always)]
-unsafe fn post_all(call: &Call, pass: &Pass, shards: &Shards) {
-    let place = shards.place;
+unsafe fn post_all(call: &Call, pass: &Pass, shards: &Shards<InRuns>) {
+    let place = shards.place();
     let (_, units) = shards.part(call, pass, place.local);
     for round in 0..=place.last_round() {
         if let Some((peer, true, _)) = place.exchange(round) {

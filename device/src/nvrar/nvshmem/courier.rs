@@ -89,7 +89,7 @@ unsafe fn staging(call: &Call) -> Global {
 /// Where the message for a slot of other nodes' ranks is staged.
 #[inline(always)]
 unsafe fn staged(call: &Call, pass: &Pass, slot: u32) -> Global {
-    staging(call) + pass.slots + u64::from(slot) * call.p.slot_stride
+    staging(call) + call.slot_offset(pass, slot)
 }
 
 /// A worker's part of a message: stages its units of `units`, and lets the couriers have them.
