@@ -270,3 +270,14 @@ fn an_asynchronous_store_tells_an_mbarrier_of_its_own_block() {
     let cause = fault(&elsewhere, 0);
     assert!(matches!(cause, Cause::AsyncCopy { .. }), "{cause}");
 }
+
+#[test]
+fn a_relaxed_arrival_carries_what_a_fence_has_ordered() {
+    let relaxed = MEET.replace(".release", ".relaxed");
+    for seed in 0..20 {
+        let with = send(WAIT_CLUSTER, "").replace(MEET, &relaxed);
+        launch(&with, [4, 1, 1], [4, 1, 1], options(seed)).unwrap();
+        let cause = fault(&with.replace("fence.mbarrier_init.release.cluster;", ""), seed);
+        assert!(matches!(&cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{cause}");
+    }
+}

@@ -172,9 +172,10 @@ fn mutations_are_caught() {
     plant(&MUTATIONS, |_| true, |_| true);
 }
 
-/// The same in the kernels that sum rows in two shots alone; they have no passes.
+/// The same in the kernels that sum rows in two shots alone. They have no passes, and no kernel is ahead that writes what
+/// they read: rows to be normalised are always fresh.
 #[test]
 fn mutations_of_shared_rows_are_caught() {
     let are_shared = |entry: &str| entry.contains("_twoshot_") && entry.ends_with("_norm");
-    plant(&MUTATIONS[1..], are_shared, Scenario::has_shared_rows);
+    plant(&MUTATIONS[1..MUTATIONS.len() - 1], are_shared, Scenario::has_shared_rows);
 }

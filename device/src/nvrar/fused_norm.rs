@@ -17,12 +17,9 @@ use super::wire::{Cells, Wire, Words};
 use super::{put, reduce};
 use crate::params::Collective;
 
-/// Neighbours whose messages are awaited together.
-const TOGETHER: usize = 3;
-
-/// Sums a tensor of rows, in one pass.
+/// Sums a tensor of rows, in one pass; messages of so many neighbours are awaited together.
 #[inline(always)]
-unsafe fn all_reduce<W: Wire>(p: &Collective) {
+unsafe fn all_reduce<W: Wire, const TOGETHER: usize>(p: &Collective) {
     let mut letters = Letters::begin();
     if Call::is_kept_by_clerk::<Stores>(p, p.numel) {
         return;
@@ -82,7 +79,7 @@ unsafe fn take<W: Wire>(
 }
 
 macro_rules! norm {
-    ($($name:ident: $wire:ident, $min_blocks:literal resident;)*) => {$(kernel! {
+    ($($name:ident: $wire:ident, $together:literal at once, $min_blocks:literal resident;)*) => {$(kernel! {
         /// All-reduce in all phases, then `residual += sum` and `out = rmsnorm(residual) · gain`. The tensor gets the
         /// rounded sum, which is what travels, and so does the residual; it is rounded before it is normalised.
         ///
@@ -98,7 +95,7 @@ macro_rules! norm {
         /// and `out` overlap nothing.
         #[launch_bounds(288, $min_blocks)]
         pub fn $name(p: Collective) {
-            all_reduce::<$wire>(&p);
+            all_reduce::<$wire, $together>(&p);
         }
     })*};
 }
@@ -106,12 +103,12 @@ macro_rules! norm {
 // Two blocks fit a multiprocessor, so that all clusters of a launch are resident however they are dealt to it.
 #[cfg(cuda_arch_min = "90")]
 norm! {
-    allreduce_bf16_twoshot_cells_norm: Cells, 2 resident;
-    allreduce_bf16_twoshot_words_norm: Words, 2 resident;
+    allreduce_bf16_twoshot_cells_norm: Cells, 1 at once, 2 resident;
+    allreduce_bf16_twoshot_words_norm: Words, 3 at once, 2 resident;
 }
 
 #[cfg(not(cuda_arch_min = "90"))]
 norm! {
-    allreduce_bf16_twoshot_cells_norm: Cells, 1 resident;
-    allreduce_bf16_twoshot_words_norm: Words, 1 resident;
+    allreduce_bf16_twoshot_cells_norm: Cells, 1 at once, 1 resident;
+    allreduce_bf16_twoshot_words_norm: Words, 3 at once, 1 resident;
 }

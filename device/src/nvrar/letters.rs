@@ -14,7 +14,7 @@ use super::call::Call;
 use crate::params::MAX_ROW_BLOCKS;
 use crate::ptx::barrier::sync_some;
 use crate::ptx::{Shared, shared};
-use crate::ptx::special::{lane, nctaid_x, tid_x, warp};
+use crate::ptx::special::{here, lane, nctaid_x, tid_x, warp};
 use crate::tile::reduce::warp_sum;
 
 /// The barrier of the threads that move data.
@@ -65,7 +65,7 @@ impl Letters {
     /// The sum of `value` over all workers of all blocks of the row; all of them call it.
     #[inline(always)]
     pub unsafe fn sum(&mut self, value: f32) -> f32 {
-        let at = self.number % 2 * SET_BYTES;
+        let at = here(self.number) % 2 * SET_BYTES;
         let total = warp_sum(value);
         if lane() == 0 {
             shared::st_f32(sets() + at + warp() * 4, total);
@@ -91,15 +91,12 @@ unsafe fn add_up(at: Shared) -> f32 {
 #[cfg(cuda_arch_min = "90")]
 mod post {
     use super::{LETTER_BYTES, LETTERS_AT, MBARRIER_AT, SET_BYTES, add_up, sets};
-    use crate::ptx::special::{ctaid_x, lane, nctaid_x, tid_x};
+    use crate::ptx::special::{ctaid_x, nctaid_x, tid_x};
     use crate::ptx::{Shared, cluster, mbarrier};
 
     /// The way to the blocks that share a row.
     #[derive(Clone, Copy)]
-    pub struct Post {
-        /// The sets of the block that this lane writes to.
-        addressee: Shared,
-    }
+    pub struct Post;
 
     impl Post {
         #[inline(always)]
@@ -110,12 +107,12 @@ mod post {
                 mbarrier::fence_init();
             }
             cluster::arrive();
-            Self { addressee: cluster::map(sets(), if lane() < nctaid_x() { lane() } else { ctaid_x() }) }
+            Self
         }
 
         /// Sends the block's sum of row `number` to all blocks, and adds up theirs, in the set at `set`.
         #[inline(always)]
-        pub unsafe fn sum_of_blocks(&self, set: u32, number: u32, own: f32) -> f32 {
+        pub unsafe fn sum_of_blocks(self, set: u32, number: u32, own: f32) -> f32 {
             let blocks = nctaid_x();
             if blocks == 1 {
                 return own;
@@ -125,7 +122,7 @@ mod post {
                 cluster::wait();
             }
             if tid_x() < blocks {
-                let there = self.addressee + set;
+                let there = cluster::map(sets() + set, tid_x());
                 let place = there + LETTERS_AT + ctaid_x() * LETTER_BYTES;
                 cluster::st_async_b32(place, own.to_bits(), there + MBARRIER_AT);
             }

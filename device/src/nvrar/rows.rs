@@ -10,7 +10,7 @@ use crate::params::{Collective, UNIT_BYTES};
 use crate::ptx::Global;
 use crate::ptx::global::{ld_v4, ld_v4_here, st_v4};
 use crate::ptx::math::{fma, rcp, rsqrt};
-use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_z, tid_x};
+use crate::ptx::special::{ctaid_x, ctaid_y, here, ctaid_z, nctaid_x, nctaid_z, tid_x};
 use crate::tile::bf16::{pack8, unpack8};
 
 /// bf16 in a unit.
@@ -157,7 +157,6 @@ impl Parts for SharedRows {
 pub struct Operands {
     residual: Global,
     gain: Global,
-    out: Global,
 }
 
 impl Operands {
@@ -165,7 +164,7 @@ impl Operands {
     #[inline(always)]
     pub fn new(p: &Collective) -> Self {
         let slice = u64::from(ctaid_y()) * p.slice_stride;
-        Self { residual: p.residual + slice, gain: p.gain, out: p.out + slice }
+        Self { residual: p.residual + slice, gain: p.gain }
     }
 }
 
@@ -187,7 +186,7 @@ pub unsafe fn finish_row<const K: usize>(
     operands: Operands,
     mut take: impl FnMut(&mut Call, [u32; K]) -> [[f32; 8]; K],
 ) {
-    let Operands { residual, gain, out } = operands;
+    let Operands { residual, gain } = operands;
     let (mut after, mut squares) = ([[0; 4]; K], 0.0);
     for units in rows.of_thread::<K>() {
         let mut before = [[0; 4]; K];
@@ -219,6 +218,8 @@ pub unsafe fn finish_row<const K: usize>(
     if call.watch.over {
         return;
     }
+    // Made here, it takes no registers while messages come.
+    let out = call.p.out + u64::from(here(ctaid_y())) * call.p.slice_stride;
     let inverse_rms = rsqrt(fma(squares, rcp(call.p.hidden as f32), call.p.eps));
     for k in 0..K {
         if first[k] != NONE {

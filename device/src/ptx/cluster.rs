@@ -19,11 +19,11 @@ pub fn sync() {
     }
 }
 
-/// `barrier.cluster.arrive.release.aligned`: orders what the thread has done before [`wait`] of the others.
+/// `barrier.cluster.arrive.relaxed.aligned`: before [`wait`]. Orders only what a fence before it does.
 #[inline(always)]
 pub fn arrive() {
     // SAFETY: a barrier has no operand that could be wrong; kernels call it once, in uniform control flow.
-    unsafe { asm!("barrier.cluster.arrive.release.aligned;", options(nostack)) };
+    unsafe { asm!("barrier.cluster.arrive.relaxed.aligned;", options(nostack)) };
 }
 
 /// `barrier.cluster.wait.acquire`: until all threads of the cluster that have not exited have [arrived](arrive), as

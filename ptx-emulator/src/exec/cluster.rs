@@ -3,7 +3,7 @@
 use super::context::{Cause, Context, Done};
 use super::pending::Parcel;
 use super::rows::{Row, Slot};
-use crate::memory::{Clock, Memory, Thread, cluster_address, cluster_offset};
+use crate::memory::{Clock, Memory, Scope, Thread, cluster_address, cluster_offset};
 use crate::program::{Decoded, Line, Op, Refusal};
 use crate::text::{ScalarType as T, Space};
 
@@ -172,6 +172,8 @@ fn arrive(context: &mut Context<'_>, releases: bool) -> Done {
         context.cluster.arrived += 1;
         if releases {
             context.memory.release(who, &mut context.cluster.released);
+        } else {
+            context.memory.release_fenced(who, Scope::Cluster, &mut context.cluster.released);
         }
     }
     *context.progress += 1;

@@ -96,6 +96,13 @@ impl Memory {
         }
     }
 
+    /// Adds to `clock` what `thread` has fenced for threads of `scope`: what a relaxed signal carries.
+    pub fn release_fenced(&mut self, thread: Thread, scope: Scope, clock: &mut Clock) {
+        if self.is_ordered() {
+            self.causality.release_fenced(thread, scope, clock);
+        }
+    }
+
     /// Asynchronous copies that `thread` starts at one [`Memory::moment`]: an agent for the accesses of `cp.async` up to
     /// a commit.
     pub fn begin_async(&mut self, thread: Thread) -> Thread {

@@ -102,6 +102,15 @@ impl Causality {
         }
     }
 
+    /// Adds to `clock` what the thread has fenced for threads of `scope`: what a relaxed signal carries.
+    pub(in crate::memory) fn release_fenced(&mut self, thread: Thread, scope: Scope, clock: &mut Clock) {
+        let Some(state) = self.thread_mut(thread) else { return };
+        let fences: Vec<_> = state.fences.iter().filter(|it| it.scope >= scope).cloned().collect();
+        for fence in fences {
+            join(&mut clock.0, &fence.known, &self.states);
+        }
+    }
+
     /// Joins the order of `sc` fences: after all that are morally strong with this one.
     fn sc_fence(&mut self, thread: Thread, scope: Scope) {
         let block = thread.block;
