@@ -13,8 +13,8 @@
 use super::call::Call;
 use crate::params::MAX_ROW_BLOCKS;
 use crate::ptx::barrier::sync_some;
-use crate::ptx::{Shared, shared};
 use crate::ptx::special::{lane, nctaid_x, tid_x, warp};
+use crate::ptx::{Shared, shared};
 use crate::tile::reduce::warp_sum;
 
 /// The barrier of the threads that move data.
@@ -29,7 +29,8 @@ const MBARRIER_AT: u32 = LETTERS_AT + LETTER_BYTES * MAX_ROW_BLOCKS;
 const SET_BYTES: u32 = 80;
 /// Words and letters of a set.
 const WORDS: u32 = MAX_WARPS as u32 + MAX_ROW_BLOCKS;
-const _: () = assert!(LETTERS_AT + LETTER_BYTES * MAX_ROW_BLOCKS + 8 <= SET_BYTES && SET_BYTES.is_multiple_of(16));
+const _: () =
+    assert!(LETTERS_AT + LETTER_BYTES * MAX_ROW_BLOCKS + 8 <= SET_BYTES && SET_BYTES.is_multiple_of(16));
 
 shared_array! {
     /// Two sets.
