@@ -46,7 +46,7 @@ impl Layout {
         let chunks = self.row_bytes / 16;
         let chunk = half + self.skipped / 8;
         // The 16-byte chunks of 128 bytes change places by the number of the 128 bytes.
-        let swizzled = chunk ^ (row * self.row_bytes / 128) % chunks;
+        let swizzled = chunk ^ ((row * self.row_bytes / 128) % chunks);
         row * self.row_bytes + swizzled * 16
     }
 
@@ -74,7 +74,7 @@ impl Layout {
 
 /// Small integers, so that sums are exact in any order.
 fn matrix(rows: usize, seed: usize) -> Vec<[bf16; DEPTH]> {
-    let value = |row: usize, k: usize| ((row * 7 + k * 5 + seed) * 2654435761 >> 7) % 17;
+    let value = |row: usize, k: usize| (((row * 7 + k * 5 + seed) * 2_654_435_761) >> 7) % 17;
     (0..rows).map(|row| std::array::from_fn(|k| bf16::from_f32(value(row, k) as f32 - 8.0))).collect()
 }
 
