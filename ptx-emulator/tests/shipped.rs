@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use common::{Rig, params, shipped};
 use half::bf16;
-use ptx_emulator::{MachineOptions, Policy};
+use ptx_emulator::memory::MemoryOptions;
+use ptx_emulator::{Launch, MachineOptions, Policy};
 
 const ARCHITECTURES: [&str; 2] = ["sm_80.ptx", "sm_90a.ptx"];
 
@@ -134,4 +135,46 @@ fn a_short_buffer_is_found() {
         error.contains("out of bounds") && error.contains("\"out\"") && error.contains("st.global"),
         "{error}"
     );
+}
+
+/// `out += a · wᵀ` by a kernel of warpgroups, its grid's first axis a cluster that shares k; every access in order.
+fn add_product(kernel: &str, (m, n, k): (usize, usize, usize), grid: [u32; 3], threads: u32, policy: Policy) {
+    let memory = MemoryOptions { race: true, ..MemoryOptions::default() };
+    let mut rig = Rig::new(
+        &Arc::new(shipped("sm_90a.ptx")),
+        MachineOptions { policy, seed: 3, memory, ..MachineOptions::default() },
+    );
+    let (a, w, old) = (numbers(m * k, 1), numbers(n * k, 2), numbers(m * n, 3));
+    let [a_at, w_at, out_at] =
+        [(&a, "a"), (&w, "w"), (&old, "out")].map(|(values, name)| rig.upload(&bytes(values), name));
+    let sizes = [m, n, k, k, n, 0].map(|size| size as u32);
+    let params = params(&[a_at, w_at, out_at, 0], &sizes);
+    let kernel = rig.machine.kernel(rig.module, kernel).unwrap();
+    let launch = Launch::new(kernel, grid, [threads, 1, 1], params);
+    let launch = Launch { cluster: [grid[0], 1, 1], dynamic_shared_bytes: 200 << 10, ..launch };
+    rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{error}"));
+    rig.machine.run().unwrap_or_else(|error| panic!("{error}"));
+    let out = halves(&rig.download(out_at, 2 * m * n));
+    for (at, out) in out.into_iter().enumerate() {
+        let (a, w) = (&a[at / n * k..][..k], &w[at % n * k..][..k]);
+        let dot: f32 = a.iter().zip(w).map(|(a, w)| a.to_f32() * w.to_f32()).sum();
+        let expected = old[at].to_f32() + dot;
+        assert!((out - expected).abs() <= 0.01 * expected.abs().max(1.0), "{at}: {out} and {expected}");
+    }
+}
+
+/// Whole eights of columns and others, one block and clusters, tiles in turn; no order reveals a race.
+#[test]
+fn products_of_warpgroups_add_up_without_races() {
+    for policy in [Policy::RoundRobin, Policy::Adversarial] {
+        for (m, n, k) in [(3, 64, 100), (37, 264, 136), (5, 67, 65)] {
+            let rows = (n as u32).div_ceil(128);
+            for parts in [1, 3] {
+                let tokens = (m as u32).div_ceil(32);
+                add_product("wgmma_bf16_32x128_add", (m, n, k), [parts, tokens, rows], 256, policy);
+            }
+            add_product("wgmma_bf16_128x128_add", (m, n, k), [1, rows.min(2), 1], 384, policy);
+            add_product("wgmma_bf16_128x128_add", (m, n, k), [2, rows, 1], 384, policy);
+        }
+    }
 }

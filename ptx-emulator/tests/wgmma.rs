@@ -74,7 +74,7 @@ impl Layout {
 
 /// Small integers, so that sums are exact in any order.
 fn matrix(rows: usize, seed: usize) -> Vec<[bf16; DEPTH]> {
-    let value = |row: usize, k: usize| (((row * 7 + k * 5 + seed) * 2654435761) >> 7) % 17;
+    let value = |row: usize, k: usize| (((row * 7 + k * 5 + seed) * 2_654_435_761) >> 7) % 17;
     (0..rows).map(|row| std::array::from_fn(|k| bf16::from_f32(value(row, k) as f32 - 8.0))).collect()
 }
 

@@ -58,9 +58,10 @@ impl Partial {
         // What is added to comes while the other ranks do, and of a few places at a time.
         let fetch = |i: u32| {
             core::array::from_fn(|b| {
-                let (token, col) = place(i + b as u32 * threads);
+                let i = i + b as u32 * threads;
+                let (token, col) = place(i);
                 // SAFETY: as of this function.
-                unsafe { E::fetch(p, token, col) }
+                unsafe { E::fetch(p, token, col, i < end && col < p.n) }
             })
         };
         let mut fetched: [_; BATCH] = fetch(i);

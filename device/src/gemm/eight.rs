@@ -5,18 +5,18 @@
 
 use crate::gemm::epilogue::{Add, Epilogue, Store, StoreF32, SwiGlu, index, silu};
 use crate::params::Gemm;
-use crate::ptx::global::{ld_v4, st_b64, st_v4};
+use crate::ptx::global::{ld_v4_if, st_b64, st_v4};
 use crate::ptx::math::bf16x2;
 use crate::tile::bf16::{BYTES, pack8, unpack8};
 
 /// Consumes `y[row][col..col + 8]`; `col` is a multiple of 8, the first of them is in range.
 pub trait Eight: Epilogue {
-    /// What the results are added to, where [`is_eights`]; of the output's last places for those beyond it.
+    /// What the results are added to, where [`is_eights`]; nothing is read unless it is `wanted`.
     ///
     /// # Safety
-    /// As of [`Epilogue::apply`].
+    /// As of [`Epilogue::apply`], if it is wanted.
     #[inline(always)]
-    unsafe fn fetch(_p: &Gemm, _row: u32, _col: u32) -> [u32; 4] {
+    unsafe fn fetch(_p: &Gemm, _row: u32, _col: u32, _wanted: bool) -> [u32; 4] {
         [0; 4]
     }
 
@@ -66,8 +66,8 @@ impl Eight for StoreF32 {
 
 impl Eight for Add {
     #[inline(always)]
-    unsafe fn fetch(p: &Gemm, row: u32, col: u32) -> [u32; 4] {
-        ld_v4(p.out + index(p, row.min(p.m - 1), col.min(p.n - 8)) * BYTES)
+    unsafe fn fetch(p: &Gemm, row: u32, col: u32, wanted: bool) -> [u32; 4] {
+        ld_v4_if(wanted, p.out + index(p, row, col) * BYTES)
     }
 
     #[inline(always)]

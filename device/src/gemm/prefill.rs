@@ -386,7 +386,7 @@ impl<const STAGES: u32> Tile<STAGES> {
             let fetched: [_; 4] = core::array::from_fn(|j| {
                 let (token, col) = place(part(j));
                 // SAFETY: as of this function.
-                unsafe { E::fetch(p, token, col) }
+                unsafe { E::fetch(p, token, col, token < p.m && col < p.n) }
             });
             for j in 0..4 {
                 let (token, col) = place(part(j));

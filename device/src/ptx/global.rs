@@ -102,3 +102,16 @@ pub unsafe fn ld_v4_here(address: Global) -> [u32; 4] {
         out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w, in(reg64) address, options(nostack));
     [x, y, z, w]
 }
+
+/// `@p ld.global.v4.b32`: 16 bytes, aligned; zeros, and no access, unless `wanted`. It is issued where it stands, without
+/// a branch.
+#[inline(always)]
+pub unsafe fn ld_v4_if(wanted: bool, address: Global) -> [u32; 4] {
+    let (x, y, z, w): (u32, u32, u32, u32);
+    asm!("{{ .reg .pred %wanted; setp.ne.b32 %wanted, {}, 0;",
+        "mov.b32 {}, 0; mov.b32 {}, 0; mov.b32 {}, 0; mov.b32 {}, 0;",
+        "@%wanted ld.global.v4.b32 {{{1}, {2}, {3}, {4}}}, [{5}]; }}",
+        in(reg32) u32::from(wanted), out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w, in(reg64) address,
+        options(nostack));
+    [x, y, z, w]
+}
