@@ -106,7 +106,10 @@ fn a_sensitivity_file_for_something_else_is_refused() {
     );
     fails_with(&["spd", "plan", "--blocks", "1", "--out", "p.json"], &["give --tp"]);
     let alone = "with one rank there is nothing to drop";
-    fails_with(&["spd", "plan", "--tp", "1", "--blocks", "1", "--out", "p.json"], &[alone]);
+    fails_with(
+        &["spd", "plan", "--model", "random:tiny", "--tp", "1", "--blocks", "1", "--out", "p.json"],
+        &[alone],
+    );
     fails_with(&["spd", "sensitivity", "--model", "random:tiny"], &[alone]);
 }
 

@@ -51,9 +51,9 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         bail!("a plan is for a number of ranks: give --tp or --topology");
     }
     let tp = layout.shape()?.world();
-    ensure!(tp > 1, "with one rank there is nothing to drop: give a larger --tp");
     let model = Model::open(&args.model.model)?;
     Sharding::new(&model.config, tp)?;
+    ensure!(tp > 1, "with one rank there is nothing to drop: give a larger --tp");
     let n_layers = model.config.n_layers;
     let fingerprint = model.source.fingerprint()?;
     let chosen = match (&args.blocks, args.budget.sensitivity(&fingerprint, tp, n_layers)?) {
