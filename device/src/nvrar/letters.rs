@@ -13,8 +13,8 @@
 use super::call::Call;
 use crate::params::MAX_ROW_BLOCKS;
 use crate::ptx::barrier::sync_some;
-use crate::ptx::{Shared, shared};
 use crate::ptx::special::{here, lane, nctaid_x, tid_x, warp};
+use crate::ptx::{Shared, shared};
 use crate::tile::reduce::warp_sum;
 
 /// The barrier of the threads that move data.
@@ -29,7 +29,8 @@ const MBARRIER_AT: u32 = LETTERS_AT + LETTER_BYTES * MAX_ROW_BLOCKS;
 const SET_BYTES: u32 = 80;
 /// Words and letters of a set.
 const WORDS: u32 = MAX_WARPS as u32 + MAX_ROW_BLOCKS;
-const _: () = assert!(LETTERS_AT + LETTER_BYTES * MAX_ROW_BLOCKS + 8 <= SET_BYTES && SET_BYTES.is_multiple_of(16));
+const _: () =
+    assert!(LETTERS_AT + LETTER_BYTES * MAX_ROW_BLOCKS + 8 <= SET_BYTES && SET_BYTES.is_multiple_of(16));
 
 shared_array! {
     /// Two sets.
@@ -71,11 +72,9 @@ impl Letters {
             shared::st_f32(sets() + at + warp() * 4, total);
         }
         sync_some::<WORKERS_MEET>(Call::workers());
-        let mut sum = add_up(sets() + at);
+        let sum = add_up(sets() + at);
         #[cfg(cuda_arch_min = "90")]
-        {
-            sum = self.post.sum_of_blocks(at, self.number, sum);
-        }
+        let sum = self.post.sum_of_blocks(at, self.number, sum);
         self.number += 1;
         sum
     }
@@ -92,7 +91,7 @@ unsafe fn add_up(at: Shared) -> f32 {
 mod post {
     use super::{LETTER_BYTES, LETTERS_AT, MBARRIER_AT, SET_BYTES, add_up, sets};
     use crate::ptx::special::{ctaid_x, nctaid_x, tid_x};
-    use crate::ptx::{Shared, cluster, mbarrier};
+    use crate::ptx::{cluster, mbarrier};
 
     /// The way to the blocks that share a row.
     #[derive(Clone, Copy)]

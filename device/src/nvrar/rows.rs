@@ -10,7 +10,7 @@ use crate::params::{Collective, UNIT_BYTES};
 use crate::ptx::Global;
 use crate::ptx::global::{ld_v4, ld_v4_here, st_v4};
 use crate::ptx::math::{fma, rcp, rsqrt};
-use crate::ptx::special::{ctaid_x, ctaid_y, here, ctaid_z, nctaid_x, nctaid_z, tid_x};
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, here, nctaid_x, nctaid_z, tid_x};
 use crate::tile::bf16::{pack8, unpack8};
 
 /// bf16 in a unit.
