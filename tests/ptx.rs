@@ -81,6 +81,32 @@ fn kernels_that_put_leave_two_functions_open() {
     }
 }
 
+/// A copy of a barrier, behind a branch that parts a warp, would be waited at by a part of it.
+#[test]
+fn rows_are_added_up_in_one_place() {
+    let norms = kernels(file("sm_90a").text)
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("allreduce_") && name.ends_with("_norm"));
+    let mut found = 0;
+    for (name, text) in norms {
+        let once = [
+            "bar.sync 2",
+            "barrier.cluster.arrive.relaxed.aligned",
+            "barrier.cluster.wait.acquire;",
+            "fence.mbarrier_init.release.cluster",
+            "st.async.weak",
+            "mbarrier.arrive.expect_tx",
+            "mbarrier.try_wait.parity.acquire.cluster",
+        ];
+        for instruction in once {
+            assert_eq!(text.matches(instruction).count(), 1, "{name}: {instruction}");
+        }
+        assert_eq!(text.matches("shfl.sync").count(), 5, "{name}");
+        found += 1;
+    }
+    assert_eq!(found, 4);
+}
+
 #[test]
 fn matrix_kernels_use_tensor_cores_fed_by_asynchronous_copies() {
     each_kernel(|arch, name, text| {

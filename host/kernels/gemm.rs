@@ -52,6 +52,8 @@ const M1_RESIDENT: u32 = 3;
 const M8_BLOCK: u32 = 16;
 const M8_THREADS: u32 = 256;
 const M8_RESIDENT: u32 = 2;
+/// Blocks of a grid in y at most.
+const MAX_GRID_Y: u32 = 65_535;
 /// Columns of k in one stage, in bytes of a row.
 const STAGE_ROW_BYTES: u32 = 128;
 
@@ -205,7 +207,10 @@ impl Gemm {
         let grid = match shape.kernel {
             Kernel::Tiled { .. } => [m_tiles, n_tiles, 1],
             Kernel::Stream(_) => [k_parts, m_tiles, n_tiles],
-            Kernel::Prefill(_) if k_parts == 1 => [1, (m_tiles * n_tiles).min(max_blocks.max(1)), 1],
+            // Blocks take several tiles, so fewer of them than tiles are no error.
+            Kernel::Prefill(_) if k_parts == 1 => {
+                [1, (m_tiles * n_tiles).min(max_blocks.max(1)).min(MAX_GRID_Y), 1]
+            }
             Kernel::Prefill(_) => [k_parts, m_tiles * n_tiles, 1],
         };
         let shared_bytes = shape.stages * (shape.m + shape.n) * STAGE_ROW_BYTES;

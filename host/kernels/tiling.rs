@@ -129,7 +129,7 @@ impl Tile {
             return (parts == 1).then(|| shape.kernel.rounds_us(tiles.div_ceil(sm_count), k));
         };
         let at_once = clusters_at_once(parts, sm_count);
-        if parts > 1 && tiles > at_once {
+        if parts > 1 && tiles > at_once || parts > sm_count {
             return None;
         }
         let columns = k.div_ceil(STAGE_COLUMNS).div_ceil(parts) * STAGE_COLUMNS;
@@ -293,10 +293,7 @@ mod tests {
                 let Tiling { tile, k_parts, .. } =
                     Tiling::choose(m, n, k, Target { sm_count, has_wgmma: true });
                 let tiles = m.div_ceil(tile.shape().m) * n.div_ceil(tile.shape().n);
-                assert!(
-                    k_parts == 1 || tiles * k_parts <= sm_count.max(k_parts),
-                    "{m} × {n} on {sm_count}: {tile:?}"
-                );
+                assert!(k_parts == 1 || tiles * k_parts <= sm_count, "{m} × {n} on {sm_count}: {tile:?}");
                 assert!((1..=MAX_CLUSTER).contains(&k_parts));
             }
         }

@@ -141,6 +141,8 @@ impl Loopback {
     ) -> Result<(), CommError> {
         self.check_tensor(buf, numel, dtype)?;
         let LoopbackSlices { addend, norm, stride: slice_stride } = slices;
+        let hidden = norm.as_ref().map(|norm| norm.hidden as usize);
+        super::check_rows((numel, dtype), addend != Addr::NULL, hidden)?;
         let sum = Sum { numel, dtype, addend, norm, tuning: None, slice_stride };
         self.crews[gpu].all_reduce(stream, &buf.parts[gpu], self.options(), sum)
     }

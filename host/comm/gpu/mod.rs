@@ -202,6 +202,7 @@ impl GpuComm {
         hidden: Option<usize>,
     ) -> Result<Tuning, CommError> {
         self.check_tensor(buf, numel, dtype)?;
+        check_rows((numel, dtype), false, hidden)?;
         let at = Addr::NULL;
         let norm = |hidden| NormAfter { residual: at, gain: at, out: at, hidden: hidden as u32, eps: 0.0 };
         let sum = self.sum((numel, dtype), Addr::NULL, hidden.map(norm));
@@ -324,15 +325,27 @@ fn check_slices(op: &AllReduce<'_, GpuComm>) -> Result<(), CommError> {
     if let Some(addend) = op.addend {
         length("the addend", addend)?;
     }
+    let mut hidden = None;
     if let Epilogue::ResidualRmsNorm { residual, gain, out, .. } = &op.epilogue {
         length("the residual", residual)?;
         length("the norm's output", out)?;
-        if gain.len == 0 || !op.numel.is_multiple_of(gain.len) {
-            return Err(CommError::Rows { numel: op.numel, hidden: gain.len });
-        }
+        hidden = Some(gain.len);
     }
-    let plain = op.addend.is_none() && matches!(op.epilogue, Epilogue::None);
-    if op.dtype != DType::Bf16 && !plain {
+    check_rows((op.numel, op.dtype), op.addend.is_some(), hidden)
+}
+
+/// Refuses rows that do not make up the tensor, and what kernels do in bf16 alone.
+fn check_rows(
+    (numel, dtype): (usize, DType),
+    has_addend: bool,
+    hidden: Option<usize>,
+) -> Result<(), CommError> {
+    if let Some(hidden) = hidden
+        && (hidden == 0 || !numel.is_multiple_of(hidden))
+    {
+        return Err(CommError::Rows { numel, hidden });
+    }
+    if dtype != DType::Bf16 && (has_addend || hidden.is_some()) {
         let what = "an addend or an epilogue over other types than bf16 on a GPU";
         return Err(CommError::Unsupported { what });
     }
