@@ -196,9 +196,9 @@ impl Tiling {
     /// What is done first with the product of `m` × `n` over `k` on a device, by times measured on an H200 (m from 8 to
     /// 2048, the products of SmolLM2, Llama 3.2 1B, 3 8B and 3 70B at degrees 1, 2 and 8); only their ratios matter.
     ///
-    /// Kernels that follow each other are of one kind: blocks over `wgmma` fill a multiprocessor and start early, behind
-    /// a predecessor whose later blocks by `mma.sync` then have no room. On Llama 3 8B with 8 sequences one such product
-    /// a layer, a microsecond faster by itself, made the step 15 % longer.
+    /// Kernels that follow each other are of one kind. With a product over `wgmma` among others by `mma.sync` the decode
+    /// step of Llama 3 8B took longer than the sum of its kernels: presumably blocks over `wgmma`, which fill a
+    /// multiprocessor and are launched early, leave no room to the later blocks of a predecessor in several rounds.
     pub fn choose(m: u32, n: u32, k: u32, target: Target) -> Self {
         let sm_count = target.sm_count.max(1);
         let over_wgmma = target.has_wgmma && m > MMA_SYNC_ROWS;
