@@ -19,6 +19,8 @@ use std::path::Path;
 
 use anyhow::ensure;
 
+use super::session::LayoutArgs;
+
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// Measure what each block's drop costs, on a text
@@ -42,6 +44,13 @@ pub(super) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
         Command::Distill(args) => distill::run(args, json),
         Command::Evaluate(args) => evaluate::run(args, json),
     }
+}
+
+/// The number of ranks, of which there have to be several for anything to be dropped.
+fn several_ranks(layout: &LayoutArgs) -> anyhow::Result<usize> {
+    let n_ranks = layout.shape()?.world();
+    ensure!(n_ranks > 1, "with one rank there is nothing to drop: give --tp");
+    Ok(n_ranks)
 }
 
 /// Refuses a name under which `--spd` would not know a plan.

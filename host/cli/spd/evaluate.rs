@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use super::budget::{MetricArg, RankingArg};
 use super::figure::figure;
 use super::report::{Line, table};
+use super::several_ranks;
 use super::text::TextArgs;
 use super::timing::TimingArgs;
 use crate::bench::machine::Machine;
@@ -85,8 +86,7 @@ struct Variant {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let n_ranks = args.model.layout.shape()?.world();
-    ensure!(n_ranks > 1, "with one rank there is nothing to drop: give --tp");
+    let n_ranks = several_ranks(&args.model.layout)?;
     ensure!(
         args.sensitivity.is_some() || !args.plan.is_empty() || args.only == Some(Only::Latency),
         "there is nothing to judge: give --sensitivity or --plan"

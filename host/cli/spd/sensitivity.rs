@@ -4,10 +4,11 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::several_ranks;
 use super::text::TextArgs;
 use crate::bench::machine::Machine;
 use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
@@ -64,8 +65,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     for path in [&args.out, &args.plot].into_iter().flatten() {
         check_file(path)?;
     }
-    let n_ranks = args.model.layout.shape()?.world();
-    ensure!(n_ranks > 1, "with one rank there is nothing to drop: give --tp");
+    several_ranks(&args.model.layout)?;
     let mut session = Session::open(&args.model.on_reference(), &SpdSpec::None, &World::Threads)?;
     let (tp, n_layers) = (session.shape.world(), session.model.config.n_layers);
     let model = session.model.source.fingerprint()?;

@@ -25,14 +25,10 @@ pub(crate) struct Pending {
 
 impl Pending {
     fn write(&self, memory: &mut Memory) -> Result<(), Late> {
-        let block = self.agent.block;
-        self.store(memory).map_err(|cause| Late { cause, site: self.site, block, thread: self.thread })
+        self.store(memory).map_err(|cause| self.late(cause))
     }
 
-    /// A store to a block that ends before it has arrived.
-    fn never_arrives(&self) -> Late {
-        let (bytes, to) = (self.bytes.len() as u64, self.to);
-        let cause = Cause::LateStore { bytes, to };
+    fn late(&self, cause: Cause) -> Late {
         Late { cause, site: self.site, block: self.agent.block, thread: self.thread }
     }
 
@@ -75,9 +71,9 @@ pub(crate) struct Parcel {
 }
 
 impl Parcel {
-    /// Why it cannot arrive: its block has ended.
-    pub(crate) fn refusal(&self, memory: &mut Memory) -> Option<Late> {
-        self.store.write(memory).err()
+    /// Arrives at a block that has ended, which memory refuses.
+    pub(crate) fn come_too_late(&self, memory: &mut Memory) -> Result<(), Late> {
+        self.store.write(memory)
     }
 }
 
@@ -226,7 +222,7 @@ impl AsyncState {
         copy.write(memory)?;
         let (bytes, access) = (copy.bytes.len() as u64, access(copy.agent));
         mbarrier::complete_bytes(memory, &mut self.phases, &access, barrier, bytes, from_cluster)
-            .map_err(|cause| Late { cause, site, block: copy.agent.block, thread })
+            .map_err(|cause| copy.late(cause))
     }
 
     /// The `cp.async` of a thread up to a number are written, and their end is added to `ended`.
@@ -253,7 +249,7 @@ impl AsyncState {
     pub(crate) fn finish(&mut self, memory: &mut Memory, block: BlockId) -> Result<(), Late> {
         for Signal { event, .. } in &self.signals {
             if let Event::Parcel(store) = event {
-                return Err(store.never_arrives());
+                return Err(store.late(Cause::LateStore { bytes: store.bytes.len() as u64, to: store.to }));
             }
         }
         for ((index, _), groups) in std::mem::take(&mut self.groups).into_iter().filter(|(key, _)| key.1) {

@@ -247,9 +247,8 @@ impl Machine {
             match grid.blocks.iter_mut().find(is_there) {
                 Some(block) => block.asynchronous.take_in(parcel),
                 None => {
-                    if let Some(late) = parcel.refusal(&mut self.memory) {
-                        return Err(self.report_late(at, late));
-                    }
+                    let arrived = parcel.come_too_late(&mut self.memory);
+                    arrived.map_err(|late| self.report_late(at, late))?;
                 }
             }
         }

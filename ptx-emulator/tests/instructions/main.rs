@@ -23,3 +23,12 @@ mod mma;
 mod subbyte;
 mod vectors;
 mod warp;
+
+/// The numbers of a linear congruential generator (Knuth's MMIX); the high bits are the better ones.
+fn numbers(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state
+    }
+}

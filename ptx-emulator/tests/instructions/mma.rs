@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use ptx_emulator::MachineOptions;
 
 use crate::common::{Rig, params};
+use crate::numbers;
 
 /// Row and column of element i of a lane.
 type Layout = fn(i: usize, g: usize, t: usize) -> (usize, usize);
@@ -293,11 +294,8 @@ proptest! {
 
     #[test]
     fn every_shape_and_type(seed in 1u64..) {
-        let mut state = seed;
-        let mut next = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 11) as f64 / 2f64.powi(52) - 1.0
-        };
+        let mut numbers = numbers(seed);
+        let mut next = move || (numbers() >> 11) as f64 / 2f64.powi(52) - 1.0;
         for shape in &SHAPES {
             for &a_type in shape.types {
                 // Integers may differ in sign.
