@@ -88,7 +88,8 @@ macro_rules! norm {
         /// units shared out evenly; in a slot each row has as many units as the longest part.
         ///
         /// # Thread mapping
-        /// As [`allreduce_bf16_oneshot_cells_norm`](super::norm::allreduce_bf16_oneshot_cells_norm).
+        /// As [`allreduce_bf16_oneshot_cells_norm`](super::norm::allreduce_bf16_oneshot_cells_norm), but that a thread
+        /// keeps two units in registers.
         ///
         /// # Memory order, safety
         /// See [`crate::nvrar`] and [`super::letters`]; a thread overwrites only what it has sent itself; `residual`

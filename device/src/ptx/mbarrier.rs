@@ -33,25 +33,25 @@ pub unsafe fn arrive_and_expect(barrier: Shared, bytes: u32) {
         in(reg32) barrier, in(reg32) bytes, options(nostack));
 }
 
-/// `mbarrier.try_wait.parity`, until the phase of this parity has ended. Acquires what those of the block who arrived
-/// have released.
-#[inline(always)]
-pub unsafe fn wait(barrier: Shared, parity: u32) {
-    let mut ended = 0;
-    while ended == 0 {
-        asm!("{{ .reg .pred %ended; mbarrier.try_wait.parity.shared::cta.b64 %ended, [{}], {};",
-            "selp.b32 {}, 1, 0, %ended; }}",
-            in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
-    }
+macro_rules! waits {
+    ($($name:ident: $order:literal, $doc:literal;)*) => {$(
+        #[doc = $doc]
+        #[inline(always)]
+        pub unsafe fn $name(barrier: Shared, parity: u32) {
+            let mut ended = 0;
+            while ended == 0 {
+                asm!("{{ .reg .pred %ended;",
+                    concat!("mbarrier.try_wait.parity", $order, ".shared::cta.b64 %ended, [{}], {};"),
+                    "selp.b32 {}, 1, 0, %ended; }}",
+                    in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
+            }
+        }
+    )*};
 }
 
-/// `mbarrier.try_wait.parity.acquire.cluster`, likewise: acquires also what other blocks of the cluster have released.
-#[inline(always)]
-pub unsafe fn wait_cluster(barrier: Shared, parity: u32) {
-    let mut ended = 0;
-    while ended == 0 {
-        asm!("{{ .reg .pred %ended; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %ended, [{}], {};",
-            "selp.b32 {}, 1, 0, %ended; }}",
-            in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
-    }
+waits! {
+    wait: "", "`mbarrier.try_wait.parity`, until the phase of this parity has ended. Acquires what those of the block \
+        who arrived have released.";
+    wait_cluster: ".acquire.cluster", "`mbarrier.try_wait.parity.acquire.cluster`, likewise: acquires also what other \
+        blocks of the cluster have released.";
 }
