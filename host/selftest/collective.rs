@@ -6,6 +6,7 @@ use std::time::Duration;
 use half::{bf16, f16};
 
 use super::pointwise::norm_rows;
+use super::record::Freedom;
 use super::reference::{fp32_sum_of_ranks, sum_of_ranks, widen};
 use super::rig::Rig;
 use super::tally::Tally;
@@ -119,7 +120,7 @@ impl Setup {
     fn read<T: Element>(&self, numel: usize, tally: &mut Tally) -> Result<Vec<Vec<T>>, CommError> {
         self.stream.synchronize()?;
         self.ranks.check()?;
-        let mut of_rank = Vec::new();
+        let (mut all, mut of_rank) = (Vec::new(), Vec::new());
         for rank in 0..self.world {
             let mut bytes = vec![0; numel * size_of::<T>() + MARK.len()];
             self.buf.read(rank, &mut bytes, &self.stream)?;
@@ -127,8 +128,10 @@ impl Setup {
             if mark != MARK {
                 tally.fail(format!("rank {rank} wrote behind the tensor"));
             }
+            all.extend_from_slice(elements);
             of_rank.push(elements.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect());
         }
+        tally.keep("tensors", &all, &Freedom::None);
         Ok(of_rank)
     }
 }
