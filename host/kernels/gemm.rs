@@ -241,13 +241,13 @@ pub struct MatMul {
 }
 
 impl MatMul {
-    /// A [`Gemv`] for few rows of activations, unless the weights' rows are short or many enough for the
-    /// smallest [`Tile`]; else a [`Gemm`]. Measured on an H200, as [`Tiling::choose`] says.
+    /// A [`Gemv`] for one row of activations, and without `wgmma` for a few, unless the weights' rows are short or many
+    /// enough for the smallest [`Tile`]; else a [`Gemm`]. Measured on an H200, as [`Tiling::choose`] says.
     pub fn launch(&self, target: Target) -> Launch {
         let &Self { a, w, out, m, n, k } = self;
         let is_gemv = match m {
             1 => k >= 1024 && !(k <= 2048 && n >= 16_384),
-            2..=Gemv::MAX_ROWS => k >= 1024 && has_few_rows(n, target.sm_count),
+            2..=Gemv::MAX_ROWS => !target.has_wgmma && k >= 1024 && has_few_rows(n, target.sm_count),
             _ => false,
         };
         if is_gemv {
@@ -336,12 +336,13 @@ mod tests {
 
     #[test]
     fn few_rows_take_the_kernel_that_was_measured_fastest() {
-        let kernel = |m, n, k| {
-            let target = Target { sm_count: SMS, has_wgmma: false };
+        let on = |has_wgmma, m, n, k| {
+            let target = Target { sm_count: SMS, has_wgmma };
             let launch = MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }
                 .launch(target);
             launch.entry.split('_').nth(2).unwrap()
         };
+        let kernel = |m, n, k| on(false, m, n, k);
         // Llama 3 8B: qkv, o, gate and up, down, head; then SmolLM2's.
         let large = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
         let small = [(960, 576), (3072, 576), (576, 1536)];
@@ -350,6 +351,8 @@ mod tests {
         assert_eq!(large.map(|(n, k)| kernel(4, n, k)), ["16x32", "m8", "16x32", "m8", "16x32"]);
         assert_eq!(small.map(|(n, k)| kernel(4, n, k)), ["16x32", "16x32", "m8"]);
         assert_eq!(kernel(9, 4096, 4096), "16x32");
+        assert_eq!(large.map(|(n, k)| on(true, 1, n, k)), ["m1", "m8", "m1", "m8", "m1"]);
+        assert_eq!(large.map(|(n, k)| on(true, 2, n, k)), ["32x128"; 5]);
     }
 
     #[test]

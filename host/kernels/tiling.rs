@@ -67,8 +67,8 @@ pub(super) struct Shape {
 const STAGE_COLUMNS: u32 = 64;
 /// The numbers of parts that were measured.
 const PARTS: [u32; 7] = [1, 2, 3, 4, 5, 6, MAX_CLUSTER];
-/// Up to so many rows products stay with `mma.sync`, next to the streaming ones of as many rows.
-const MMA_SYNC_ROWS: u32 = 8;
+/// Up to so many rows products stay with `mma.sync`, next to those by [`Gemv`](super::gemm::Gemv).
+const MMA_SYNC_ROWS: u32 = 1;
 /// What an H200's memory delivers at best, in bytes per µs.
 const MEMORY_BYTES_PER_US: f32 = 4.35e6;
 
@@ -278,8 +278,10 @@ mod tests {
     #[test]
     fn kernels_over_wgmma_follow_none_of_several_rounds() {
         for n in [4096, 6144, 28_672, 128_256] {
-            assert!(!Tiling::choose(8, n, 4096, H200).tile.needs_wgmma(), "8 × {n}");
-            assert!(Tiling::choose(16, n, 4096, H200).tile.needs_wgmma(), "16 × {n}");
+            assert!(!Tiling::choose(1, n, 4096, H200).tile.needs_wgmma(), "1 × {n}");
+            for m in [2, 8, 16] {
+                assert!(Tiling::choose(m, n, 4096, H200).tile.needs_wgmma(), "{m} × {n}");
+            }
         }
         assert_eq!(Tiling::choose(16, 28_672, 4096, PORTABLE).tile, Tile::T16x32);
     }
