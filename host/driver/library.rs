@@ -69,7 +69,7 @@ impl KernelLibrary {
 
     /// What launches are chosen for.
     pub fn target(&self) -> Target {
-        Target { sm_count: self.device.properties().multiprocessors, has_wgmma: self.ptx.has_wgmma() }
+        Target::new(self.device.properties().multiprocessors, self.ptx.has_wgmma())
     }
 
     /// What was loaded, for other libraries.

@@ -290,7 +290,7 @@ impl Rank {
         }
         let launch = match norm {
             Some(_) => Gemv { a, w, out, norm, m, n, k }.launch(self.sm_count),
-            None => MatMul { a, w, out, m, n, k }.launch(self.kernels.target()),
+            None => MatMul { a, w, out, m, n, k }.launch(self.kernels.target().for_hidden(self.shape.hidden)),
         };
         self.launch(&launch)
     }

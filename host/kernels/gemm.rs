@@ -241,16 +241,15 @@ pub struct MatMul {
 }
 
 impl MatMul {
-    /// A [`Gemv`] for one row of activations, and without `wgmma` for a few, unless the weights' rows are short or many
+    /// A [`Gemv`] for up to [`Target::gemv_rows`] rows of activations, unless the weights' rows are short or many
     /// enough for the smallest [`Tile`]; else a [`Gemm`]. Measured on an H200, as [`Tiling::choose`] says.
     pub fn launch(&self, target: Target) -> Launch {
         let &Self { a, w, out, m, n, k } = self;
-        let is_gemv = match m {
+        let is_long = match m {
             1 => k >= 1024 && !(k <= 2048 && n >= 16_384),
-            2..=Gemv::MAX_ROWS => !target.has_wgmma && k >= 1024 && has_few_rows(n, target.sm_count),
-            _ => false,
+            _ => k >= 1024 && has_few_rows(n, target.sm_count),
         };
-        if is_gemv {
+        if m <= target.gemv_rows && is_long {
             return Gemv { a, w, out, norm: None, m, n, k }.launch(target.sm_count);
         }
         Gemm { a, w, out, m, n, k, tiling: Tiling::choose(m, n, k, target) }.launch()
@@ -336,13 +335,12 @@ mod tests {
 
     #[test]
     fn few_rows_take_the_kernel_that_was_measured_fastest() {
-        let on = |has_wgmma, m, n, k| {
-            let target = Target { sm_count: SMS, has_wgmma };
+        let on = |target, m, n, k| {
             let launch = MatMul { a: rows(k), w: Addr::new(256), out: Product::Store(rows(n)), m, n, k }
                 .launch(target);
             launch.entry.split('_').nth(2).unwrap()
         };
-        let kernel = |m, n, k| on(false, m, n, k);
+        let kernel = |m, n, k| on(Target::new(SMS, false), m, n, k);
         // Llama 3 8B: qkv, o, gate and up, down, head; then SmolLM2's.
         let large = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
         let small = [(960, 576), (3072, 576), (576, 1536)];
@@ -351,8 +349,12 @@ mod tests {
         assert_eq!(large.map(|(n, k)| kernel(4, n, k)), ["16x32", "m8", "16x32", "m8", "16x32"]);
         assert_eq!(small.map(|(n, k)| kernel(4, n, k)), ["16x32", "16x32", "m8"]);
         assert_eq!(kernel(9, 4096, 4096), "16x32");
-        assert_eq!(large.map(|(n, k)| on(true, 1, n, k)), ["m1", "m8", "m1", "m8", "m1"]);
-        assert_eq!(large.map(|(n, k)| on(true, 2, n, k)), ["32x128"; 5]);
+        let h200 = Target::new(SMS, true);
+        assert_eq!(large.map(|(n, k)| on(h200.for_hidden(4096), 1, n, k)), ["m1", "m8", "m1", "m8", "m1"]);
+        for m in [1, 2] {
+            assert_eq!(large.map(|(n, k)| on(h200.for_hidden(8192), m, n, k)), ["32x128"; 5]);
+        }
+        assert_eq!(large.map(|(n, k)| on(h200.for_hidden(4096), 2, n, k)), ["32x128"; 5]);
     }
 
     #[test]

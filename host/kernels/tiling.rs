@@ -67,8 +67,6 @@ pub(super) struct Shape {
 const STAGE_COLUMNS: u32 = 64;
 /// The numbers of parts that were measured.
 const PARTS: [u32; 7] = [1, 2, 3, 4, 5, 6, MAX_CLUSTER];
-/// Up to so many rows products stay with `mma.sync`, next to those by [`Gemv`](super::gemm::Gemv).
-const MMA_SYNC_ROWS: u32 = 1;
 /// What an H200's memory delivers at best, in bytes per µs.
 const MEMORY_BYTES_PER_US: f32 = 4.35e6;
 
@@ -201,7 +199,7 @@ impl Tiling {
     /// multiprocessor and are launched early, leave no room to the later blocks of a predecessor in several rounds.
     pub fn choose(m: u32, n: u32, k: u32, target: Target) -> Self {
         let sm_count = target.sm_count.max(1);
-        let over_wgmma = target.has_wgmma && m > MMA_SYNC_ROWS;
+        let over_wgmma = target.has_wgmma && m > target.gemv_rows;
         let tiles = Tile::ALL.into_iter().filter(|tile| match tile.needs_wgmma() {
             true => over_wgmma,
             false => !over_wgmma || tile.runs_at_once(m, n, sm_count),
@@ -221,8 +219,8 @@ impl Tiling {
 mod tests {
     use super::*;
 
-    const H200: Target = Target { sm_count: 132, has_wgmma: true };
-    const PORTABLE: Target = Target { sm_count: 132, has_wgmma: false };
+    const H200: Target = Target::new(132, true);
+    const PORTABLE: Target = Target::new(132, false);
 
     /// Where measurements differ by more than a tenth, the fastest is chosen: (m, n, the fastest).
     #[test]
@@ -278,8 +276,8 @@ mod tests {
     #[test]
     fn kernels_over_wgmma_follow_none_of_several_rounds() {
         for n in [4096, 6144, 28_672, 128_256] {
-            assert!(!Tiling::choose(1, n, 4096, H200).tile.needs_wgmma(), "1 × {n}");
-            for m in [2, 8, 16] {
+            assert!(!Tiling::choose(1, n, 4096, H200.for_hidden(4096)).tile.needs_wgmma(), "1 × {n}");
+            for m in [1, 2, 8, 16] {
                 assert!(Tiling::choose(m, n, 4096, H200).tile.needs_wgmma(), "{m} × {n}");
             }
         }
@@ -292,8 +290,7 @@ mod tests {
             for (m, n, k) in
                 [(1, 1, 1), (9, 128, 64), (64, 4096, 4096), (300, 1280, 8192), (4096, 28_672, 4096)]
             {
-                let Tiling { tile, k_parts, .. } =
-                    Tiling::choose(m, n, k, Target { sm_count, has_wgmma: true });
+                let Tiling { tile, k_parts, .. } = Tiling::choose(m, n, k, Target::new(sm_count, true));
                 let tiles = m.div_ceil(tile.shape().m) * n.div_ceil(tile.shape().n);
                 assert!(k_parts == 1 || tiles * k_parts <= sm_count, "{m} × {n} on {sm_count}: {tile:?}");
                 assert!((1..=MAX_CLUSTER).contains(&k_parts));

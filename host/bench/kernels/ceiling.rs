@@ -78,7 +78,7 @@ impl Ceiling {
         let copy_gb_per_s = 2.0 * READ_BYTES as f64 / copy.median / 1e3;
 
         let shape = Shape { m: SQUARE, n: SQUARE, k: SQUARE, epilogue: Epilogue::Store };
-        let square = products::work("square product", shape, operands);
+        let square = products::work("square product", shape, operands.target, operands);
         let theirs =
             cublaslt.map(|lt| Ok::<_, BenchError>(lt.product(&shape)?.map(|p| (lt, p)))).transpose()?;
         let (us, tflop_by) = match theirs.flatten() {

@@ -2,7 +2,7 @@
 
 use super::operands::Operands;
 use super::{Rank, Work};
-use crate::kernels::{Launch, MatMul, Product, Rows};
+use crate::kernels::{Launch, MatMul, Product, Rows, Target};
 
 /// What becomes of a product: see [`Product`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,22 +43,30 @@ fn block(rank: &Rank) -> [Layer; 4] {
 /// A block's products and the output head's for `m` sequences.
 pub(super) fn decode<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Vec<Work<'a>> {
     let head = Layer { op: "lm_head", n: rank.vocab, k: rank.config.hidden, epilogue: Epilogue::F32 };
-    works(block(rank).into_iter().chain([head]), m, operands)
+    works(rank, block(rank).into_iter().chain([head]), m, operands)
 }
 
 /// A block's products for `m` prompt tokens.
 pub(super) fn prefill<'a>(rank: &Rank, m: usize, operands: &'a Operands) -> Vec<Work<'a>> {
-    works(block(rank), m, operands)
+    works(rank, block(rank), m, operands)
 }
 
 /// Shares of a high degree may be empty.
-fn works(layers: impl IntoIterator<Item = Layer>, m: usize, operands: &Operands) -> Vec<Work<'_>> {
+fn works<'a>(
+    rank: &Rank,
+    layers: impl IntoIterator<Item = Layer>,
+    m: usize,
+    operands: &'a Operands,
+) -> Vec<Work<'a>> {
+    let target = operands.target.for_hidden(rank.config.hidden);
     let layers = layers.into_iter().filter(|layer| layer.n > 0 && layer.k > 0);
-    layers.map(|Layer { op, n, k, epilogue }| work(op, Shape { m, n, k, epilogue }, operands)).collect()
+    layers
+        .map(|Layer { op, n, k, epilogue }| work(op, Shape { m, n, k, epilogue }, target, operands))
+        .collect()
 }
 
 /// One product, by the kernel that the library chooses.
-pub(super) fn work<'a>(op: &'static str, shape: Shape, operands: &'a Operands) -> Work<'a> {
+pub(super) fn work<'a>(op: &'static str, shape: Shape, target: Target, operands: &'a Operands) -> Work<'a> {
     let Shape { m, n, k, epilogue } = shape;
     let out_bytes = m * match epilogue {
         Epilogue::Store => 2 * n,
@@ -80,12 +88,13 @@ pub(super) fn work<'a>(op: &'static str, shape: Shape, operands: &'a Operands) -
         // cuBLASLt stores both halves of a SwiGLU.
         shared_bytes: (2 * m * k).max(out_bytes).max(2 * m * n),
         product: Some(shape),
-        launch: Box::new(move |offset| launch(&shape, offset, operands)),
+        launch: Box::new(move |offset| launch(&shape, offset, target, operands)),
     }
 }
 
 /// The kernel that the library chooses, as in the engine.
-fn launch(&Shape { m, n, k, epilogue }: &Shape, offset: usize, operands: &Operands) -> Launch {
+fn launch(shape: &Shape, offset: usize, target: Target, operands: &Operands) -> Launch {
+    let &Shape { m, n, k, epilogue } = shape;
     let (a, w) = (Rows::new(operands.at(0), k as u32), operands.at(offset));
     let out = match epilogue {
         Epilogue::Store => Product::Store(Rows::new(operands.out(), n as u32)),
@@ -94,5 +103,5 @@ fn launch(&Shape { m, n, k, epilogue }: &Shape, offset: usize, operands: &Operan
         Epilogue::SwiGlu => Product::SwiGlu(Rows::new(operands.out(), n as u32 / 2)),
     };
     let [m, n, k] = [m, n, k].map(|size| size as u32);
-    MatMul { a, w, out, m, n, k }.launch(operands.target)
+    MatMul { a, w, out, m, n, k }.launch(target)
 }
