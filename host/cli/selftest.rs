@@ -81,9 +81,11 @@ fn choice(device: &str) -> Result<Choice, String> {
 }
 
 impl Choice {
-    fn open(self) -> crate::driver::Result<Device> {
+    fn open(self) -> anyhow::Result<Device> {
         match self {
-            Self::Cuda(ordinal) => Device::cuda(ordinal),
+            Self::Cuda(ordinal) => {
+                Device::cuda(ordinal).context("this command runs on a GPU, or with --device emulate")
+            }
             Self::Emulated(ordinal) => Ok(Device::emulate(ordinal + 1)?.swap_remove(ordinal as usize)),
         }
     }
@@ -99,7 +101,7 @@ impl Choice {
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     args.record.as_deref().map_or(Ok(()), check_file)?;
-    let device = args.device.open().context("this command runs on a GPU, or with --device emulate")?;
+    let device = args.device.open()?;
     let files = files(args.arch.as_deref(), &device);
     let known = files.iter().flat_map(|ptx| ptx.entries).any(|entry| entry.name.starts_with(&args.kernel));
     ensure!(known, "--kernel {}: no kernel's name begins like this", args.kernel);
