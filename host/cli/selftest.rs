@@ -81,11 +81,9 @@ fn choice(device: &str) -> Result<Choice, String> {
 }
 
 impl Choice {
-    fn open(self) -> anyhow::Result<Device> {
+    fn open(self) -> crate::driver::Result<Device> {
         match self {
-            Self::Cuda(ordinal) => {
-                Device::cuda(ordinal).context("this command runs on a GPU, or with --device emulate")
-            }
+            Self::Cuda(ordinal) => Device::cuda(ordinal),
             Self::Emulated(ordinal) => Ok(Device::emulate(ordinal + 1)?.swap_remove(ordinal as usize)),
         }
     }
@@ -101,7 +99,11 @@ impl Choice {
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     args.record.as_deref().map_or(Ok(()), check_file)?;
-    let device = args.device.open()?;
+    let opened = args.device.open();
+    let device = match args.device {
+        Choice::Cuda(_) => opened.context("this command runs on a GPU, or with --device emulate")?,
+        Choice::Emulated(_) => opened?,
+    };
     let files = files(args.arch.as_deref(), &device);
     let known = files.iter().flat_map(|ptx| ptx.entries).any(|entry| entry.name.starts_with(&args.kernel));
     ensure!(known, "--kernel {}: no kernel's name begins like this", args.kernel);
