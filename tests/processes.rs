@@ -250,6 +250,86 @@ fn an_error_of_all_is_told_once() {
     assert!(text.contains("/nowhere/a.csv") && text.lines().count() == 1, "{text}");
 }
 
+/// Two ranks with command lines of their own; both fail, and one says what differs.
+#[track_caller]
+fn disagree(lines: [&[&str]; 2], item: &str) {
+    let port = free_port();
+    let ranks = [0, 1].map(|r| rank(r, 2, port, lines[r]));
+    let outputs = ranks.map(finish);
+    assert!(outputs.iter().all(|output| output.stdout.is_empty()), "{lines:?}: something was computed");
+    let text = all_fail(&outputs);
+    let expected = format!(
+        "error: rank 1 has another {item} than rank 0: start all ranks with the same command, and give them the same \
+         files\n"
+    );
+    assert_eq!(text, expected, "{lines:?}");
+}
+
+#[test]
+fn ranks_that_are_to_do_different_things_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let words = "Some words, and then some more of them. ".repeat(20);
+    let texts =
+        [file("0/text", &words), file("1/text", &words), file("2/text", &words.replace("more", "less"))];
+    let [zero, one, two] = texts.each_ref().map(|text| {
+        [
+            "eval",
+            "--model",
+            "random:tiny",
+            "--chunks",
+            "1",
+            "--context",
+            "64",
+            "--json",
+            "--text",
+            text.as_str(),
+        ]
+    });
+    let with = |more: &[&'static str]| [&TINY[..], more].concat();
+    for (more, item) in [
+        (&["--temperature", "1.5", "--seed", "4"][..], "--seed"),
+        (&["--temperature", "0.5", "--seed", "3"], "--temperature"),
+        (&["--temperature", "1.5", "--seed", "3", "--spd", "last:1"], "SPD plan"),
+        (&["--temperature", "1.5", "--seed", "3", "--topology", "2x1"], "--topology"),
+        (&["--temperature", "1.5", "--seed", "3", "--device", "cpu"], "--device"),
+    ] {
+        disagree([&with(&["--temperature", "1.5", "--seed", "3"]), &with(more)], item);
+    }
+    let generate =
+        |model: &'static str, prompt: &'static str| ["generate", "--model", model, "--prompt", prompt];
+    disagree([&generate("random:tiny", "hi"), &generate("random:tiny,seed=7", "hi")], "model");
+    disagree([&generate("random:tiny", "hi"), &generate("random:tiny,layers=3", "hi")], "model");
+    disagree([&generate("random:tiny", "hi"), &generate("random:tiny", "ho")], "--prompt");
+    disagree([&TINY, &zero], "command");
+    disagree([&zero, &two], "text");
+    let from = |text: &'static str| [&TINY[..3], &["--prompt-file", text]].concat();
+    let [zero_file, two_file] = [0, 2].map(|at| &*texts[at].clone().leak());
+    disagree([&from(zero_file), &from(two_file)], "prompt");
+
+    let bench =
+        |spd: &'static str| ["bench", "decode", "--model", "random:tiny", "--decode", "2", "--spd", spd];
+    let port = free_port();
+    let lines = [bench("none,last:1"), bench("none,all")];
+    let text = all_fail(&[0, 1].map(|r| rank(r, 2, port, &lines[r])).map(finish));
+    assert!(text.contains("rank 1 has another SPD plan than rank 0") && text.lines().count() == 1, "{text}");
+
+    // The same text in another place, and another limit, is the same thing to do.
+    let port = free_port();
+    let other = [&one[..], &["--sync-limit", "77"]].concat();
+    let outputs = [rank(0, 2, port, &zero), rank(1, 2, port, &other)].map(finish);
+    assert_eq!(
+        parse_json(&outputs[0], &zero)["perplexity"],
+        json(&[&zero[..], &["--tp", "2"]].concat())["perplexity"]
+    );
+    assert!(outputs[1].status.success());
+}
+
 #[test]
 fn environments_that_make_no_sense_are_refused() {
     for (variables, needle) in [

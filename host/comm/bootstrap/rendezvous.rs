@@ -16,11 +16,13 @@ use super::{
     hosts::this_host,
     wire::{Packer, Unpacker, nonsense},
 };
+use crate::kernels::PTX;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"fewsync\0");
 /// Changes with every change of what processes say to each other.
 const PROTOCOL: u32 = 1;
-const RELEASE: &str = env!("CARGO_PKG_VERSION");
+/// Digits of the hash of the kernels' sources in a release.
+const HASH_DIGITS: usize = 12;
 
 const WELCOME: u8 = 1;
 const CALLED_OFF: u8 = 0;
@@ -30,6 +32,12 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the door is looked at.
 const KNOCK: Duration = Duration::from_millis(5);
+
+/// The version and what the kernels were made from: ranks whose kernels differ do not understand each other either.
+fn release() -> String {
+    let kernels = PTX[0].sources();
+    format!("{} with kernels {}", env!("CARGO_PKG_VERSION"), kernels.get(..HASH_DIGITS).unwrap_or(kernels))
+}
 
 /// A rank's connections, one to each other rank.
 #[derive(Debug)]
@@ -167,7 +175,7 @@ fn gather(
 
 fn judge(hello: &Hello, world: usize, guests: &[Option<(TcpStream, Hello)>]) -> Result<(), BootstrapError> {
     let &Hello { rank, world: found, .. } = hello;
-    let mine = Hello { protocol: PROTOCOL, release: RELEASE.to_owned(), ..hello.clone() };
+    let mine = Hello { protocol: PROTOCOL, release: release(), ..hello.clone() };
     if (hello.protocol, &hello.release) != (PROTOCOL, &mine.release) {
         return Err(BootstrapError::Version { rank, found: hello.version(), version: mine.version() });
     }
@@ -201,7 +209,7 @@ pub(super) fn join(
         waited: limit,
         reason,
     })?;
-    let (protocol, release, host) = (PROTOCOL, RELEASE.to_owned(), this_host());
+    let (protocol, release, host) = (PROTOCOL, release(), this_host());
     let hello = Hello { protocol, rank, world, release, host, port };
     (&mut &first).write_all(&hello.pack()).map_err(lost_0)?;
     // Rank 0 gives up at its own limit and says so; a little longer, in case it was started later.
