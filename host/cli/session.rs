@@ -412,7 +412,7 @@ fn load_engine(
 
 /// `n` devices of an emulated machine.
 pub(super) fn emulated_devices(n: usize) -> Result<Vec<Device>, EngineError> {
-    let mut devices = Device::emulate(n as u32)?;
+    let mut devices = Device::emulate(u32::try_from(n).unwrap_or(u32::MAX))?;
     devices.truncate(n);
     Ok(devices)
 }
