@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+use crate::comm::rank_list::RankList;
+
 /// A start that failed. Each says which process has to be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
@@ -32,7 +34,10 @@ pub enum BootstrapError {
         reason: String,
     },
     /// Some ranks did not come.
-    #[error("rank {rank} waited {waited:?} for ranks {missing:?}, which did not start or cannot reach it")]
+    #[error(
+        "rank {rank} waited {waited:?} for {}, which did not start or cannot reach it",
+        RankList(missing)
+    )]
     Missing {
         /// Who waited.
         rank: usize,
