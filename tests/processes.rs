@@ -367,6 +367,16 @@ fn starts_that_cannot_succeed_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let text = all_fail(&[finish(rank(0, 2, taken.local_addr().unwrap().port(), &quick))]);
     assert!(text.contains("rank 0 cannot listen on 127.0.0.1:") && text.contains("MASTER_PORT"), "{text}");
+    // Its address is another host's, or nobody's; it does not wait to say so. (The first is of a network for
+    // documentation.)
+    for host in ["192.0.2.1", "no-such-host.invalid"] {
+        let mut run = command(&TINY);
+        run.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", host).env("MASTER_PORT", "29500");
+        let at = Instant::now();
+        let text = all_fail(&[finish(run.spawn().unwrap())]);
+        assert!(text.contains(&format!("rank 0 cannot listen on {host}:29500 (")), "{text}");
+        assert!(text.contains("set MASTER_ADDR to ") && at.elapsed() < Duration::from_secs(60), "{text}");
+    }
     // Two are the same rank; two expect different worlds.
     let port = free_port();
     let outputs = [0, 1, 1].map(|r| rank(r, 3, port, &TINY)).map(finish);

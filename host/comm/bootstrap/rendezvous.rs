@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use std::{
 use super::{
     BootstrapError,
     hosts::this_host,
+    listen,
     wire::{Packer, Unpacker, nonsense},
 };
 use crate::kernels::PTX;
@@ -85,26 +86,6 @@ impl Hello {
     }
 }
 
-/// Listens at rank 0's address, on the loopback interface alone if that is what it names.
-pub(super) fn listen(address: &str) -> Result<TcpListener, BootstrapError> {
-    let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
-    let port = port.parse().unwrap_or(0);
-    TcpListener::bind(interface(host, port))
-        .map_err(|source| BootstrapError::Listen { address: address.to_owned(), source })
-}
-
-/// Every interface, or only the loopback one where all ranks are told to use it.
-fn interface(host: &str, port: u16) -> SocketAddr {
-    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    let v6 = host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_ipv6());
-    let ip = match (loopback, v6) {
-        (true, false) => host.parse().unwrap_or(Ipv4Addr::LOCALHOST.into()),
-        (false, false) => Ipv4Addr::UNSPECIFIED.into(),
-        (_, true) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(ip, port)
-}
-
 /// Rank 0's part: welcomes all others.
 pub(super) fn host(
     listener: TcpListener,
@@ -140,8 +121,8 @@ pub(super) fn host(
 /// Where the rank behind `asking` finds `guest`. One that came over the loopback interface is on this host, so it is
 /// where `asking` found this host.
 fn address_for(asking: &TcpStream, (stream, hello): &(TcpStream, Hello)) -> io::Result<String> {
-    let seen = stream.peer_addr()?.ip();
-    let ip = if seen.is_loopback() { asking.local_addr()?.ip() } else { seen };
+    let seen = stream.peer_addr()?.ip().to_canonical();
+    let ip = if seen.is_loopback() { asking.local_addr()?.ip().to_canonical() } else { seen };
     Ok(SocketAddr::new(ip, hello.port).to_string())
 }
 
@@ -198,9 +179,6 @@ pub(super) fn join(
 ) -> Result<Connections, BootstrapError> {
     let deadline = Instant::now() + limit;
     let system = |what| move |source| BootstrapError::System { rank, what, source };
-    let host_of_0 = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let listener = TcpListener::bind(interface(host_of_0, 0)).map_err(system("a port to listen on"))?;
-    let port = listener.local_addr().map_err(system("a port to listen on"))?.port();
     let lost_0 = |source| BootstrapError::Lost { rank, peer: "rank 0".to_owned(), source };
 
     let first = connect(address, deadline).map_err(|reason| BootstrapError::Unreachable {
@@ -209,6 +187,8 @@ pub(super) fn join(
         waited: limit,
         reason,
     })?;
+    let listener = listen::beside(&first, address).map_err(system("a port to listen on"))?;
+    let port = listener.local_addr().map_err(system("a port to listen on"))?.port();
     let (protocol, release, host) = (PROTOCOL, release(), this_host());
     let hello = Hello { protocol, rank, world, release, host, port };
     (&mut &first).write_all(&hello.pack()).map_err(lost_0)?;
