@@ -235,6 +235,11 @@ fn an_error_of_all_is_told_once() {
         (&[&TINY[..], &["--tp", "3"]].concat(), 1, "2 processes were started, but --tp asks for 3 ranks"),
         (&[&TINY[..], &["--topology", "3x1"]].concat(), 1, "--topology asks for 3 ranks"),
         (&["selftest"], 1, "this command runs in one"),
+        (
+            &["tune", "allreduce", "--out", "/nowhere/t.json"],
+            1,
+            "ranks that are processes, over NVSHMEM, cannot",
+        ),
         (&["spd", "sensitivity", "--model", "random:tiny"], 1, "start it without a launcher"),
         (&["generate"], 2, "--prompt"),
     ] {

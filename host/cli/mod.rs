@@ -142,6 +142,10 @@ fn join(command: &Command, launch: Option<Launch>) -> anyhow::Result<World> {
     match (launch, command.sync()) {
         (None, _) => Ok(World::Threads),
         (Some(launch), Some(sync)) => World::join(launch, sync),
+        (Some(Launch { launcher, world, .. }), None) if matches!(command, Command::Tune(_)) => bail!(
+            "{launcher} started {world} processes, but tune allreduce measures ranks of one: start it without a \
+             launcher; a file for ranks that are processes, over NVSHMEM, cannot be made yet"
+        ),
         (Some(Launch { launcher, world, .. }), None) => bail!(
             "{launcher} started {world} processes, but this command runs in one: start it without a launcher; \
              generate, eval, demo, bench decode and bench allreduce run in several"

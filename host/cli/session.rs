@@ -155,7 +155,15 @@ impl SyncArgs {
             "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
              process for all GPUs"
         );
-        ensure!(self.tuning.is_none(), "--tuning is for GPUs of one process: leave it out, or start one");
+        ensure!(
+            self.tuning.is_none(),
+            "--tuning is for GPUs of one process, and a file for several over NVSHMEM cannot be made yet: leave it out"
+        );
+        if std::env::var_os(TUNING_VARIABLE).is_some_and(|name| !name.is_empty()) {
+            output::note(&format!(
+                "note: {TUNING_VARIABLE} is for GPUs of one process, so it changes nothing in several"
+            ));
+        }
         Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.untuned() })
     }
 }
