@@ -235,8 +235,12 @@ impl Plan {
         for (layer, block) in self.blocks.iter().enumerate() {
             let made_for = self.replacement(layer).and_then(|file| file.made_for.as_ref());
             let (Some(made_for), Some(name)) = (made_for, &block.replacement) else { continue };
-            let wrong = |what| format!("block {layer}: {} {what}", name.display());
+            let wrong = |what: String| format!("block {layer}: {} {what}", name.display());
             made_for.check(model, self.tp, block.heads.as_deref()).map_err(wrong)?;
+            if block.sync_attention {
+                let kept = "was distilled for a dropped sync point, and the plan keeps it: drop it, or name no replacement";
+                return Err(wrong(kept.to_owned()));
+            }
         }
         Ok(())
     }

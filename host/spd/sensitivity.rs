@@ -153,12 +153,13 @@ impl Sensitivity {
         Ok(read)
     }
 
-    /// Refuses to go on with another text.
+    /// Refuses to go on with another text, or with the same one in other chunks.
     ///
     /// # Errors
-    /// Another digest; `path` is the file's name.
+    /// Another digest or division; `path` is the file's name.
     pub fn check_text(&self, text: &TextId, path: &Path) -> Result<(), SensitivityError> {
-        if self.text.digest == text.digest {
+        let key = |text: &TextId| (text.digest.clone(), text.chunks, text.chunk_len);
+        if key(&self.text) == key(text) {
             return Ok(());
         }
         let TextId { source, chunks, chunk_len, .. } = &self.text;
@@ -268,6 +269,8 @@ mod tests {
         refused(Sensitivity::read(&path, "sha256:m", 3, 3), "on 2 ranks, not 3");
         refused(Sensitivity::read(&path, "sha256:m", 2, 4), "has 3 blocks, but the model has 4");
         refused(read.check_text(&text("b"), &path).map(|()| measured()), "another text");
+        let longer = TextId { chunks: 1, chunk_len: 16, ..text("a") };
+        refused(read.check_text(&longer, &path).map(|()| measured()), "in other chunks");
         std::fs::write(&path, r#"{"format": "fewsync-spd-plan", "version": 1}"#).unwrap();
         refused(Sensitivity::read(&path, "sha256:m", 2, 3), "expected 'fewsync-spd-sensitivity'");
     }

@@ -83,9 +83,22 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     refused("new.json", &["--tp", "3", "--blocks", "2"], &["no block 2", "0 to 1"]);
     refused("new.plan", &["--tp", "3"], &["ends in .json"]);
     refused("new.json", &["--tp", "3", "--lr", "0"], &["learning rate of 0"]);
+    refused("new.json", &["--tp", "3", "--weight-decay", "nan"], &["weight decay of NaN"]);
+    refused("new.json", &["--tp", "3", "--train", "none", "--no-closed-form"], &["nothing would be fitted"]);
     refused("no/new.json", &["--tp", "3"], &["cannot write there"]);
     fs::write(stage.at("calibration.txt"), "short").unwrap();
     refused("new.json", &["--tp", "3"], &["5 tokens", "less than two chunks of 64"]);
+}
+
+/// Steps that only make a block worse leave it the model's weights, and the plan names no tensors for it.
+#[test]
+fn a_block_that_gains_nothing_keeps_its_weights() {
+    let stage = Stage::new();
+    let worse = ["--tp", "3", "--no-closed-form", "--lr", "10", "--blocks", "1"];
+    text(&strs(&stage.distill(MODEL, "new.json", &worse)));
+    let plan = fs::read_to_string(stage.at("new.json")).unwrap();
+    assert!(!plan.contains("replacement"), "{plan}");
+    assert_eq!(stage.kl("new.json"), stage.kl("plan.json"));
 }
 
 /// Tensors belong to a model, a number of ranks and an order of heads: a plan that was edited otherwise is refused.
@@ -113,6 +126,8 @@ fn tensors_of_another_order_of_heads_are_refused() {
         &strs(&eval("3")),
         &["block 1: new.blocks/block1.safetensors", "dealt as they are", "[1, 0, 2, 3]"],
     );
+    change(&|plan| plan["blocks"][1]["sync_attention"] = true.into());
+    fails_with(&strs(&eval("3")), &["block 1:", "distilled for a dropped sync point, and the plan keeps it"]);
     change(&|plan| plan["tp"] = 2.into());
     fails_with(&strs(&eval("2")), &["block 0:", "distilled for 3 ranks, not 2"]);
 }

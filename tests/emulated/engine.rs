@@ -105,6 +105,11 @@ fn the_engine_has_no_race() {
 }
 
 #[test]
+fn ranks_that_drop_a_sync_point_have_no_race_in_weak_memory() {
+    decode_ranks("race,weak,schedule=random,seed=6", options(), &dropping(2, config().n_layers, &[1]), 2);
+}
+
+#[test]
 fn weak_memory_changes_nothing() {
     decode("weak,seed=4", options(), 2);
 }

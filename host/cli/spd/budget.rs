@@ -27,16 +27,16 @@ pub(super) struct BudgetArgs {
     #[arg(long, value_enum)]
     by: Option<MetricArg>,
     /// Drop this many blocks
-    #[arg(long, value_name = "N", group = "budget", value_parser = at_least::<0>, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", group = "budget", conflicts_with = "blocks", value_parser = at_least::<0>, allow_negative_numbers = true)]
     count: Option<usize>,
     /// Let the perplexity rise by this much of the model's own, such as 1%
-    #[arg(long, value_name = "P%", group = "budget", value_parser = percent)]
+    #[arg(long, value_name = "P%", group = "budget", conflicts_with = "blocks", value_parser = percent)]
     max_ppl_rise: Option<f64>,
     /// Let the KL divergence from the synchronised model reach this many nats per token
-    #[arg(long, value_name = "X", group = "budget", value_parser = positive)]
+    #[arg(long, value_name = "X", group = "budget", conflicts_with = "blocks", value_parser = positive)]
     max_kl: Option<f64>,
     /// Drop as few blocks as save this many µs of every decode step
-    #[arg(long, value_name = "US", group = "budget", value_parser = positive)]
+    #[arg(long, value_name = "US", group = "budget", conflicts_with = "blocks", value_parser = positive)]
     min_saving_us: Option<f64>,
     /// Measure candidates again before every choice
     #[arg(long, conflicts_with = "blocks")]
@@ -141,6 +141,12 @@ impl BudgetArgs {
         let mut thresholds = Thresholds::default();
         thresholds.tau1 = self.tau1.unwrap_or(thresholds.tau1);
         thresholds.tau2 = self.tau2.unwrap_or(thresholds.tau2);
+        ensure!(
+            thresholds.tau1 <= thresholds.tau2,
+            "--tau1 {}% is above --tau2 {}%: blocks up to the first are in-sensitive, up to the second sensitive",
+            100.0 * thresholds.tau1,
+            100.0 * thresholds.tau2
+        );
         let count = match (self.count, self.min_saving_us) {
             (Some(count), _) => {
                 ensure!(
@@ -284,7 +290,7 @@ impl Chosen {
             Some(Outcome::Predicted { metric, value }) => {
                 let name = if *metric == Metric::Kl { "kl" } else { "perplexity" };
                 text += &format!(
-                    "predicted: {name} {value:.4}, the sum of single rises (give --text to measure)\n"
+                    "predicted: {name} {value:.4}, the sum of the blocks' rises (give --text to measure)\n"
                 );
             }
             None => {}

@@ -11,7 +11,8 @@ use crate::cli::output;
 use crate::cli::session::{at_least, progress_bar};
 use crate::model::Model;
 use crate::spd::distill::{BlockResult, Job, Options, Trainable, block_file, distill};
-use crate::spd::{BlockPlan, Plan};
+
+use crate::spd::{BlockPlan, Plan, ReplacementFile};
 
 /// Distil blocks that drop a sync point from the blocks that have it
 #[derive(clap::Args)]
@@ -152,7 +153,10 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let mut distilled: Vec<BlockPlan> = plan.blocks().to_vec();
     for &block in &blocks {
-        distilled[block].replacement = Some(folder.join(block_file(block)));
+        // Where nothing was gained the block keeps the model's weights, and its file has no tensor.
+        let file =
+            ReplacementFile::open(&there.join(&folder).join(block_file(block)), &model.config, args.tp)?;
+        distilled[block].replacement = file.covers(block).then(|| folder.join(block_file(block)));
     }
     Plan::new(args.tp, distilled).write(&args.out, &model.source.fingerprint()?)?;
     report(args, tokens.len(), &results, json)

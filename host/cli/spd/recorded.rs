@@ -26,13 +26,13 @@ pub(super) fn read(path: &Path, plans: &[Plan]) -> anyhow::Result<Vec<Vec<TimedO
         let row = Row { columns: &columns, record: &record };
         rows.push(row.parse().with_context(|| path.display().to_string())?);
     }
-    let of = |plan: &Plan| {
+    let times_of = |model: &str, plan: &Plan| {
         let (tp, dropped, n_layers) = (plan.tp(), plan.n_dropped(), plan.blocks().len());
         let level = 100.0 * dropped as f64 / n_layers as f64;
         let same =
             |key: &Key| key.tp == tp && key.dropped == dropped && (key.level_percent - level).abs() < 0.1;
         let mut times: Vec<TimedOver> = Vec::new();
-        for (_, timed) in rows.iter().filter(|(key, _)| same(key)) {
+        for (_, timed) in rows.iter().filter(|(key, _)| key.model == model && same(key)) {
             let known = |t: &TimedOver| {
                 (&t.link, t.times.batch, t.times.prompt)
                     == (&timed.link, timed.times.batch, timed.times.prompt)
@@ -50,11 +50,29 @@ pub(super) fn read(path: &Path, plans: &[Plan]) -> anyhow::Result<Vec<Vec<TimedO
         );
         Ok(times)
     };
-    plans.iter().map(of).collect()
+    let mut models: Vec<&str> = rows.iter().map(|(key, _)| &*key.model).collect();
+    models.sort_unstable();
+    models.dedup();
+    let all_of =
+        |&model: &&str| plans.iter().map(|plan| times_of(model, plan)).collect::<anyhow::Result<Vec<_>>>();
+    let mut found: Vec<_> = models.iter().map(all_of).collect();
+    let timed: Vec<&str> =
+        models.iter().zip(&found).filter(|(_, it)| it.is_ok()).map(|(&it, _)| it).collect();
+    ensure!(
+        timed.len() < 2,
+        wrong(format!(
+            "has times of several models ({}) at these levels: keep the lines of one",
+            timed.join(", ")
+        ))
+    );
+    // What is missing is said of the model that comes nearest: there is mostly one.
+    let best = found.iter().position(Result::is_ok).unwrap_or(0);
+    if found.is_empty() { Err(wrong("has no times".into())) } else { found.swap_remove(best) }
 }
 
 /// What a line's times are of.
 struct Key {
+    model: String,
     tp: usize,
     dropped: usize,
     level_percent: f64,
@@ -106,6 +124,7 @@ impl Row<'_> {
         };
         let sync = self.sync("first_token")?.zip(self.sync("step")?).map(|(prefill, step)| [prefill, step]);
         let key = Key {
+            model: self.cell("model").to_owned(),
             tp: self.number("tp")?,
             dropped: self.number("dropped")?,
             level_percent: self.number("level_percent")?,
@@ -157,6 +176,14 @@ mod tests {
             refusal.ends_with("has no times of 1 of 4 blocks dropped on 2 ranks: time that level"),
             "{refusal}"
         );
+        // Another model with the same levels: whose times are meant is not known.
+        let other = |dropped| Line { model: "random:tiny,layers=4,seed=1".into(), ..line(dropped, "direct") };
+        let lines = vec![line(0, "direct"), other(0), other(2)];
+        let two = dir.path().join("two.csv");
+        Report::new("spd-evaluate", Machine::of(&[]), vec![], lines).append_csv(&two).unwrap();
+        let refusal = read(&two, &[plan(&[])]).unwrap_err().to_string();
+        assert!(refusal.contains("times of several models"), "{refusal}");
+        assert_eq!(read(&two, &[plan(&[]), plan(&[1, 3])]).unwrap().len(), 2);
         // The same number of blocks of a longer model.
         assert!(read(&path, &[crate::spd::dropping(2, 8, &[0, 1])]).is_err());
         std::fs::write(&path, "bench,model\n").unwrap();

@@ -145,6 +145,14 @@ fn check(job: &Job<'_>) -> Result<(), DistillError> {
     if !(options.learning_rate > 0.0 && options.learning_rate.is_finite()) {
         return refuse(format!("a learning rate of {}: choose a positive one", options.learning_rate));
     }
+    if !(options.weight_decay >= 0.0 && options.weight_decay.is_finite()) {
+        return refuse(format!("a weight decay of {}: choose 0 or a positive one", options.weight_decay));
+    }
+    if options.train == Trainable::None && !options.closed_form {
+        return refuse(
+            "no closed form and no gradient steps: nothing would be fitted; leave one of them".into(),
+        );
+    }
     if !(options.hold_out > 0.0 && options.hold_out < 1.0) {
         return refuse(format!("a held-out share of {}: choose one between 0 and 1", options.hold_out));
     }
