@@ -281,3 +281,38 @@ fn a_relaxed_arrival_carries_what_a_fence_has_ordered() {
         assert!(matches!(&cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{cause}");
     }
 }
+
+/// Such a fence tells of mbarriers alone: what the thread has stored besides needs one of its own.
+#[test]
+fn a_fence_of_initialisations_orders_nothing_else() {
+    let body = |fence: &str, passes: &str| {
+        format!(
+            "mov.u32 %r20, box; add.u32 %r20, %r20, 248; st.shared.u32 [%r5], %r11;
+            setp.eq.u32 %p1, %r1, 0; @%p1 mbarrier.init.shared.b64 [%r20], 1;
+            {fence}
+            barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;
+            mapa.shared::cluster.u32 %r12, %r5, %r4; {passes} st.global.u32 [%rd3], %r13; {MEET}"
+        )
+    };
+    let (inits, all) = ("fence.mbarrier_init.release.cluster;", "fence.acq_rel.cluster;");
+    let load = "ld.shared::cluster.u32 %r13, [%r12];";
+    // The object itself may be used, which is an access of the whole cluster.
+    let send = "mapa.shared::cluster.u32 %r21, %r20, %r4;
+        @%p1 st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r12+128], %r11, [%r21];
+        @%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r20], 4;
+        .reg .pred %done; WAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %done, [%r20], 0;
+        @!%done bra WAIT; mov.u32 %r13, %r11;";
+    for seed in 0..20 {
+        let cause = fault(&body(inits, load), seed);
+        assert!(matches!(&cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{cause}");
+        assert!(cause.to_string().contains("plain load"), "{cause}");
+        for fences in [all.to_owned(), format!("{all} {inits}"), format!("{inits} {all}")] {
+            launch(&body(&fences, load), [2, 1, 1], [2, 1, 1], options(seed)).unwrap();
+        }
+        for fence in [inits, all] {
+            launch(&body(fence, send), [2, 1, 1], [2, 1, 1], options(seed)).unwrap();
+        }
+        let cause = fault(&body("", send), seed);
+        assert!(cause.to_string().contains("`mbarrier.init` of block"), "{cause}");
+    }
+}
