@@ -208,6 +208,8 @@ pub enum Cause {
     BranchIndex { index: u32, entries: usize },
     #[error("a product of a warpgroup: {0}")]
     Wgmma(&'static str),
+    #[error("warps of a warpgroup are out of step: another one has executed {what}")]
+    OutOfStep { what: &'static str, first: crate::memory::Thread, site: Site },
     #[error("the matrix shapes of `wmma` and row addresses must be the same in all lanes")]
     MatrixAddress,
 }

@@ -255,6 +255,10 @@ impl AsyncState {
                 return Err(store.late(Cause::LateStore { bytes: store.bytes.len() as u64, to: store.to }));
             }
         }
+        if let Some((thread, site)) = self.products.out_of_step() {
+            let cause = Cause::Wgmma("not all warps of the group have executed it when the block ends");
+            return Err(Late { cause, site, block, thread: thread.index });
+        }
         if let Some(copy) = self.unfinished().min_by_key(|copy| copy.number) {
             return Err(copy.late(Cause::LateCopy { bytes: copy.bytes.len() as u64, to: copy.to }));
         }
