@@ -65,7 +65,13 @@ fn open() -> Result<Loaded, LoadError> {
     // what every CUDA program runs.
     match unsafe { Library::new(&path) } {
         Ok(library) => Ok(Loaded { path, library }),
-        Err(error) => Err(LoadError { library: path, reason: loader_message(&error) }),
+        Err(error) => {
+            let message = loader_message(&error);
+            // The name is said already.
+            let reason =
+                message.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&message).to_owned();
+            Err(LoadError { library: path, reason })
+        }
     }
 }
 

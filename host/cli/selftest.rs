@@ -99,7 +99,11 @@ impl Choice {
 
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     args.record.as_deref().map_or(Ok(()), check_file)?;
-    let device = args.device.open().context("this command runs on a GPU, or with --device emulate")?;
+    let opened = args.device.open();
+    let device = match args.device {
+        Choice::Cuda(_) => opened.context("this command runs on a GPU, or with --device emulate")?,
+        Choice::Emulated(_) => opened?,
+    };
     let files = files(args.arch.as_deref(), &device);
     let known = files.iter().flat_map(|ptx| ptx.entries).any(|entry| entry.name.starts_with(&args.kernel));
     ensure!(known, "--kernel {}: no kernel's name begins like this", args.kernel);

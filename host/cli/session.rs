@@ -78,7 +78,7 @@ pub(super) enum DeviceChoice {
     Auto,
     /// The reference in f32, one thread or process a rank
     Cpu,
-    /// The first T NVIDIA GPUs, one a rank
+    /// The first T NVIDIA GPUs of those that CUDA_VISIBLE_DEVICES names, one a rank
     Cuda,
     /// The GPU's code executed on the CPU, slowly, every access checked (FEWSYNC_EMULATE=race,weak,… for more)
     Emulate,

@@ -62,7 +62,7 @@ pub(super) struct Args {
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
 enum Devices {
-    /// The first T NVIDIA GPUs
+    /// The first T NVIDIA GPUs of those that CUDA_VISIBLE_DEVICES names
     Cuda,
     /// PTX executed on the CPU
     Emulate,
