@@ -70,11 +70,17 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Any launch of fewsync on any cust stream.
+/// A launch of fewsync on any cust stream: all but those in clusters (fused all-reduces, products over `wgmma`), which
+/// take `cuLaunchKernelEx`, and those with more than 48 KiB of shared memory, which the function has to be told of.
 ///
 /// # Safety
 /// As the kernel's documentation says of its arguments.
 unsafe fn enqueue(launch: &Launch, module: &Module, stream: &Stream) -> Result<(), Box<dyn Error>> {
+    if launch.cluster > 1 || launch.shared_bytes > 48 << 10 {
+        return Err(
+            format!("{launch:?} takes a cluster or more shared memory than cust launches with").into()
+        );
+    }
     let function = module.get_function(launch.entry)?;
     let [x, y, z] = launch.grid;
     let params = [launch.params().as_ptr().cast_mut().cast::<c_void>()];

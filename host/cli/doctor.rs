@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         Finding::new(
             "launcher",
             launched(),
-            "this process is one of several: generate, eval, demo and bench decode run with a rank in each, on CPUs",
+            "this process is one of several: generate, eval, demo and bench decode run with a rank in each, on CPUs or a GPU each",
         ),
         Finding::new(
             "device toolchain",

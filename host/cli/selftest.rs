@@ -84,7 +84,9 @@ impl Choice {
     fn open(self) -> crate::driver::Result<Device> {
         match self {
             Self::Cuda(ordinal) => Device::cuda(ordinal),
-            Self::Emulated(ordinal) => Ok(Device::emulate(ordinal + 1)?.swap_remove(ordinal as usize)),
+            Self::Emulated(ordinal) => {
+                Ok(Device::emulate(ordinal.saturating_add(1))?.swap_remove(ordinal as usize))
+            }
         }
     }
 

@@ -370,8 +370,16 @@ pub(super) fn load_reference(
     layout: &LayoutArgs,
     world: &World,
 ) -> anyhow::Result<Reference> {
-    if layout.device == DeviceChoice::Cpu && layout.sync.peer_memory.is_some() {
-        output::note("note: --peer-memory is about GPUs, so it changes nothing with --device cpu");
+    if layout.device == DeviceChoice::Cpu {
+        let given = [
+            ("--peer-memory", layout.sync.peer_memory.is_some()),
+            ("--no-direct", layout.sync.no_direct),
+            ("--tuning", layout.sync.tuning.is_some()),
+            ("--kv-tokens", layout.kv_tokens.is_some()),
+        ];
+        for (option, _) in given.into_iter().filter(|&(_, is_given)| is_given) {
+            output::note(&format!("note: {option} is about GPUs, so it changes nothing with --device cpu"));
+        }
     }
     let mut options = ReferenceOptions::new(shape);
     options.comm.timeout = layout.sync.sync_limit.unwrap_or(options.comm.timeout);
@@ -412,7 +420,7 @@ fn load_engine(
 
 /// `n` devices of an emulated machine.
 pub(super) fn emulated_devices(n: usize) -> Result<Vec<Device>, EngineError> {
-    let mut devices = Device::emulate(n as u32)?;
+    let mut devices = Device::emulate(u32::try_from(n).unwrap_or(u32::MAX))?;
     devices.truncate(n);
     Ok(devices)
 }

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 
 use super::output;
-use super::results::ResultFiles;
+use super::results::{ResultFiles, check_file};
 use super::session::{SyncArgs, at_least, cuda_devices, emulated_devices};
 use crate::bench::allreduce::contest::Sweep;
 use crate::bench::allreduce::race::Effort;
@@ -84,6 +84,7 @@ impl Args {
 pub(super) fn run(Command::AllReduce(args): &Command, json: bool) -> anyhow::Result<()> {
     let shape = args.shape()?;
     args.files.check::<Measurement>("tune allreduce")?;
+    check_file(&args.out)?;
     let (devices, effort) = match args.device {
         Devices::Cuda => (cuda_devices(shape.world())?, Effort::BRIEF),
         Devices::Emulate => (emulated_devices(shape.world())?, Effort::LEAST),

@@ -61,10 +61,15 @@ impl Device {
     /// The devices of a new emulated machine, as `FEWSYNC_EMULATE` describes it, at least `count` of them.
     ///
     /// # Errors
-    /// A description that says nothing.
+    /// A description that says nothing, or more devices than a machine has.
     #[cfg(feature = "emulate")]
     pub fn emulate(count: u32) -> Result<Vec<Self>> {
-        use super::emulated::{EMULATE_VARIABLE, EmulatorOptions};
+        use super::emulated::{EMULATE_VARIABLE, EmulatorOptions, MAX_DEVICES};
+        if count > MAX_DEVICES {
+            let reason =
+                format!("{count} emulated devices were asked for, and a machine has at most {MAX_DEVICES}");
+            return Err(GpuError::NoDriver { reason });
+        }
         let mut options = EmulatorOptions::from_env()
             .map_err(|error| GpuError::NoDriver { reason: format!("{EMULATE_VARIABLE}: {error}") })?;
         options.devices = options.devices.max(count);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Capability, KernelAttributes, Properties};
+use crate::kernels::MAX_CLUSTER;
 
 /// Blocks of a grid, threads of a block or blocks of a cluster, in x, y, z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,8 +69,6 @@ pub struct LaunchConfig {
     pub programmatic: bool,
 }
 
-/// The largest cluster that every device with clusters takes.
-const PORTABLE_CLUSTER_BLOCKS: u64 = 8;
 const HOPPER: Capability = Capability { major: 9, minor: 0 };
 
 impl LaunchConfig {
@@ -141,10 +140,8 @@ impl LaunchConfig {
         if device.capability < HOPPER {
             return Err(format!("clusters need compute capability {HOPPER}, this is {}", device.capability));
         }
-        if !(1..=PORTABLE_CLUSTER_BLOCKS).contains(&cluster.count()) {
-            return Err(format!(
-                "a cluster of {cluster} blocks is not one of 1 to {PORTABLE_CLUSTER_BLOCKS} blocks"
-            ));
+        if !(1..=u64::from(MAX_CLUSTER)).contains(&cluster.count()) {
+            return Err(format!("a cluster of {cluster} blocks is not one of 1 to {MAX_CLUSTER} blocks"));
         }
         if self.grid.array().iter().zip(cluster.array()).any(|(grid, cluster)| grid % cluster != 0) {
             return Err(format!("the cluster {cluster} does not divide the grid {}", self.grid));

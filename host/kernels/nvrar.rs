@@ -42,15 +42,37 @@ pub(super) const ALL_REDUCE: [[&str; 2]; 8] = {
 /// The all-gather kernels.
 pub(super) const ALL_GATHER: &[&str] = &GATHER;
 
-/// Element types of a collective.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ElementType {
+/// Elements of a sum, and what only one type takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Elements {
     /// The upper half of a binary32.
-    Bf16,
+    Bf16(Slices),
     /// IEEE 754 binary16.
     F16,
     /// IEEE 754 binary32.
     F32,
+}
+
+impl Elements {
+    /// Their place in tables of kernels.
+    const fn index(&self) -> usize {
+        match self {
+            Self::Bf16(_) => 0,
+            Self::F16 => 1,
+            Self::F32 => 2,
+        }
+    }
+}
+
+/// What the sum of a bf16 tensor takes along.
+#[derive(Debug, Clone, Copy)]
+pub struct Slices {
+    /// `[numel]` that the rank adds to its contribution, or null.
+    pub addend: Addr<bf16>,
+    /// What follows the sum; by stores only, in two shots a single pass.
+    pub norm: Option<NormAfter>,
+    /// Bytes from one rank's `addend`, `residual` and `out` to the next one's.
+    pub stride: u64,
 }
 
 /// How the ranks of one node share the work of a sum.
@@ -187,16 +209,12 @@ pub struct AllReduce {
     /// How.
     pub execution: Execution,
     /// Of `data`.
-    pub element: ElementType,
+    pub elements: Elements,
     /// `[numel]`, summed in place; readable up to the next multiple of 16 bytes.
     pub data: Addr<u8>,
     /// Bytes from one rank's `data` to the next one's.
     pub data_stride: u64,
-    /// `[numel]` that the rank adds to its contribution, or null; bf16 tensors only.
-    pub addend: Addr<bf16>,
-    /// Bytes from one rank's `addend`, `residual` and `out` to the next one's.
-    pub slice_stride: u64,
-    /// Elements.
+    /// Their number.
     pub numel: u32,
     /// What ranks compare beside `numel`.
     pub meta: u32,
@@ -205,44 +223,54 @@ pub struct AllReduce {
     /// Unit that the first pass begins with, of the tensor or of each shard; 0 unless it is a phase alone
     /// or messages are put.
     pub first_unit: u32,
-    /// What follows the sum; bf16 tensors only, stores only, in two shots a single pass.
-    pub norm: Option<NormAfter>,
 }
 
 impl AllReduce {
     /// A block's workers and who serves them, `blocks` × ranks of them.
+    ///
+    /// # Panics
+    /// If a norm is to follow puts, or its rows are shared by no block.
     pub fn launch(&self) -> Launch {
         let Execution { format, blocks, workers, .. } = self.execution;
+        let norm = self.norm();
         if self.execution.far == Far::Puts {
+            assert!(norm.is_none(), "a norm behind messages that are put is a launch of its own");
             let params = params::Collective { passes: 1, ..self.params() };
-            let entry = ALL_REDUCE_PUT[self.element as usize];
+            let entry = ALL_REDUCE_PUT[self.elements.index()];
             return Launch::new(entry, [blocks, self.ranks.count, 1], workers + PUT_LANES, 0, &params);
         }
-        let entry = match (self.norm, self.execution.algorithm) {
+        let entry = match (norm, self.execution.algorithm) {
             (Some(_), algorithm) => NORM[algorithm as usize][format as usize],
-            (None, Algorithm::OneShot) => ONE_SHOT[self.element as usize][format as usize],
-            (None, Algorithm::TwoShot) => TWO_SHOT[self.element as usize][format as usize],
+            (None, Algorithm::OneShot) => ONE_SHOT[self.elements.index()][format as usize],
+            (None, Algorithm::TwoShot) => TWO_SHOT[self.elements.index()][format as usize],
         };
         // Rows are dealt in z, so that a row and its parts are told apart without a division; the parts meet.
-        let (parts, cluster) = match self.norm {
-            Some(_) => (self.execution.row_blocks, self.execution.row_blocks),
+        let (parts, cluster) = match norm {
+            Some(_) => {
+                assert!(self.execution.row_blocks > 0, "a row is shared by at least one block");
+                (self.execution.row_blocks, self.execution.row_blocks)
+            }
             None => (blocks, 1),
         };
         let grid = [parts, self.ranks.count, blocks / parts];
         Launch::new(entry, grid, workers + CLERKS, 0, &self.params()).in_clusters(cluster)
     }
 
+    fn norm(&self) -> Option<NormAfter> {
+        match self.elements {
+            Elements::Bf16(slices) => slices.norm,
+            Elements::F16 | Elements::F32 => None,
+        }
+    }
+
     fn params(&self) -> params::Collective {
-        let &Self { ranks, execution, data, data_stride, addend, slice_stride, numel, .. } = self;
-        let slices = params::Collective {
-            addend: addend.raw(),
-            slice_stride,
-            first_unit: self.first_unit,
-            ..collective(&ranks, &execution, data, data_stride, numel, self.meta)
-        };
-        let Some(norm) = self.norm else { return params::Collective { phases: self.phases, ..slices } };
+        let &Self { ranks, execution, data, data_stride, numel, phases, first_unit, .. } = self;
+        let collective = collective(&ranks, &execution, data, data_stride, numel, self.meta);
+        let sum = params::Collective { phases, first_unit, ..collective };
+        let Elements::Bf16(Slices { addend, norm, stride }) = self.elements else { return sum };
+        let slices = params::Collective { addend: addend.raw(), slice_stride: stride, ..sum };
+        let Some(norm) = norm else { return slices };
         params::Collective {
-            phases: self.phases,
             residual: norm.residual.raw(),
             gain: norm.gain.raw(),
             out: norm.out.raw(),

@@ -1,20 +1,21 @@
 //! Collectives between GPUs, to the bit. Without a GPU every test says so and passes; those of two GPUs skip with one.
 //!
-//! Run alone on a machine without cargo: `comm_gpu --nocapture`. `FEWSYNC_REQUIRE_GPU=1` turns a missing GPU into
-//! a failure, `FEWSYNC_SOAK=N` sets how many calls follow each other in the longest test.
+//! Run alone on a machine without cargo: `comm_gpu --nocapture`. `FEWSYNC_REQUIRE_GPU=2` turns a missing GPU into
+//! a failure, `FEWSYNC_SOAK=N` sets how many calls follow each other in the longest tests.
 
 mod failures;
 #[path = "../gpu/mod.rs"]
 mod gpu;
 #[cfg(feature = "nvshmem")]
 mod processes;
+mod soak;
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fewsync::comm::gpu::{
-    Algorithm, DeviceSlice, Format, GpuBuffer, GpuComm, GroupOptions, Loopback, LoopbackSlices, PeerMemory,
-    Tuning,
+    Algorithm, DeviceSlice, Format, GpuBuffer, GpuComm, GroupOptions, Loopback, LoopbackBuffer,
+    LoopbackSlices, PeerMemory, Tuning,
 };
 use fewsync::comm::{
     AllGather, AllReduce, CommError, Communicator, DType, Element, Epilogue, Phase, Shape, Stage,
@@ -46,6 +47,7 @@ fn libraries() -> &'static [Arc<KernelLibrary>] {
 fn pair(test: &str) -> Option<&'static [Arc<KernelLibrary>]> {
     let both = Some(libraries()).filter(|libraries| libraries.len() == 2);
     if both.is_none() {
+        assert!(gpu::required() < 2, "{test}: FEWSYNC_REQUIRE_GPU asks for two GPUs, and there is one");
         println!("{test}: skipped, one GPU");
     }
     both
@@ -169,15 +171,17 @@ fn kinds_alternate_without_waiting() -> Result {
             gpus.iter().map(|library| Ok(library.device().stream()?)).collect::<Result<Vec<_>>>()?;
         const MOST: usize = 40_000;
         let mut buf = ranks.register(MOST * 4)?;
-        let of_rank: Vec<Vec<f32>> =
-            (0..shape.world()).map(|rank| (0..MOST).map(|i| ((i + rank) % 3) as f32).collect()).collect();
         let stream_of = |rank: usize| &streams[rank / ranks.ranks_per_gpu()];
-        for (rank, elements) in of_rank.iter().enumerate() {
-            buf.write(rank, bytemuck::cast_slice(elements), stream_of(rank))?;
-        }
-        // Summing zeros-and-twos again and again stays exact for a few calls; the model follows along.
-        let mut model = of_rank;
-        for call in 0..240 {
+        let mut model = Vec::new();
+        for call in 0..soak::calls(240).next_multiple_of(PER_TENSOR) {
+            // Sums of sums outgrow f32: tensors of their own now and then.
+            if call % PER_TENSOR == 0 {
+                expect(shape, &ranks, &buf, &model, &stream_of)?;
+                model = (0..shape.world()).map(|rank| contribution::<f32>(rank, MOST, call)).collect();
+                for (rank, elements) in model.iter().enumerate() {
+                    buf.write(rank, bytemuck::cast_slice(elements), stream_of(rank))?;
+                }
+            }
             let numel = [MOST, 1, 9000, 64, 257][call % 5];
             let offsets: Vec<usize> = (0..=shape.world()).map(|r| numel * r / shape.world()).collect();
             let kind = call % 4;
@@ -185,10 +189,8 @@ fn kinds_alternate_without_waiting() -> Result {
                 let what = (numel, DType::F32);
                 match kind {
                     // SAFETY: no slices.
-                    0 if call < 24 => unsafe {
-                        ranks.all_reduce(gpu, stream, &mut buf, what, LoopbackSlices::NONE)?
-                    },
-                    1 if call < 24 => {
+                    0 => unsafe { ranks.all_reduce(gpu, stream, &mut buf, what, LoopbackSlices::NONE)? },
+                    1 => {
                         for phase in [Phase::Reduce, Phase::Put, Phase::Broadcast] {
                             ranks.phase(gpu, stream, &mut buf, phase, what)?;
                         }
@@ -196,7 +198,7 @@ fn kinds_alternate_without_waiting() -> Result {
                     _ => ranks.all_gather(gpu, stream, &mut buf, &offsets, DType::F32)?,
                 }
             }
-            if kind < 2 && call < 24 {
+            if kind < 2 {
                 let head: Vec<Vec<f32>> = model.iter().map(|rank| rank[..numel].to_vec()).collect();
                 let sums = sum_of_ranks(shape, &head);
                 model.iter_mut().for_each(|rank| rank[..numel].copy_from_slice(&sums));
@@ -207,13 +209,28 @@ fn kinds_alternate_without_waiting() -> Result {
                 model.iter_mut().for_each(|rank| rank[..numel].copy_from_slice(&pieces));
             }
         }
-        for (rank, expected) in model.iter().enumerate() {
-            let mut found = vec![0.0_f32; MOST];
-            stream_of(rank).synchronize()?;
-            ranks.check()?;
-            buf.read(rank, bytemuck::cast_slice_mut(&mut found), stream_of(rank))?;
-            assert_bits(&found, expected, &format!("{shape}, rank {rank}"));
-        }
+        expect(shape, &ranks, &buf, &model, &stream_of)?;
+    }
+    Ok(())
+}
+
+/// Calls on the same tensors, one after the other.
+const PER_TENSOR: usize = 24;
+
+/// Waits, and compares each rank's elements with the model's.
+fn expect<'a>(
+    shape: Shape,
+    ranks: &Loopback,
+    buf: &LoopbackBuffer,
+    model: &[Vec<f32>],
+    stream_of: &impl Fn(usize) -> &'a Stream,
+) -> Result {
+    for (rank, expected) in model.iter().enumerate() {
+        let mut found = vec![0.0_f32; expected.len()];
+        stream_of(rank).synchronize()?;
+        ranks.check()?;
+        buf.read(rank, bytemuck::cast_slice_mut(&mut found), stream_of(rank))?;
+        assert_bits(&found, expected, &format!("{shape}, rank {rank}"));
     }
     Ok(())
 }
@@ -466,62 +483,5 @@ fn phases_and_gathers_go_through_the_trait() -> Result {
         assert_eq!((comm.counts().stages, comm.counts().all_gathers), (3, 4));
         Ok(())
     });
-    results.into_iter().collect()
-}
-
-/// Many calls in a row, each looked at: by default 20,000, enough to lap every slot many times.
-#[test]
-fn calls_follow_each_other_for_long() -> Result {
-    let Some((_guard, _)) = gpu("soak") else { return Ok(()) };
-    let Some(libraries) = pair("soak") else { return Ok(()) };
-    let calls: usize = std::env::var("FEWSYNC_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
-    const PER_GRAPH: usize = 100;
-    const NUMEL: usize = 9000;
-    const KINDS: usize = 7;
-    let comms = GpuComm::group_with(libraries, ONE_NODE, options())?;
-    let start = Instant::now();
-    let results = on_ranks(comms, |comm, stream| -> Result {
-        let rank = comm.topology().rank;
-        let mut buf = comm.register(NUMEL * 4)?;
-        // Tensors of their own in turn, so that what an earlier call left is never what this one should give.
-        let numels = [NUMEL, 8, 2048, 1, 4097];
-        let brought = |rank: usize, call: usize| contribution::<f32>(rank, NUMEL, call % KINDS);
-        let sources: Vec<f32> = (0..KINDS).flat_map(|kind| brought(rank, kind)).collect();
-        let source = stream.device().upload(&sources, &stream)?;
-        let log = stream.device().allocate_zeroed::<f32>(PER_GRAPH * NUMEL, &stream)?;
-        let mut expected = Vec::new();
-        for call in 0..PER_GRAPH {
-            let sums = sum_of_ranks(ONE_NODE, &[brought(0, call), brought(1, call)]);
-            let numel = numels[call % numels.len()];
-            expected.extend(&sums[..numel]);
-            expected.extend(&brought(rank, call)[numel..]);
-        }
-        let graph = stream.capture(|| -> Result {
-            let copy = |to: DevicePtr, from: DevicePtr| -> Result {
-                // SAFETY: both have that many elements and live until the stream has been waited for.
-                unsafe { stream.device().gpu().copy_d2d(stream.id(), to, from, NUMEL * 4)? };
-                Ok(())
-            };
-            let data = DevicePtr(buf.addr::<u8>().raw());
-            for call in 0..PER_GRAPH {
-                copy(data, source.ptr_at(call % KINDS * NUMEL))?;
-                sum(&comm, &mut buf, numels[call % numels.len()], DType::F32, &stream)?;
-                copy(log.ptr_at(call * NUMEL), data)?;
-            }
-            sum(&comm, &mut buf, 0, DType::F32, &stream)
-        })?;
-        for replay in 0..calls.div_ceil(PER_GRAPH) {
-            // SAFETY: all that the graph refers to is alive until the stream has been waited for.
-            unsafe { graph.launch(&stream)? };
-            let found = log.download(&stream)?;
-            if bytemuck::cast_slice::<_, u8>(&found) != bytemuck::cast_slice::<_, u8>(&expected) {
-                comm.check()?;
-                assert_bits(&found, &expected, &format!("replay {replay}"));
-            }
-        }
-        stream.synchronize()?;
-        comm.check()
-    });
-    println!("soak: {calls} calls in {:?}", start.elapsed());
     results.into_iter().collect()
 }

@@ -13,11 +13,12 @@ use fewsync::comm::bootstrap::{Bootstrap, Mesh, MeshOptions};
 use fewsync::comm::gpu::nvshmem::{HEAP_BYTES, NvshmemHeap};
 use fewsync::comm::gpu::{GpuComm, GroupOptions, PeerMemory};
 use fewsync::comm::{AllGather, CommError, Communicator, DType, Phase, Shape, Stage};
-use fewsync::driver::{Device, DevicePtr, KernelLibrary};
+use fewsync::driver::{Device, KernelLibrary};
 use fewsync::selftest::reference::sum_of_ranks;
 use half::bf16;
 
-use crate::gpu::gpu;
+use crate::gpu::gpus;
+use crate::soak::many_calls;
 use crate::{FIRST_SEQUENCE, Result, alternate, assert_bits, contribution, read, sum, write};
 
 /// `scenario rank port`, for a child.
@@ -79,12 +80,7 @@ fn text(output: &Output) -> String {
 
 /// The machine's GPUs, for one test at a time, if there are two.
 fn pair(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let (guard, _) = gpu(test)?;
-    if Device::cuda_count().is_ok_and(|count| count >= WORLD as u32) {
-        return Some(guard);
-    }
-    println!("{test}: skipped, one GPU");
-    None
+    gpus(test, WORLD as u32).map(|(guard, _)| guard)
 }
 
 /// Runs a scenario that is to succeed on all ranks.
@@ -179,7 +175,7 @@ fn child() -> Result {
     let comm = made.unwrap_or_else(|error| panic!("{MISSING}{error}"));
     match scenario {
         "exact" => exact(&comm, &library),
-        "soak" => soak(&comm, &library),
+        "soak" => many_calls("soak puts", &comm, &library.device().stream()?, NODES),
         "mismatch" => mismatch(&comm, &library),
         "lost" => lost(&comm, &library),
         other => panic!("no scenario {other}"),
@@ -229,42 +225,6 @@ fn exact(comm: &GpuComm, library: &KernelLibrary) -> Result {
         let of_rank: Vec<Vec<f32>> = (0..WORLD).map(|rank| contribution(rank, NUMEL, i)).collect();
         assert_bits(&read::<f32>(comm, buf, NUMEL, &stream)?, &sum_of_ranks(NODES, &of_rank), "two buffers");
     }
-    Ok(())
-}
-
-/// Calls of changing sizes, captured and replayed, with fresh data in each.
-fn soak(comm: &GpuComm, library: &KernelLibrary) -> Result {
-    let calls: usize = std::env::var("FEWSYNC_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
-    const PER_GRAPH: usize = 100;
-    const NUMEL: usize = 9000;
-    let (rank, stream) = (comm.topology().rank, library.device().stream()?);
-    let mut buf = comm.register(NUMEL * 4)?;
-    let of_rank: Vec<Vec<f32>> = (0..WORLD).map(|rank| contribution(rank, NUMEL, 1)).collect();
-    let source = library.device().upload(&of_rank[rank], &stream)?;
-    let sizes = [NUMEL, 8, 2048, 1, 4097];
-    let graph = stream.capture(|| -> Result {
-        for call in 0..PER_GRAPH {
-            let (to, from) = (DevicePtr(buf.addr::<u8>().raw()), source.ptr());
-            // SAFETY: both have that many elements and live until the stream has been waited for.
-            unsafe { stream.device().gpu().copy_d2d(stream.id(), to, from, NUMEL * 4)? };
-            sum(comm, &mut buf, sizes[call % sizes.len()], DType::F32, &stream)?;
-        }
-        Ok(())
-    })?;
-    let (begin, sums) = (Instant::now(), sum_of_ranks(NODES, &of_rank));
-    let last = sizes[(PER_GRAPH - 1) % sizes.len()];
-    for replay in 0..calls.div_ceil(PER_GRAPH) {
-        // SAFETY: all that the graph refers to is alive until the stream has been waited for.
-        unsafe { graph.launch(&stream)? };
-        if replay % 50 == 0 {
-            let found = read::<f32>(comm, &buf, NUMEL, &stream)?;
-            assert_bits(&found[..last], &sums[..last], "the last sum");
-            assert_bits(&found[last..], &of_rank[rank][last..], "behind it");
-        }
-    }
-    stream.synchronize()?;
-    comm.check()?;
-    println!("soak puts: {calls} calls in {:?}", begin.elapsed());
     Ok(())
 }
 

@@ -11,19 +11,23 @@ pub(crate) fn gpu(test: &str) -> Option<(MutexGuard<'static, ()>, Device)> {
     Some((guard, gpus.remove(0)))
 }
 
+/// How many GPUs there must be.
+pub(crate) fn required() -> u32 {
+    std::env::var("FEWSYNC_REQUIRE_GPU").map_or(0, |n| n.parse().unwrap_or(1))
+}
+
 /// The first `n` GPUs, likewise. On a machine with fewer the test is skipped; `FEWSYNC_REQUIRE_GPU` is the number that
 /// there must be.
 pub(crate) fn gpus(test: &str, n: u32) -> Option<(MutexGuard<'static, ()>, Vec<Device>)> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let required = std::env::var("FEWSYNC_REQUIRE_GPU").map_or(0, |n| n.parse().unwrap_or(1));
     match (0..n).map(Device::cuda).collect::<Result<Vec<_>, _>>() {
         Ok(gpus) => {
             let labels: Vec<&str> = gpus.iter().map(Device::label).collect();
             println!("{test}: {} ({})", labels.join(", "), gpus[0].properties().driver);
             Some((guard, gpus))
         }
-        Err(reason) if required >= n => panic!("{test}: {reason}"),
+        Err(reason) if required() >= n => panic!("{test}: {reason}"),
         Err(reason) => {
             println!("{test}: skipped, {reason}");
             None

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUfunction_attribute_enum;
 use cudarc::driver::{
     CudaContext, CudaModule, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
 };
@@ -74,14 +75,15 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A parameter struct as cudarc takes it.
+/// A parameter struct as cudarc takes it: as long as any kernel's.
 #[repr(C, align(8))]
-struct Params([u8; 128]);
+struct Params([u8; 4096]);
 
 // SAFETY: plain bytes; the driver reads as many as the entry point declares.
 unsafe impl DeviceRepr for Params {}
 
-/// Any launch of fewsync on any cudarc stream.
+/// A launch of fewsync on any cudarc stream: all but those in clusters (fused all-reduces, products over `wgmma`), which
+/// take `cuLaunchKernelEx`.
 ///
 /// # Safety
 /// As the kernel's documentation says of its arguments.
@@ -90,14 +92,21 @@ unsafe fn enqueue(
     module: &Arc<CudaModule>,
     stream: &Arc<CudaStream>,
 ) -> Result<(), Box<dyn Error>> {
+    if launch.cluster > 1 {
+        return Err(format!("{launch:?} takes a cluster, which cudarc does not launch").into());
+    }
     let function = module.load_function(launch.entry)?;
+    if launch.shared_bytes > 48 << 10 {
+        let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, launch.shared_bytes as i32)?;
+    }
     let [x, y, z] = launch.grid;
     let config = LaunchConfig {
         grid_dim: (x, y, z),
         block_dim: (launch.threads, 1, 1),
         shared_mem_bytes: launch.shared_bytes,
     };
-    let mut params = Params([0; 128]);
+    let mut params = Params([0; 4096]);
     params.0[..launch.params().len()].copy_from_slice(launch.params());
     // SAFETY: one parameter of the size that the entry point declares; the rest is the caller's promise.
     unsafe { stream.launch_builder(&function).arg(&params).launch(config)? };

@@ -54,7 +54,7 @@ struct Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum TuningFileError {
     /// It cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; fewsync tune allreduce writes such files")]
     Io {
         /// The file.
         path: PathBuf,

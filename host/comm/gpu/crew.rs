@@ -13,7 +13,7 @@ use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
 use crate::driver::{
     Device, DeviceBuffer, DevicePtr, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream,
 };
-use crate::kernels::nvrar::{self, ElementType, Execution, Far, Format, NormAfter, Ranks};
+use crate::kernels::nvrar::{self, Elements, Execution, Far, Format, NormAfter, Ranks, Slices};
 use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 
 /// bf16 in a unit of 16 bytes.
@@ -374,16 +374,13 @@ impl Crew {
         let launch = nvrar::AllReduce {
             ranks: self.ranks(part, options),
             execution,
-            element: element(sum.dtype),
+            elements: elements(sum),
             data: part.data.addr(),
             data_stride: part.stride as u64,
-            addend: sum.addend,
-            slice_stride: (sum.slice_stride * size_of::<bf16>()) as u64,
             numel: sum.numel as u32,
             meta: meta.bits(),
             phases: phases(collective),
             first_unit: pass * execution.pass_units,
-            norm: sum.norm,
         };
         launch.launch()
     }
@@ -431,10 +428,11 @@ fn phases(collective: Collective) -> u32 {
     }
 }
 
-fn element(dtype: DType) -> ElementType {
-    match dtype {
-        DType::Bf16 => ElementType::Bf16,
-        DType::F16 => ElementType::F16,
-        DType::F32 => ElementType::F32,
+fn elements(sum: &Sum) -> Elements {
+    let stride = (sum.slice_stride * size_of::<bf16>()) as u64;
+    match sum.dtype {
+        DType::Bf16 => Elements::Bf16(Slices { addend: sum.addend, norm: sum.norm, stride }),
+        DType::F16 => Elements::F16,
+        DType::F32 => Elements::F32,
     }
 }

@@ -227,9 +227,16 @@ impl LoopbackBuffer {
     /// More bytes than there are, and what the driver refuses.
     pub fn write(&mut self, rank: usize, bytes: &[u8], stream: &Stream) -> Result<(), CommError> {
         let count = self.parts[0].count();
+        self.check_len(bytes.len())?;
         let part = &mut self.parts[rank / count];
         let at = rank % count * part.stride;
         Ok(part.data.upload_at(at, bytes, stream)?)
+    }
+
+    fn check_len(&self, bytes: usize) -> Result<(), CommError> {
+        let length =
+            CommError::Length { what: "a rank's buffer, in bytes,", found: self.bytes, expected: bytes };
+        if bytes <= self.bytes { Ok(()) } else { Err(length) }
     }
 
     /// Copies the begin of a rank's memory, after all earlier work of the stream.
@@ -238,6 +245,7 @@ impl LoopbackBuffer {
     /// More bytes than there are, and what the driver refuses.
     pub fn read(&self, rank: usize, bytes: &mut [u8], stream: &Stream) -> Result<(), CommError> {
         let count = self.parts[0].count();
+        self.check_len(bytes.len())?;
         let part = &self.parts[rank / count];
         Ok(part.data.download_at(rank % count * part.stride, bytes, stream)?)
     }

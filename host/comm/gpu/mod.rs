@@ -67,12 +67,21 @@ pub struct DeviceSlice {
 }
 
 impl DeviceSlice {
-    /// `len` elements from `at` on, 16-byte aligned.
+    /// `len` elements from `at` on.
     ///
     /// # Safety
     /// They are device memory of the communicator's GPU, and stay allocated until its streams have run all that
-    /// was enqueued with them, and while graphs that recorded it can be launched.
+    /// was enqueued with them, and while graphs that recorded it can be launched. Until then nothing writes to them
+    /// but the call that they were given to, and where that writes to them nothing reads them.
+    ///
+    /// # Panics
+    /// If `at` is not 16-byte aligned.
     pub unsafe fn new(at: Addr<bf16>, len: usize) -> Self {
+        assert!(
+            at.raw().is_multiple_of(16),
+            "a slice begins at {:#x}, which is not 16-byte aligned",
+            at.raw()
+        );
         Self { at, len }
     }
 }

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(super) use ptx_emulator::MAX_DEVICES;
 pub use ptx_emulator::nvshmem::Unit as PutUnit;
 
 pub use options::{EMULATE_VARIABLE, EmulatorOptions, InvalidEmulatorOption, Schedule};
