@@ -7,7 +7,7 @@ use fewsync::comm::{DType, Shape};
 use crate::mutations::Mutation;
 use crate::scenario::{Call, Home, Kind, Scenario};
 use crate::schedules::{attempt, keep_loaded, shipped, try_all};
-use crate::seeds::{Random, search};
+use crate::seeds::{Random, number, search};
 
 /// Tried by a run of continuous integration.
 const SCHEDULES: u64 = 100;
@@ -57,10 +57,15 @@ enum Evidence {
     /// A letter is read, or an mbarrier told of one, that nobody has written.
     Unwritten,
     Deadlock,
+    /// A block arrives for a row while its mbarrier still counts an earlier one.
+    Miscounted,
     /// The machine finds nothing, and what the ranks end with is wrong.
     WrongResult,
 }
-use Evidence::{Deadlock, Race, Unwritten, WrongResult};
+use Evidence::{Deadlock, Miscounted, Race, Unwritten, WrongResult};
+
+/// Where nothing is checked, what becomes of a block that goes on before all letters of a row are there.
+const TOO_EARLY: &[Evidence] = &[Unwritten, Miscounted, WrongResult];
 
 impl Evidence {
     /// What a failure is evidence of, if of any of them.
@@ -68,6 +73,7 @@ impl Evidence {
         let told = [
             ("data race", Race),
             ("has never been written", Unwritten),
+            ("more arrivals than the phase expects", Miscounted),
             ("deadlock: no thread can move", Deadlock),
         ];
         let told = told.into_iter().find(|(text, _)| reason.contains(text)).map(|(_, evidence)| evidence);
@@ -106,7 +112,7 @@ const FAULTS: [Fault; 11] = [
             concerns: |_| true,
         },
         checked: &[Race, Unwritten],
-        unchecked: &[Unwritten],
+        unchecked: TOO_EARLY,
     },
     Fault {
         mutation: Mutation {
@@ -127,7 +133,7 @@ const FAULTS: [Fault; 11] = [
             concerns: |_| true,
         },
         checked: &[Race, Unwritten],
-        unchecked: &[Unwritten],
+        unchecked: TOO_EARLY,
     },
     Fault {
         mutation: Mutation {
@@ -136,7 +142,7 @@ const FAULTS: [Fault; 11] = [
             concerns: |_| true,
         },
         checked: &[Race, Unwritten],
-        unchecked: &[Unwritten],
+        unchecked: TOO_EARLY,
     },
     Fault {
         mutation: Mutation {
@@ -145,7 +151,7 @@ const FAULTS: [Fault; 11] = [
             concerns: |_| true,
         },
         checked: &[Race],
-        unchecked: &[WrongResult],
+        unchecked: TOO_EARLY,
     },
     Fault {
         mutation: Mutation {
@@ -154,7 +160,7 @@ const FAULTS: [Fault; 11] = [
             concerns: |_| true,
         },
         checked: &[Race, Unwritten],
-        unchecked: &[Unwritten],
+        unchecked: TOO_EARLY,
     },
     Fault {
         mutation: Mutation {
@@ -163,7 +169,7 @@ const FAULTS: [Fault; 11] = [
             concerns: |_| true,
         },
         checked: &[Race],
-        unchecked: &[Unwritten],
+        unchecked: TOO_EARLY,
     },
     Fault {
         mutation: Mutation {
@@ -216,7 +222,7 @@ impl Fault {
         assert!(places >= 4, "the PTX has {places} places for the fault '{}'", mutation.what);
         let _loaded = keep_loaded(&[mutant]);
         for (race, evidence) in [(true, checked), (false, unchecked)] {
-            let (caught, _) = search(0, SCHEDULES_OF_A_FAULT, |seed| {
+            let (caught, _) = search(number("FEWSYNC_SEED", 0), SCHEDULES_OF_A_FAULT, |seed| {
                 let mut scenario = scenario(seed);
                 scenario.machine.race = race;
                 scenario.machine.weak |= !race;
