@@ -150,8 +150,9 @@ const FAULTS: [Fault; 11] = [
             edit: |_, line| with_last(line, WAIT, |_| "mov.b32 %other, 0;".to_owned()),
             concerns: |_| true,
         },
-        checked: &[Race],
-        unchecked: TOO_EARLY,
+        checked: &[Race, Miscounted],
+        // A phase that is passed over may also leave its mbarrier where no row awaits it.
+        unchecked: &[Unwritten, Miscounted, WrongResult, Deadlock],
     },
     Fault {
         mutation: Mutation {
