@@ -281,3 +281,80 @@ fn a_relaxed_arrival_carries_what_a_fence_has_ordered() {
         assert!(matches!(&cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{cause}");
     }
 }
+
+/// Such a fence tells of mbarriers alone: what the thread has stored besides needs one of its own.
+#[test]
+fn a_fence_of_initialisations_orders_nothing_else() {
+    let body = |fence: &str, passes: &str| {
+        format!(
+            "mov.u32 %r20, box; add.u32 %r20, %r20, 248; st.shared.u32 [%r5], %r11;
+            setp.eq.u32 %p1, %r1, 0; @%p1 mbarrier.init.shared.b64 [%r20], 1;
+            {fence}
+            barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;
+            mapa.shared::cluster.u32 %r12, %r5, %r4; {passes} st.global.u32 [%rd3], %r13; {MEET}"
+        )
+    };
+    let (inits, all) = ("fence.mbarrier_init.release.cluster;", "fence.acq_rel.cluster;");
+    let load = "ld.shared::cluster.u32 %r13, [%r12];";
+    // The object itself may be used, which is an access of the whole cluster.
+    let send = "mapa.shared::cluster.u32 %r21, %r20, %r4;
+        @%p1 st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r12+128], %r11, [%r21];
+        @%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r20], 4;
+        .reg .pred %done; WAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %done, [%r20], 0;
+        @!%done bra WAIT; mov.u32 %r13, %r11;";
+    for seed in 0..20 {
+        let cause = fault(&body(inits, load), seed);
+        assert!(matches!(&cause, Cause::Memory(fault) if matches!(**fault, Fault::Race { .. })), "{cause}");
+        assert!(cause.to_string().contains("plain load"), "{cause}");
+        for fences in [all.to_owned(), format!("{all} {inits}"), format!("{inits} {all}")] {
+            launch(&body(&fences, load), [2, 1, 1], [2, 1, 1], options(seed)).unwrap();
+        }
+        for fence in [inits, all] {
+            launch(&body(fence, send), [2, 1, 1], [2, 1, 1], options(seed)).unwrap();
+        }
+        let cause = fault(&body("", send), seed);
+        assert!(cause.to_string().contains("`mbarrier.init` of block"), "{cause}");
+    }
+}
+
+/// Blocks wait for all of a grid of `blocks`, each with so much shared memory, on two multiprocessors.
+fn meet_in_global_memory(blocks: u32, shared_bytes: u32, cluster: u32) -> Result<(), RunError> {
+    let body = "setp.ne.u32 %p1, %r1, 0; @%p1 ret; mov.u32 %r20, %nctaid.x;
+        red.relaxed.gpu.global.add.u32 [%rd1], 1;
+        LOOK: ld.relaxed.gpu.global.u32 %r21, [%rd1]; setp.ne.u32 %p2, %r21, %r20; @%p2 bra LOOK;";
+    let device = DeviceOptions { multiprocessors: 2, max_resident_blocks: 8 };
+    let mut rig = Rig::of(&kernel(body), MachineOptions { device, ..options(0) });
+    let out = rig.upload(&[0; 4], "out");
+    let kernel = rig.machine.kernel(rig.module, "k").unwrap();
+    let launch = Launch::new(kernel, [blocks, 1, 1], [32, 1, 1], params(&[out], &[]));
+    let launch = Launch { cluster: [cluster, 1, 1], dynamic_shared_bytes: shared_bytes, ..launch };
+    rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{error}"));
+    rig.machine.run()
+}
+
+#[test]
+fn shared_memory_bounds_the_blocks_and_clusters_that_are_resident() {
+    // 228 KiB hold four blocks of 56 KiB with what the system and the kernel take, two of 100 and one of 200.
+    for (kib, resident) in [(0, 8), (55, 8), (100, 4), (200, 2)] {
+        for cluster in [1, 2] {
+            meet_in_global_memory(resident, kib << 10, cluster).unwrap_or_else(|error| panic!("{error}"));
+            let beyond = meet_in_global_memory(resident + cluster, kib << 10, cluster);
+            assert!(
+                matches!(beyond, Err(RunError::Deadlock(_))),
+                "{kib} KiB, clusters of {cluster}: {beyond:?}"
+            );
+        }
+    }
+    let device = DeviceOptions { multiprocessors: 2, max_resident_blocks: 8 };
+    let mut rig = Rig::of(&kernel(""), MachineOptions { device, ..options(0) });
+    let kernel = rig.machine.kernel(rig.module, "k").unwrap();
+    for (kib, limit) in [(56, 6), (100, 4), (200, 2)] {
+        let launch = Launch::new(kernel, [8, 1, 1], [32, 1, 1], params(&[0], &[]));
+        let launch = Launch { cluster: [8, 1, 1], dynamic_shared_bytes: kib << 10, ..launch };
+        let refused = rig.machine.launch(rig.stream, &launch);
+        assert!(
+            matches!(refused, Err(LaunchError::ClusterSize { limit: found, .. }) if found == limit),
+            "{kib} KiB: {refused:?}"
+        );
+    }
+}

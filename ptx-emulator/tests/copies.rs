@@ -221,3 +221,55 @@ fn an_arrival_that_completes_nothing_may_not_end_the_phase() {
     let report = fault(run(arrive, 1, 1, options(Policy::RoundRobin, 1, false, false)).unwrap_err());
     assert!(matches!(report.cause, Cause::MbarrierCount { .. }), "{report}");
 }
+
+#[test]
+fn copies_that_nobody_waits_for_use_shared_memory_that_is_gone() {
+    let one = "cp.async.ca.shared.global [%tile], [%from], 4;";
+    let bulk = format!(
+        "@!%first bra END; mov.u32 %r3, 7; st.shared.v4.u32 [%tile], {{%r3, %r3, %r3, %r3}};
+        fence.proxy.async.shared::cta; cp.async.bulk.global.shared::cta.bulk_group [%out], [%tile], 16;
+        cp.async.bulk.commit_group; {} END:",
+        "cp.async.bulk.wait_group.read 1;"
+    );
+    let unfinished = [
+        ("cp.async.ca", format!("@%first {one}")),
+        ("cp.async.ca", format!("@%first {one} cp.async.commit_group; cp.async.wait_group 1;")),
+        // Committed groups are waited for, the open one is not.
+        ("cp.async.ca", format!("cp.async.commit_group; @%first {one} cp.async.wait_group 0;")),
+        ("cp.async.bulk.global", bulk.clone()),
+    ];
+    for options in every_option() {
+        for (text, body) in &unfinished {
+            let report = fault(run(body, 1, 64, options).unwrap_err());
+            assert!(matches!(report.cause, Cause::LateCopy { .. }), "{report}");
+            assert!(report.place.text.contains(text), "{report}");
+            assert_eq!(report.place.thread, [0; 3], "{report}");
+        }
+        let empty = "cp.async.commit_group; cp.async.commit_group; cp.async.wait_group 1;";
+        run(&format!("@%first {one} {empty}"), 1, 64, options).unwrap_or_else(|error| panic!("{error}"));
+        let fill = "@%first cp.async.ca.shared.global [%tile], [%from], 4, 0;";
+        run(fill, 1, 64, options).unwrap_or_else(|error| panic!("{error}"));
+        let read = bulk.replace(".read 1", ".read 0");
+        run(&read, 1, 64, options).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn copies_whose_phase_nobody_awaits_may_come_too_late() {
+    let signal = "cp.async.ca.shared.global [%tile], [%from], 4;
+        cp.async.mbarrier.arrive.noinc.shared.b64 [%bar];";
+    let bulk = format!(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%bar], 16; {BULK} [%tile], [%from], 16, [%bar];"
+    );
+    for body in [signal, &bulk] {
+        let failures: Vec<_> = every_option().filter_map(|options| run(body, 1, 1, options).err()).collect();
+        assert!(!failures.is_empty(), "{body}");
+        for failure in failures {
+            let report = fault(failure);
+            assert!(matches!(report.cause, Cause::LateCopy { .. }), "{report}");
+        }
+        for options in every_option() {
+            run(&format!("{body} {WAIT}"), 1, 1, options).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+}

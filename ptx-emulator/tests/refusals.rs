@@ -63,6 +63,8 @@ fn what_is_not_executed_is_refused_by_its_name() {
         ("atom.global.exch.b128 %rd1, [%rd1], %q2;".to_owned(), "a register of 128 bits"),
         ("mov.b64 %rd1, %q1;".to_owned(), "`%q1`"),
         ("fence.proxy.tensormap::generic.release.gpu;".to_owned(), "`.tensormap::generic`"),
+        ("fence.mbarrier_init.release.gpu;".to_owned(), "form"),
+        ("fence.mbarrier_init.acq_rel.cluster;".to_owned(), "`.acq_rel`"),
         ("call elsewhere, (%r1);".to_owned(), "`elsewhere` is neither defined nor declared"),
     ] {
         let kernel = format!(".entry k() {{ .reg .b128 %q<4>; {REGISTERS}\n{instruction}\nret; }}");

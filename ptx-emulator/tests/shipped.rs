@@ -137,44 +137,84 @@ fn a_short_buffer_is_found() {
     );
 }
 
-/// `out += a · wᵀ` by a kernel of warpgroups, its grid's first axis a cluster that shares k; every access in order.
-fn add_product(kernel: &str, (m, n, k): (usize, usize, usize), grid: [u32; 3], threads: u32, policy: Policy) {
+/// What a kernel makes of `out`, and of the products of a row of `a` with the rows of `w`.
+struct Epilogue {
+    name: &'static str,
+    /// Rows of `w` for one element of `out`, and bytes of that.
+    rows: usize,
+    bytes: usize,
+    apply: fn(old: f32, products: &[f32]) -> f32,
+}
+
+const ADD: Epilogue = Epilogue { name: "add", rows: 1, bytes: 2, apply: |old, of| old + of[0] };
+const STORE: Epilogue = Epilogue { name: "store", rows: 1, bytes: 2, apply: |_, of| of[0] };
+const F32: Epilogue = Epilogue { name: "f32", rows: 1, bytes: 4, apply: |_, of| of[0] };
+const SWIGLU: Epilogue =
+    Epilogue { name: "swiglu", rows: 2, bytes: 2, apply: |_, of| of[0] / (1.0 + (-of[0]).exp()) * of[1] };
+
+/// A product by a kernel of warpgroups, with whole elements of `out`, its grid's first axis a cluster that shares k; every access in order.
+fn warpgroup_product(
+    tile: &str,
+    epilogue: &Epilogue,
+    (m, n, k): (usize, usize, usize),
+    (grid, threads): ([u32; 3], u32),
+    policy: Policy,
+) {
     let memory = MemoryOptions { race: true, ..MemoryOptions::default() };
     let mut rig = Rig::new(
         &Arc::new(shipped("sm_90a.ptx")),
         MachineOptions { policy, seed: 3, memory, ..MachineOptions::default() },
     );
-    let (a, w, old) = (numbers(m * k, 1), numbers(n * k, 2), numbers(m * n, 3));
-    let [a_at, w_at, out_at] =
-        [(&a, "a"), (&w, "w"), (&old, "out")].map(|(values, name)| rig.upload(&bytes(values), name));
-    let sizes = [m, n, k, k, n, 0].map(|size| size as u32);
+    let n = n.next_multiple_of(epilogue.rows);
+    let width = n / epilogue.rows;
+    let (a, w, old) = (numbers(m * k, 1), numbers(n * k, 2), numbers(m * width, 3));
+    let [a_at, w_at] = [(&a, "a"), (&w, "w")].map(|(values, name)| rig.upload(&bytes(values), name));
+    let out_at = match epilogue.bytes {
+        2 => rig.upload(&bytes(&old), "out"),
+        size => rig.empty((m * width * size) as u64, "out"),
+    };
+    let sizes = [m, n, k, k, width, 0].map(|size| size as u32);
     let params = params(&[a_at, w_at, out_at, 0], &sizes);
-    let kernel = rig.machine.kernel(rig.module, kernel).unwrap();
+    let name = format!("wgmma_bf16_{tile}_{}", epilogue.name);
+    let kernel = rig.machine.kernel(rig.module, &name).unwrap();
     let launch = Launch::new(kernel, grid, [threads, 1, 1], params);
     let launch = Launch { cluster: [grid[0], 1, 1], dynamic_shared_bytes: 200 << 10, ..launch };
-    rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{error}"));
-    rig.machine.run().unwrap_or_else(|error| panic!("{error}"));
-    let out = halves(&rig.download(out_at, 2 * m * n));
+    rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{name}: {error}"));
+    rig.machine.run().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let out = rig.download(out_at, epilogue.bytes * m * width);
+    let out = if epilogue.bytes == 4 { floats(&out) } else { halves(&out) };
     for (at, out) in out.into_iter().enumerate() {
-        let (a, w) = (&a[at / n * k..][..k], &w[at % n * k..][..k]);
-        let dot: f32 = a.iter().zip(w).map(|(a, w)| a.to_f32() * w.to_f32()).sum();
-        let expected = old[at].to_f32() + dot;
-        assert!((out - expected).abs() <= 0.01 * expected.abs().max(1.0), "{at}: {out} and {expected}");
+        let a = &a[at / width * k..][..k];
+        let product = |row: usize| -> f32 {
+            a.iter().zip(&w[row * k..][..k]).map(|(a, w)| a.to_f32() * w.to_f32()).sum()
+        };
+        let first = at % width * epilogue.rows;
+        let products: Vec<f32> = (first..first + epilogue.rows).map(product).collect();
+        let expected = (epilogue.apply)(old[at].to_f32(), &products);
+        let close = 0.01 * expected.abs().max(1.0);
+        assert!((out - expected).abs() <= close, "{name} {m}x{n}x{k} {at}: {out} and {expected}");
     }
 }
 
 /// Whole eights of columns and others, one block and clusters, tiles in turn; no order reveals a race.
 #[test]
-fn products_of_warpgroups_add_up_without_races() {
+fn products_of_warpgroups_are_right_without_races() {
     for policy in [Policy::RoundRobin, Policy::Adversarial] {
         for (m, n, k) in [(3, 64, 100), (37, 264, 136), (5, 67, 65)] {
-            let rows = (n as u32).div_ceil(128);
+            let tiles = |columns: u32| (n as u32).div_ceil(columns);
             for parts in [1, 3] {
-                let tokens = (m as u32).div_ceil(32);
-                add_product("wgmma_bf16_32x128_add", (m, n, k), [parts, tokens, rows], 256, policy);
+                for (tile, tokens, epilogue) in [("32x128", 32, ADD), ("64x128", 64, SWIGLU)] {
+                    let grid = [parts, (m as u32).div_ceil(tokens), tiles(128)];
+                    warpgroup_product(tile, &epilogue, (m, n, k), (grid, 256), policy);
+                }
             }
-            add_product("wgmma_bf16_128x128_add", (m, n, k), [1, rows.min(2), 1], 384, policy);
-            add_product("wgmma_bf16_128x128_add", (m, n, k), [2, rows, 1], 384, policy);
+            for (tile, columns, epilogue) in
+                [("128x128", 128, ADD), ("128x192", 192, STORE), ("128x256", 256, F32)]
+            {
+                for grid in [[1, tiles(columns).min(2), 1], [2, tiles(columns), 1]] {
+                    warpgroup_product(tile, &epilogue, (m, n, k), (grid, 384), policy);
+                }
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ mod common;
 use common::{Rig, params};
 use half::bf16;
 use ptx_emulator::memory::{Fault, MemoryOptions};
-use ptx_emulator::{Cause, MachineOptions, RunError};
+use ptx_emulator::{Cause, MachineOptions, Policy, Report, RunError};
 
 const ROWS: usize = 64;
 const DEPTH: usize = 16;
@@ -215,11 +215,16 @@ fn each_warpgroup_has_products_of_its_own() {
     assert_eq!(kernel.run(checked()).unwrap(), kernel.expected(1.0, 3.0));
 }
 
-fn refusal(kernel: &Kernel<'_>) -> (Cause, String) {
-    match kernel.run(checked()).unwrap_err() {
-        RunError::Fault(report) => (report.cause.clone(), report.place.text.clone()),
+fn report(kernel: &Kernel<'_>, options: MachineOptions) -> Report {
+    match kernel.run(options).unwrap_err() {
+        RunError::Fault(report) => *report,
         other => panic!("no fault: {other}"),
     }
+}
+
+fn refusal(kernel: &Kernel<'_>) -> (Cause, String) {
+    let report = report(kernel, checked());
+    (report.cause, report.place.text)
 }
 
 #[test]
@@ -272,4 +277,58 @@ fn operands_need_a_proxy_fence_and_are_left_alone_until_the_wait() {
     let body = format!("wgmma.fence.sync.aligned; SET; {WAIT} bar.sync 0; {store}");
     let behind = kernel(&body);
     assert_eq!(behind.run(checked()).unwrap(), behind.expected(1.0, 0.0));
+}
+
+const POLICIES: [Policy; 3] = [Policy::RoundRobin, Policy::Random, Policy::Adversarial];
+
+#[test]
+fn warps_of_a_group_execute_the_same_instructions_on_the_same_matrices() {
+    let fence = "wgmma.fence.sync.aligned;";
+    // The number of the warp, and whether it is the last one of the group.
+    let warp = format!("{} shr.u32 %at, %tid, 5; setp.eq.u32 %more, %at, 3;", threes(32));
+    let out_of_step = [
+        (format!("{warp} {fence} @%more add.u64 %a, %a, 1; SET; {WAIT}"), "this with other descriptors"),
+        (format!("{warp} {fence} @%more add.u64 %b, %b, 1; SET; {WAIT}"), "this with other descriptors"),
+        (format!("{warp} not.pred %yes, %more; {fence} ADD; {WAIT}"), "this with another scale-d"),
+        (
+            format!("{warp} {fence} @%more bra OTHER; SET; bra BOTH; OTHER: SET; BOTH: {WAIT}"),
+            "another instruction in the place of this one",
+        ),
+        (format!("{warp} {fence} @%more bra BOTH; SET; BOTH: {WAIT}"), "another instruction"),
+        (format!("{warp} {fence} SET; @%more bra BOTH; SET; BOTH: {WAIT}"), "another instruction"),
+    ];
+    for policy in POLICIES {
+        let options = || MachineOptions { policy, seed: 3, ..checked() };
+        for (body, what) in &out_of_step {
+            let report = report(&kernel(body), options());
+            assert!(matches!(report.cause, Cause::OutOfStep { .. }), "{report}");
+            assert!(report.cause.to_string().contains(what), "{report}");
+            let first = report.other.as_ref().expect("the other warp");
+            assert_ne!(report.place.thread[0] / 32, first.thread[0] / 32, "{report}");
+            assert!(first.text.starts_with("wgmma."), "{report}");
+        }
+        let body = format!("{warp} @%more bra BOTH; {fence} SET; {WAIT} BOTH:");
+        let report = report(&kernel(&body), options());
+        assert!(report.cause.to_string().contains("not all warps of the group"), "{report}");
+        assert_eq!(report.place.text, "wgmma.fence.sync.aligned");
+        // Another group may do as it likes.
+        let apart = format!(
+            "setp.ge.u32 %more, %tid, 128; {fence} @%more bra OTHER; SET; bra BOTH;
+            OTHER: mov.b64 %b, %a; SET; {fence} ADD; BOTH: {WAIT}"
+        );
+        let apart = Kernel { threads: 256, ..kernel(&apart) };
+        assert_eq!(apart.run(options()).unwrap(), apart.expected(1.0, 0.0));
+    }
+}
+
+#[test]
+fn all_lanes_of_a_warp_execute_it() {
+    let lane = "setp.eq.u32 %more, %tid, 37; wgmma.fence.sync.aligned;";
+    let gone = refusal(&kernel(&format!("{lane} @%more bra END; SET; {WAIT}"))).0;
+    assert!(gone.to_string().contains("lanes of the warp have exited"), "{gone}");
+    for body in [format!("{lane} @%more bra BOTH; SET; BOTH: {WAIT}"), format!("{lane} @!%more SET; {WAIT}")]
+    {
+        let apart = refusal(&kernel(&body)).0;
+        assert!(matches!(apart, Cause::Divergent { .. }), "{apart}");
+    }
 }

@@ -327,6 +327,11 @@ fn what_cannot_be_launched_is_refused_at_once() -> Result<()> {
     // SAFETY: refused.
     let cluster = unsafe { small.launch(&on_small, &LaunchConfig::new(8, 1).cluster(8), &[0; 8]) };
     contains(&cluster.unwrap_err(), &["cluster of 8×1×1 blocks", "4 resident blocks"]);
+    // Two blocks of 100 KiB are all that a multiprocessor's shared memory holds.
+    let large = LaunchConfig::new(4, 1).shared(100 << 10).cluster(4);
+    // SAFETY: refused.
+    let cluster = unsafe { small.launch(&on_small, &large, &[0; 8]) };
+    contains(&cluster.unwrap_err(), &["cluster of 4×1×1 blocks", "2 resident blocks"]);
     let unknown = PTX.replace("mov.u32 %thread", "wgmma.u32 %thread");
     contains(&device.load_module(&unknown).unwrap_err(), &["rejected the PTX", ":13:", "wgmma"]);
     assert!(machine("sms=2").properties().multiprocessors == 2);

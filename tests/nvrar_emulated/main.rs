@@ -6,6 +6,7 @@
 #![cfg(feature = "emulate")]
 
 mod inputs;
+mod letters;
 mod meeting;
 mod model;
 mod mutations;

@@ -112,7 +112,7 @@ fn look_at_one_word(before: &[&str], line: &str) -> Option<String> {
 
 impl Mutation {
     /// The committed file with this fault in some of its kernels, and in how many places.
-    fn of(&self, ptx: &Ptx, kernels: fn(&str) -> bool) -> (&'static Ptx, usize) {
+    pub(crate) fn of(&self, ptx: &Ptx, kernels: fn(&str) -> bool) -> (&'static Ptx, usize) {
         let lines: Vec<&str> = ptx.text.lines().map(str::trim).collect();
         let (mut text, mut places, mut is_meant) = (String::with_capacity(ptx.text.len()), 0, false);
         for (i, line) in lines.iter().enumerate() {

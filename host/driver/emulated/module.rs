@@ -62,7 +62,9 @@ impl LoadedKernel {
     /// Why it cannot be launched like this, beyond what every device checks.
     fn refusal(&self, config: &LaunchConfig, parameters: &[u8], device: &Properties) -> Option<String> {
         let block = [config.block.x, config.block.y, config.block.z];
-        let resident = u64::from(device.multiprocessors) * u64::from(RESIDENT_BLOCKS);
+        let block_threads = u32::try_from(config.block.count()).unwrap_or(u32::MAX);
+        let on_each = self.resident_blocks(block_threads, config.dynamic_shared_bytes, device);
+        let resident = u64::from(device.multiprocessors) * u64::from(on_each);
         match self.required_threads {
             _ if config.cluster.is_some_and(|cluster| cluster.count() > resident) => Some(format!(
                 "a cluster of {} blocks does not fit {resident} resident blocks",

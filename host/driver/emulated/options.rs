@@ -57,7 +57,8 @@ pub struct EmulatorOptions {
     pub race: bool,
     /// `weak`: stores become visible late and in another order, where PTX allows it.
     pub weak: bool,
-    /// `sms=N`: multiprocessors of each device. Engines choose grids by it.
+    /// `sms=N`: multiprocessors of each device. Engines choose grids by it. The default holds one cluster of the largest
+    /// size whose blocks take a multiprocessor each.
     pub multiprocessors: u32,
     /// `memory=GIB`: memory of each device in GiB. Only what is written takes the host's.
     pub memory_gib: u64,
@@ -71,7 +72,7 @@ impl Default for EmulatorOptions {
             schedule: Schedule::default(),
             race: false,
             weak: false,
-            multiprocessors: 4,
+            multiprocessors: 8,
             memory_gib: 16,
         }
     }

@@ -176,7 +176,10 @@ fn fence(line: &mut Line<'_, '_>) -> Decoded<Op> {
         let Some(scope) = line.choice(&levels) else { return line.refuse() };
         return Ok(Op::Fence(Fence { order: Order::Sc, scope }));
     }
-    line.flag("mbarrier_init");
+    if line.flag("mbarrier_init") {
+        let is_whole = line.flag("release") && line.choice(&SCOPES) == Some(Scope::Cluster);
+        return if is_whole { Ok(Op::InitFence) } else { line.refuse() };
+    }
     let orders = [
         ("sc", Order::Sc),
         ("acq_rel", Order::AcqRel),
@@ -305,6 +308,13 @@ fn store_lane(context: &mut Context<'_>, op: &Store, lane: usize, address: u64, 
 pub(crate) fn execute_proxy_fence(context: &mut Context<'_>) {
     for lane in context.active() {
         context.memory.proxy_fence(context.thread(lane));
+    }
+}
+
+/// `fence.mbarrier_init`
+pub(crate) fn execute_init_fence(context: &mut Context<'_>) {
+    for lane in context.active() {
+        context.memory.fence_inits(context.thread(lane));
     }
 }
 

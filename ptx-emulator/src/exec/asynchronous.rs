@@ -3,7 +3,8 @@
 //! Sources are read when a copy is issued; destinations are written as late as PTX allows: when its group is
 //! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses; a bulk copy that is only
 //! waited for with `.read`, at the end of its block. So whoever reads a destination too early sees what was there
-//! before. Tensor maps and clusters are refused.
+//! before. Nothing but such a wait completes a copy (PTX ISA, "cp.async"): one that still uses shared memory of its
+//! block when that ends is a fault. Tensor maps and clusters are refused.
 
 use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
@@ -275,7 +276,9 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
             read_lane(context.memory, &access, from, &mut data[..read as usize])?;
         }
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data };
+        let fills = read == 0;
+        let copy =
+            Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data, fills };
         groups_of(context, lane, false).open.copies.push(copy);
     }
     Ok(())
@@ -347,7 +350,8 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
         let access = Access::weak(reader.unwrap_or(agent), context.site);
         context.memory.read_by(&access, from, &mut data)?;
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data };
+        let fills = false;
+        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data, fills };
         match barriers {
             Some(row) => context.asynchronous.signal_bytes(row[lane], copy),
             None => groups_of(context, lane, true).open.copies.push(copy),
@@ -386,7 +390,8 @@ fn store(
         let thread = context.thread(lane);
         let agent = context.memory.begin_async(thread);
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes };
+        let fills = false;
+        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes, fills };
         let rank = rank.unwrap_or_else(|| context.environment.cluster_rank());
         context.cluster.parcels.push(Parcel { rank, barrier, store });
     }

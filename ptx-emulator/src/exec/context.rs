@@ -193,6 +193,11 @@ pub enum Cause {
     AsyncCopy { bytes: u64, from: u64, to: u64, why: &'static str },
     #[error("an asynchronous store of {bytes} bytes to {to:#x} is on its way when the block there ends")]
     LateStore { bytes: u64, to: u64 },
+    #[error(
+        "an asynchronous copy of {bytes} bytes to {to:#x} still uses shared memory of its block when that ends: nobody \
+         has waited for it"
+    )]
+    LateCopy { bytes: u64, to: u64 },
     #[error("an indirect call to {address:#x}, which is no function")]
     CallTarget { address: u64 },
     #[error("{0}")]
@@ -203,6 +208,8 @@ pub enum Cause {
     BranchIndex { index: u32, entries: usize },
     #[error("a product of a warpgroup: {0}")]
     Wgmma(&'static str),
+    #[error("warps of a warpgroup are out of step: another one has executed {what}")]
+    OutOfStep { what: &'static str, first: crate::memory::Thread, site: Site },
     #[error("the matrix shapes of `wmma` and row addresses must be the same in all lanes")]
     MatrixAddress,
 }

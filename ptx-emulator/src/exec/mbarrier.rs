@@ -305,8 +305,10 @@ fn lane_operation(
                     why: "the count of arrivals must be 1 to 2^20 - 1",
                 });
             }
-            let plain = Access::weak(access.thread, access.site);
+            let init = context.memory.begin_init(access.thread);
+            let plain = Access::weak(init, access.site);
             context.memory.store(&plain, address, Width::B8, word(0, 0, count, count))?;
+            context.memory.end_init(access.thread, init);
             context.asynchronous.phases.clocks.remove(&at_home(address));
             context.asynchronous.phases.words.insert(at_home(address), word(0, 0, count, count));
             return Ok(0);

@@ -32,6 +32,7 @@ pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod subbyte;
 pub(crate) mod warp;
+mod warpgroup;
 pub(crate) mod wgmma;
 pub(crate) mod wmma;
 

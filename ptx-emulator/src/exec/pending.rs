@@ -21,6 +21,8 @@ pub(crate) struct Pending {
     pub(crate) number: u64,
     pub(crate) to: u64,
     pub(crate) bytes: Vec<u8>,
+    /// It reads no source, and writes zeros.
+    pub(crate) fills: bool,
 }
 
 impl Pending {
@@ -245,14 +247,22 @@ impl AsyncState {
         Ok(())
     }
 
-    /// The block ends: bulk copies that nobody waited for are written, before whatever comes after the grid.
+    /// The block ends: bulk copies whose sources have been waited for are written, before whatever comes after the grid.
+    /// None may still use shared memory of the block: that a thread exits completes no copy.
     pub(crate) fn finish(&mut self, memory: &mut Memory, block: BlockId) -> Result<(), Late> {
         for Signal { event, .. } in &self.signals {
             if let Event::Parcel(store) = event {
                 return Err(store.late(Cause::LateStore { bytes: store.bytes.len() as u64, to: store.to }));
             }
         }
-        for ((index, _), groups) in std::mem::take(&mut self.groups).into_iter().filter(|(key, _)| key.1) {
+        if let Some((thread, site)) = self.products.out_of_step() {
+            let cause = Cause::Wgmma("not all warps of the group have executed it when the block ends");
+            return Err(Late { cause, site, block, thread: thread.index });
+        }
+        if let Some(copy) = self.unfinished().min_by_key(|copy| copy.number) {
+            return Err(copy.late(Cause::LateCopy { bytes: copy.bytes.len() as u64, to: copy.to }));
+        }
+        for ((index, _), groups) in std::mem::take(&mut self.groups) {
             let mut clock = Clock::default();
             for group in groups.closed.into_iter().chain([groups.open]) {
                 retire(memory, &mut self.signals, group.copies, &mut clock)?;
@@ -260,6 +270,20 @@ impl AsyncState {
             memory.acquire(Thread::new(block, index), &clock);
         }
         Ok(())
+    }
+
+    /// Copies to shared memory that have not arrived, and those from there whose sources nobody has waited for; but for
+    /// those that only fill, which the tiled products of `ptx/` leave behind where k is short.
+    fn unfinished(&self) -> impl Iterator<Item = &Pending> {
+        let signalled = self.signals.iter().filter_map(|signal| match &signal.event {
+            Event::Bytes(copy) => Some(copy),
+            Event::Parcel(_) | Event::Copies { .. } => None,
+        });
+        let grouped = self.groups.iter().flat_map(|((_, bulk), groups)| {
+            let copies = groups.closed.iter().chain([&groups.open]).flat_map(|group| &group.copies);
+            copies.filter(move |copy| !bulk || copy.reader.is_some())
+        });
+        signalled.chain(grouped).filter(|copy| !copy.fills)
     }
 }
 

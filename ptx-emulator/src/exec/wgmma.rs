@@ -12,15 +12,14 @@ use super::address::generic;
 use super::context::{Cause, Context, Done};
 use super::mma::element;
 use super::rounding::canonical;
-use super::rows::{LANES, Row, Slot, each};
+use super::rows::{LANES, Mask, Row, Slot, each};
+use super::warpgroup::{GROUP_THREADS, Step, Warpgroups};
 use crate::memory::{Access, Clock, Moment, Site, Thread};
 use crate::program::{Decoded, Line, Op};
 use crate::text::{ScalarType as T, Space};
 
 pub(crate) const NAMES: &[&str] = &["wgmma"];
 
-/// Threads of a warpgroup.
-const GROUP_THREADS: u32 = 128;
 /// Rows of D that a warp has, and columns of k.
 const WARP_ROWS: usize = 16;
 const DEPTH: usize = 16;
@@ -206,6 +205,7 @@ impl InFlight {
 pub(crate) struct Products {
     /// By the first thread of the warp.
     warps: BTreeMap<u32, InFlight>,
+    groups: Warpgroups,
 }
 
 impl Products {
@@ -213,6 +213,11 @@ impl Products {
     pub(crate) fn holds(&self, first_thread: u32, slot: Slot) -> bool {
         let warp = self.warps.get(&first_thread);
         warp.is_some_and(|warp| warp.held.iter().any(|(held, _)| held.contains(&slot)))
+    }
+
+    /// What only some warps of a group have executed: lane 0 of one, and the instruction.
+    pub(super) fn out_of_step(&self) -> Option<(Thread, Site)> {
+        self.groups.unfinished().map(|step| (step.thread, step.site))
     }
 
     /// Whether a warp has products in flight.
@@ -226,6 +231,12 @@ pub(crate) fn execute(context: &mut Context<'_>, operation: &Operation) -> Done 
     let group_end = (warp / GROUP_THREADS + 1) * GROUP_THREADS;
     if group_end > context.environment.threads() {
         return Err(Cause::Wgmma("the block has no whole warpgroup here"));
+    }
+    if context.rows.mask != Mask::MAX {
+        return Err(Cause::Wgmma("lanes of the warp have exited"));
+    }
+    if !matches!(operation, Operation::Multiply(_)) {
+        note(context, None)?;
     }
     let in_flight = context.asynchronous.products.warps.entry(warp).or_default();
     match operation {
@@ -245,6 +256,12 @@ pub(crate) fn execute(context: &mut Context<'_>, operation: &Operation) -> Done 
     Ok(())
 }
 
+/// The warp executes the next instruction of its group.
+fn note(context: &mut Context<'_>, operands: Option<([u64; 2], bool)>) -> Done {
+    let step = Step { thread: context.thread(0), site: context.site, operands };
+    context.asynchronous.products.groups.note(context.environment.first_thread, step)
+}
+
 fn issue(context: &mut Context<'_>, op: &Multiply) -> Done {
     let descriptor = |slot: Slot| {
         let row = context.rows.double(slot);
@@ -253,14 +270,15 @@ fn issue(context: &mut Context<'_>, op: &Multiply) -> Done {
     let (Some(a), Some(b)) = (descriptor(op.a), descriptor(op.b)) else {
         return Err(Cause::Wgmma("descriptors must be the same in all lanes"));
     };
-    let (Some(a), Some(b)) = (Descriptor::new(a), Descriptor::new(b)) else {
-        return Err(Cause::Wgmma("a base offset other than 0 in a descriptor is not supported"));
-    };
     let (slot, negated) = op.adds;
     let adds = context.rows.pred(slot) ^ if negated { u32::MAX } else { 0 };
     if adds != 0 && adds != u32::MAX {
         return Err(Cause::Wgmma("scale-d must be the same in all lanes"));
     }
+    note(context, Some(([a, b], adds != 0)))?;
+    let (Some(a), Some(b)) = (Descriptor::new(a), Descriptor::new(b)) else {
+        return Err(Cause::Wgmma("a base offset other than 0 in a descriptor is not supported"));
+    };
     let thread = context.thread(0);
     let now = context.memory.moment(thread);
     let in_flight = context.asynchronous.products.warps.entry(context.environment.first_thread).or_default();

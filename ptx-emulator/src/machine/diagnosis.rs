@@ -130,7 +130,11 @@ impl Machine {
 
     /// The instructions that a fault about memory names: the one that revealed it, and of a race the other one.
     pub(super) fn places_of(&self, cause: &Cause) -> (Option<Place>, Option<Place>) {
-        let Cause::Memory(fault) = cause else { return (None, None) };
+        let fault = match cause {
+            Cause::Memory(fault) => fault,
+            Cause::OutOfStep { first, site, .. } => return (None, self.place_of_site(*first, *site)),
+            _ => return (None, None),
+        };
         let place = accused(fault).and_then(|(thread, site)| self.place_of_site(thread, site));
         let other = match &**fault {
             Fault::Race { first, .. } | Fault::Proxy { first, .. } => {

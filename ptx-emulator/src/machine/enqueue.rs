@@ -38,7 +38,7 @@ impl Machine {
     /// What a device would refuse.
     pub fn launch(&mut self, stream: StreamId, launch: &Launch) -> Result<(), LaunchError> {
         let image = &self.images[launch.kernel.0];
-        grid::check(image.kernel(), launch, self.options.device.max_resident_blocks)?;
+        grid::check(image.kernel(), launch, &self.options.device)?;
         let device = self.streams[stream.0].device;
         if image.device != device {
             let kernel = image.kernel().name.clone();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::shared::{Failure, Shared, Turn};
 use super::warp::Warp;
-use super::{Launch, LaunchError, MachineOptions, Policy};
+use super::{DeviceOptions, Launch, LaunchError, MachineOptions, Policy};
 use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::Barriers;
 use crate::exec::cluster::Cluster;
@@ -16,6 +16,9 @@ use crate::program::{Constant, Kernel, Module, Relocation};
 
 /// The most shared memory of a block on the devices of `ptx/`: 227 KiB.
 pub(super) const MAX_SHARED_BYTES: u32 = 227 * 1024;
+/// The shared memory of their multiprocessors, and what the system takes of it for each block.
+const MULTIPROCESSOR_SHARED_BYTES: u64 = 228 * 1024;
+const RESERVED_SHARED_BYTES: u64 = 1024;
 /// The largest cluster that every device with clusters takes.
 const MAX_CLUSTER_BLOCKS: usize = 8;
 
@@ -92,8 +95,20 @@ pub(super) struct Grid {
     pub(super) clusters: Vec<Cluster>,
 }
 
+/// Static and dynamic shared memory of each block.
+fn shared_bytes(kernel: &Kernel, launch: &Launch) -> u64 {
+    u64::from(kernel.program.shared_bytes) + u64::from(launch.dynamic_shared_bytes)
+}
+
+/// How many blocks of a launch a device holds at a time, by their shared memory.
+fn resident_blocks(kernel: &Kernel, launch: &Launch, device: &DeviceOptions) -> usize {
+    let on_each = MULTIPROCESSOR_SHARED_BYTES / (shared_bytes(kernel, launch) + RESERVED_SHARED_BYTES);
+    let all = usize::try_from(on_each * u64::from(device.multiprocessors)).unwrap_or(usize::MAX);
+    all.min(device.max_resident_blocks)
+}
+
 /// Checks a launch against the kernel and the limits of a device.
-pub(super) fn check(kernel: &Kernel, launch: &Launch, resident_blocks: usize) -> Result<(), LaunchError> {
+pub(super) fn check(kernel: &Kernel, launch: &Launch, device: &DeviceOptions) -> Result<(), LaunchError> {
     let name = || kernel.name.clone();
     let threads = launch.block.iter().map(|&size| u64::from(size)).product::<u64>();
     let fits = (1..=1024).contains(&threads) && launch.block[2] <= 64;
@@ -118,7 +133,11 @@ pub(super) fn check(kernel: &Kernel, launch: &Launch, resident_blocks: usize) ->
     {
         return Err(LaunchError::GridSize { kernel: name(), grid: launch.grid });
     }
-    let limit = MAX_CLUSTER_BLOCKS.min(resident_blocks);
+    let shared = shared_bytes(kernel, launch);
+    if shared > u64::from(MAX_SHARED_BYTES) {
+        return Err(LaunchError::SharedMemory { kernel: name(), bytes: shared, limit: MAX_SHARED_BYTES });
+    }
+    let limit = MAX_CLUSTER_BLOCKS.min(resident_blocks(kernel, launch, device));
     let divides = |(grid, cluster): (&u32, &u32)| *cluster > 0 && grid.is_multiple_of(*cluster);
     let blocks = launch.cluster.iter().map(|&size| size as usize).product::<usize>();
     if blocks > limit || !launch.grid.iter().zip(&launch.cluster).all(divides) {
@@ -131,10 +150,6 @@ pub(super) fn check(kernel: &Kernel, launch: &Launch, resident_blocks: usize) ->
             expected: kernel.param_bytes,
             found: launch.params.len(),
         });
-    }
-    let shared = u64::from(kernel.program.shared_bytes) + u64::from(launch.dynamic_shared_bytes);
-    if shared > u64::from(MAX_SHARED_BYTES) {
-        return Err(LaunchError::SharedMemory { kernel: name(), bytes: shared, limit: MAX_SHARED_BYTES });
     }
     Ok(())
 }
@@ -159,6 +174,12 @@ impl Grid {
     /// Clusters in x, y and z.
     fn clusters_of_grid(&self) -> [u64; 3] {
         std::array::from_fn(|axis| u64::from(self.launch.grid[axis] / self.launch.cluster[axis]))
+    }
+
+    /// Whether one more cluster is to start and the multiprocessors have room for it, as far as this grid fills them.
+    pub(super) fn may_start_cluster(&self, device: &DeviceOptions) -> bool {
+        let resident = resident_blocks(self.image.kernel(), &self.launch, device);
+        self.has_more_blocks() && self.blocks.len() + self.cluster_blocks() <= resident
     }
 
     pub(super) fn has_more_blocks(&self) -> bool {

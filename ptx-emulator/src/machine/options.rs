@@ -17,9 +17,9 @@ pub enum Policy {
 /// The hardware that kernels see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// `%nsmid`
+    /// `%nsmid`. Each has 228 KiB of shared memory for the blocks that run at a time.
     pub multiprocessors: u32,
-    /// Blocks that run at a time; others wait until one ends.
+    /// Blocks that run at a time, at most; others wait until one ends.
     pub max_resident_blocks: usize,
 }
 

@@ -258,6 +258,7 @@ impl Warp {
             Op::Atomic(op) => atomic::execute(&mut context, op)?,
             Op::Atomic128(op) => atomic128::execute(&mut context, op)?,
             Op::Fence(op) => access::execute_fence(&mut context, op),
+            Op::InitFence => access::execute_init_fence(&mut context),
             Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),
             Op::Async(op) => asynchronous::execute(&mut context, op)?,

@@ -187,7 +187,7 @@ impl Machine {
                 .saturating_sub(resident.map(|grid| grid.blocks.len()).sum());
             for stream in self.streams.iter_mut().filter(|stream| stream.device.0 == device) {
                 for grid in &mut stream.grids {
-                    while room >= grid.cluster_blocks() && grid.has_more_blocks() {
+                    while room >= grid.cluster_blocks() && grid.may_start_cluster(&self.options.device) {
                         grid.start_cluster(&mut self.memory, &self.options);
                         room -= grid.cluster_blocks();
                         any = true;

@@ -37,6 +37,8 @@ pub struct Thread {
 const ASYNC: u32 = 1 << 31;
 /// Of an asynchronous copy: it is of the asynchronous proxy.
 const PROXY: u32 = 1 << 30;
+/// Of an asynchronous copy: it is none, but an `mbarrier.init`.
+const INIT: u32 = 1 << 29;
 /// Of a thread: it is a message, and alone in its block.
 const MESSAGE: u32 = 1 << 30;
 
@@ -57,6 +59,11 @@ impl Thread {
     /// The same, of the asynchronous proxy.
     pub(super) const fn proxy(block: BlockId, number: u32) -> Self {
         Self { block, index: ASYNC | PROXY | number }
+    }
+
+    /// The agent of an `mbarrier.init`, numbered among the asynchronous copies of `block`.
+    pub(super) const fn init(block: BlockId, number: u32) -> Self {
+        Self { block, index: ASYNC | INIT | number }
     }
 
     /// Whether its accesses are of the asynchronous proxy (PTX ISA, "Async Proxy").
@@ -89,6 +96,7 @@ impl fmt::Display for Thread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.async_copy() {
             _ if *self == Self::HOST => f.write_str("host"),
+            Some(number) if number & INIT != 0 => write!(f, "`mbarrier.init` of block #{}", self.block.0),
             Some(number) => write!(f, "asynchronous copy {} of block #{}", number & !PROXY, self.block.0),
             None if self.is_message() => write!(f, "message #{}", self.block.0),
             None => write!(f, "thread {} of block #{}", self.index, self.block.0),

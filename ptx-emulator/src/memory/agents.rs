@@ -106,13 +106,33 @@ impl Memory {
     /// Asynchronous copies that `thread` starts at one [`Memory::moment`]: an agent for the accesses of `cp.async` up to
     /// a commit.
     pub fn begin_async(&mut self, thread: Thread) -> Thread {
-        if self.is_ordered() { self.causality.begin_async(thread, false) } else { thread }
+        if self.is_ordered() { self.causality.begin_async(thread, Thread::copy) } else { thread }
     }
 
     /// An agent of the asynchronous proxy: for one `cp.async.bulk`, or what a tensor core reads for `thread`. In shared
     /// memory its accesses come after a store of the generic proxy only with a [proxy fence](Memory::proxy_fence) between.
     pub fn begin_proxy(&mut self, thread: Thread) -> Thread {
-        if self.is_ordered() { self.causality.begin_async(thread, true) } else { thread }
+        if self.is_ordered() { self.causality.begin_async(thread, Thread::proxy) } else { thread }
+    }
+
+    /// An agent for one `mbarrier.init` of `thread`, of which [`Memory::fence_inits`] may tell others.
+    pub fn begin_init(&mut self, thread: Thread) -> Thread {
+        if self.is_ordered() { self.causality.begin_async(thread, Thread::init) } else { thread }
+    }
+
+    /// The agent has written the object: that precedes what `thread` does from now on.
+    pub fn end_init(&mut self, thread: Thread, init: Thread) {
+        if self.is_ordered() {
+            self.causality.end_init(thread, init);
+        }
+    }
+
+    /// `fence.mbarrier_init.release.cluster` of `thread`: a release of its [initialisations](Memory::begin_init), and of
+    /// nothing else that it did or knows of.
+    pub fn fence_inits(&mut self, thread: Thread) {
+        if self.is_ordered() {
+            self.causality.fence_inits(thread);
+        }
     }
 
     /// `fence.proxy.async` of `thread`, for shared memory: what it knows of becomes known to the asynchronous proxy.

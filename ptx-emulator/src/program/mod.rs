@@ -141,6 +141,8 @@ pub(crate) enum Op {
     Fence(exec::access::Fence),
     /// `fence.proxy.async`, of shared memory.
     ProxyFence,
+    /// `fence.mbarrier_init`
+    InitFence,
     ConvertAddress(exec::address::ConvertAddress),
     Warp(Box<exec::warp::Collective>),
     Barrier(exec::barrier::Barrier),

@@ -66,7 +66,7 @@ fn groups_arrive_oldest_first() {
     for left in 0..3 {
         for group in 0..3 {
             let body = format!(
-                "{FILL} {copies} cp.async.wait_group {left}; ld.shared.b32 %d, [%cell+{}];",
+                "{FILL} {copies} cp.async.wait_group {left}; ld.shared.b32 %d, [%cell+{}]; cp.async.wait_all;",
                 4 * group
             );
             let found = evaluate_in(TILE, &body, "b32", &["b64"], &[&source]);

@@ -1,17 +1,20 @@
-//! Agents that act for threads: asynchronous copies, and messages of a network.
+//! Agents that act for threads: asynchronous copies, initialisations of mbarriers, and messages of a network.
 
 use std::sync::Arc;
 
-use super::{BlockState, Causality, Copy, Release, ThreadState, join};
+use super::{BlockState, Causality, Copy, Release, ThreadState, VectorClock, join};
 use crate::memory::{BlockId, Clock, GridId, Scope, Thread};
 
 /// Asynchronous copies.
 impl Causality {
     /// An asynchronous copy by `thread`, which is not waited for by anybody yet.
-    pub(in crate::memory) fn begin_async(&mut self, thread: Thread, is_of_proxy: bool) -> Thread {
+    pub(in crate::memory) fn begin_async(
+        &mut self,
+        thread: Thread,
+        make: fn(BlockId, u32) -> Thread,
+    ) -> Thread {
         let known = self.advance(thread);
         let block = &mut self.states.blocks[thread.block.0 as usize];
-        let make = if is_of_proxy { Thread::proxy } else { Thread::copy };
         let copy = make(thread.block, block.n_copies);
         block.copies.extend(copy.async_copy().map(|number| Copy { number, issuer: thread, known }));
         block.n_copies += 1;
@@ -26,6 +29,32 @@ impl Causality {
             let mut known = copies.remove(at).known;
             Arc::make_mut(&mut known).insert(copy, 0);
             join(&mut clock.0, &known, &self.states);
+        }
+    }
+}
+
+/// Initialisations of mbarriers: agents of their own, so that a thread can tell of them alone.
+impl Causality {
+    /// `init` precedes what the thread does next.
+    pub(in crate::memory) fn end_init(&mut self, thread: Thread, init: Thread) {
+        let mut clock = Clock::default();
+        self.end_async(init, &mut clock);
+        self.learn(thread, &clock.0);
+        if let Some(state) = self.thread_mut(thread) {
+            state.inits.push(init);
+        }
+    }
+
+    /// Adds the initialisations so far, and nothing that precedes them, to what the thread has fenced for its cluster.
+    pub(in crate::memory) fn fence_inits(&mut self, thread: Thread) {
+        let Some(state) = self.thread_mut(thread) else { return };
+        let mut known = VectorClock::default();
+        state.inits.iter().for_each(|init| known.insert(*init, 0));
+        let mut fences = std::mem::take(&mut state.fences);
+        let release = Release { known: Arc::new(known), scope: Scope::Cluster, block: thread.block };
+        self.merge_release(&mut fences, &release);
+        if let Some(state) = self.thread_mut(thread) {
+            state.fences = fences;
         }
     }
 }
@@ -58,7 +87,7 @@ impl Causality {
         }
     }
 
-    fn carry(&mut self, message: Thread, add: impl FnOnce(&mut Arc<super::VectorClock>, &super::States)) {
+    fn carry(&mut self, message: Thread, add: impl FnOnce(&mut Arc<VectorClock>, &super::States)) {
         let Some(state) = self.thread_mut(message) else { return };
         let Some(mut release) = state.fences.pop() else { return };
         add(&mut release.known, &self.states);

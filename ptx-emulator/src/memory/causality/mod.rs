@@ -40,6 +40,8 @@ struct ThreadState {
     observed: Vec<Release>,
     /// What precedes its grid.
     began: Arc<VectorClock>,
+    /// Agents of its `mbarrier.init`.
+    inits: Vec<Thread>,
 }
 
 impl ThreadState {
@@ -51,6 +53,7 @@ impl ThreadState {
             fences: Vec::new(),
             observed: Vec::new(),
             began: Arc::default(),
+            inits: Vec::new(),
         }
     }
 }
