@@ -235,6 +235,11 @@ fn an_error_of_all_is_told_once() {
         (&[&TINY[..], &["--tp", "3"]].concat(), 1, "2 processes were started, but --tp asks for 3 ranks"),
         (&[&TINY[..], &["--topology", "3x1"]].concat(), 1, "--topology asks for 3 ranks"),
         (&["selftest"], 1, "this command runs in one"),
+        (
+            &["tune", "allreduce", "--out", "/nowhere/t.json"],
+            1,
+            "ranks that are processes, over NVSHMEM, cannot",
+        ),
         (&["spd", "sensitivity", "--model", "random:tiny"], 1, "start it without a launcher"),
         (&["generate"], 2, "--prompt"),
     ] {
@@ -248,6 +253,86 @@ fn an_error_of_all_is_told_once() {
     let outputs: Vec<Output> = start(2, &csv).into_iter().map(finish).collect();
     let text = all_fail(&outputs);
     assert!(text.contains("/nowhere/a.csv") && text.lines().count() == 1, "{text}");
+}
+
+/// Two ranks with command lines of their own; both fail, and one says what differs.
+#[track_caller]
+fn disagree(lines: [&[&str]; 2], item: &str) {
+    let port = free_port();
+    let ranks = [0, 1].map(|r| rank(r, 2, port, lines[r]));
+    let outputs = ranks.map(finish);
+    assert!(outputs.iter().all(|output| output.stdout.is_empty()), "{lines:?}: something was computed");
+    let text = all_fail(&outputs);
+    let expected = format!(
+        "error: rank 1 has another {item} than rank 0: start all ranks with the same command, and give them the same \
+         files\n"
+    );
+    assert_eq!(text, expected, "{lines:?}");
+}
+
+#[test]
+fn ranks_that_are_to_do_different_things_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let words = "Some words, and then some more of them. ".repeat(20);
+    let texts =
+        [file("0/text", &words), file("1/text", &words), file("2/text", &words.replace("more", "less"))];
+    let [zero, one, two] = texts.each_ref().map(|text| {
+        [
+            "eval",
+            "--model",
+            "random:tiny",
+            "--chunks",
+            "1",
+            "--context",
+            "64",
+            "--json",
+            "--text",
+            text.as_str(),
+        ]
+    });
+    let with = |more: &[&'static str]| [&TINY[..], more].concat();
+    for (more, item) in [
+        (&["--temperature", "1.5", "--seed", "4"][..], "--seed"),
+        (&["--temperature", "0.5", "--seed", "3"], "--temperature"),
+        (&["--temperature", "1.5", "--seed", "3", "--spd", "last:1"], "SPD plan"),
+        (&["--temperature", "1.5", "--seed", "3", "--topology", "2x1"], "--topology"),
+        (&["--temperature", "1.5", "--seed", "3", "--device", "cpu"], "--device"),
+    ] {
+        disagree([&with(&["--temperature", "1.5", "--seed", "3"]), &with(more)], item);
+    }
+    let generate =
+        |model: &'static str, prompt: &'static str| ["generate", "--model", model, "--prompt", prompt];
+    disagree([&generate("random:tiny", "hi"), &generate("random:tiny,seed=7", "hi")], "model");
+    disagree([&generate("random:tiny", "hi"), &generate("random:tiny,layers=3", "hi")], "model");
+    disagree([&generate("random:tiny", "hi"), &generate("random:tiny", "ho")], "--prompt");
+    disagree([&TINY, &zero], "command");
+    disagree([&zero, &two], "text");
+    let from = |text: &'static str| [&TINY[..3], &["--prompt-file", text]].concat();
+    let [zero_file, two_file] = [0, 2].map(|at| &*texts[at].clone().leak());
+    disagree([&from(zero_file), &from(two_file)], "prompt");
+
+    let bench =
+        |spd: &'static str| ["bench", "decode", "--model", "random:tiny", "--decode", "2", "--spd", spd];
+    let port = free_port();
+    let lines = [bench("none,last:1"), bench("none,all")];
+    let text = all_fail(&[0, 1].map(|r| rank(r, 2, port, &lines[r])).map(finish));
+    assert!(text.contains("rank 1 has another SPD plan than rank 0") && text.lines().count() == 1, "{text}");
+
+    // The same text in another place, and another limit, is the same thing to do.
+    let port = free_port();
+    let other = [&one[..], &["--sync-limit", "77"]].concat();
+    let outputs = [rank(0, 2, port, &zero), rank(1, 2, port, &other)].map(finish);
+    assert_eq!(
+        parse_json(&outputs[0], &zero)["perplexity"],
+        json(&[&zero[..], &["--tp", "2"]].concat())["perplexity"]
+    );
+    assert!(outputs[1].status.success());
 }
 
 #[test]
@@ -276,7 +361,10 @@ fn starts_that_cannot_succeed_are_named() {
     let port = free_port();
     let outputs = [0, 2].map(|r| rank(r, 3, port, &quick)).map(finish);
     let text = all_fail(&outputs);
-    assert!(text.contains("rank 0 waited 1s for ranks [1]") && text.lines().count() == 1, "{text}");
+    assert!(text.contains("rank 0 waited 1s for rank 1,") && text.lines().count() == 1, "{text}");
+    // Nor do very many: their list is short.
+    let text = all_fail(&[finish(rank(0, 100_000, free_port(), &quick))]);
+    assert!(text.contains("waited 1s for ranks 1-99999, which"), "{text}");
     // Rank 0 does not come.
     let text = all_fail(&[finish(rank(1, 2, free_port(), &quick))]);
     assert!(text.contains("rank 1 could not reach rank 0 at 127.0.0.1:"), "{text}");
@@ -284,6 +372,16 @@ fn starts_that_cannot_succeed_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let text = all_fail(&[finish(rank(0, 2, taken.local_addr().unwrap().port(), &quick))]);
     assert!(text.contains("rank 0 cannot listen on 127.0.0.1:") && text.contains("MASTER_PORT"), "{text}");
+    // Its address is another host's, or nobody's; it does not wait to say so. (The first is of a network for
+    // documentation.)
+    for host in ["192.0.2.1", "no-such-host.invalid"] {
+        let mut run = command(&TINY);
+        run.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", host).env("MASTER_PORT", "29500");
+        let at = Instant::now();
+        let text = all_fail(&[finish(run.spawn().unwrap())]);
+        assert!(text.contains(&format!("rank 0 cannot listen on {host}:29500 (")), "{text}");
+        assert!(text.contains("set MASTER_ADDR to ") && at.elapsed() < Duration::from_secs(60), "{text}");
+    }
     // Two are the same rank; two expect different worlds.
     let port = free_port();
     let outputs = [0, 1, 1].map(|r| rank(r, 3, port, &TINY)).map(finish);

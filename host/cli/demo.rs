@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::agreement::Item;
 use super::generate::{cancel_on_ctrl_c, report, request, stream};
 use super::output;
-use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Session, SyncArgs, at_least};
+use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Prepared, SyncArgs, at_least};
 use super::world::World;
 use crate::generate::{Generation, Sampling, StopReason};
 use crate::spd::{Plan, SpdSpec};
@@ -43,12 +44,14 @@ impl Args {
 pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let tp = args.tp.or_else(|| world.processes()).unwrap_or(PLAN_TP);
     let layout = LayoutArgs { tp: Some(tp), sync: args.sync.clone(), ..LayoutArgs::on(args.device) };
-    let mut session = Session::open(&ModelArgs { model: "smollm2".into(), layout }, &SpdSpec::None, world)?;
-    let model = &session.model;
+    let args_of_model = ModelArgs { model: "smollm2".into(), layout };
+    let prepared = Prepared::open(&args_of_model, &SpdSpec::None, world)?;
+    let model = &prepared.model;
     let plan = Plan::parse(PLAN, Path::new("demo_plan.json"), &model.config, &*model.source, PLAN_TP)?;
     // The same blocks, whatever the number of ranks.
     let plan = Plan::new(tp, plan.blocks().to_vec());
     let request = request(model, &args.prompt, true, Some(args.max_tokens), Sampling::GREEDY)?;
+    let mut session = prepared.load(Some(Item::tokens("prompt", [&*request.prompt])))?;
     let cancel = cancel_on_ctrl_c()?;
 
     let n_layers = session.model.config.n_layers;

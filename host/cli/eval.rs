@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use serde_json::json;
 
+use super::agreement::Item;
 use super::generate::read_text;
 use super::output;
-use super::session::{ModelArgs, Session, SyncArgs, at_least, progress_bar};
+use super::session::{ModelArgs, Prepared, SyncArgs, at_least, progress_bar};
 use super::world::World;
 use crate::eval::{chunks, evaluate};
 use crate::spd::SpdSpec;
@@ -41,13 +42,13 @@ impl Args {
 
 pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let text = read_text(&args.text)?;
-    let mut session = Session::open(&args.model, &args.spd, world)?;
-    let (context, limit) = (args.context, session.model.config.context);
+    let prepared = Prepared::open(&args.model, &args.spd, world)?;
+    let (context, limit) = (args.context, prepared.model.config.context);
     ensure!(
         context <= limit,
         "--context {context} exceeds the model's context of {limit}: choose at most {limit}"
     );
-    let tokens = session.model.tokenizer.encode_plain(&text)?;
+    let tokens = prepared.model.tokenizer.encode_plain(&text)?;
     let chunks = chunks(&tokens, args.chunks, context)?;
     if args.chunks * context > tokens.len() {
         output::note(&format!(
@@ -56,6 +57,7 @@ pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> 
             tokens.len()
         ));
     }
+    let mut session = prepared.load(Some(Item::tokens("text", chunks.iter().map(|chunk| &**chunk))))?;
     let bar = progress_bar(chunks.len() as u64, "evaluating", "{pos}/{len} chunks, perplexity {prefix},");
     let tally = evaluate(&mut *session.runner, &session.plan, &chunks, |i, so_far| {
         bar.set_prefix(format!("{:.3}", so_far.perplexity()));

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::json;
 
+use super::agreement::Item;
 use super::output;
-use super::session::{ModelArgs, Session, SyncArgs};
+use super::session::{ModelArgs, Prepared, Session, SyncArgs};
 use super::world::World;
 use crate::generate::{Generation, Request, Sampling, StopReason, generate};
 use crate::model::Model;
@@ -82,10 +83,11 @@ impl Args {
 
 pub(super) fn run(args: &Args, json: bool, world: &World) -> anyhow::Result<()> {
     let text = prompt_text(args)?;
-    let mut session = Session::open(&args.model, &args.spd, world)?;
+    let prepared = Prepared::open(&args.model, &args.spd, world)?;
     let &Args { chat, temperature, top_k, top_p, seed, .. } = args;
     let sampling = Sampling { temperature, top_k, top_p, seed };
-    let request = request(&session.model, &text, chat, args.max_tokens, sampling)?;
+    let request = request(&prepared.model, &text, chat, args.max_tokens, sampling)?;
+    let mut session = prepared.load(Some(Item::tokens("prompt", [&*request.prompt])))?;
     let cancel = cancel_on_ctrl_c()?;
     let generation = stream(&mut session, &request, &cancel, !json)?;
     if json {

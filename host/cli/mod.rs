@@ -1,5 +1,6 @@
 //! The `fewsync` command: arguments, progress, output. Results go to stdout, everything else to stderr.
 
+mod agreement;
 mod bench;
 mod bench_allreduce;
 mod bench_decode;
@@ -22,7 +23,7 @@ mod world;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use session::SyncArgs;
 use world::World;
 
@@ -111,8 +112,11 @@ pub fn main() -> ExitCode {
     if rank > 0 {
         output::be_silent();
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let mut command_line = Cli::command();
+    let parsed = command_line.try_get_matches_from_mut(std::env::args_os());
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         // Rank 0 says it.
         Err(error) if rank > 0 => return ExitCode::from(error.exit_code() as u8),
         Err(error) => error.exit(),
@@ -123,7 +127,8 @@ pub fn main() -> ExitCode {
         Ok(world) => world,
         Err(error) => return world::refuse(rank, &error),
     };
-    match world.conclude(cli.command.run(cli.json, &world)) {
+    let agreed = world.agree(&agreement::of_command_line(&command_line, &matches));
+    match world.conclude(agreed.and_then(|()| cli.command.run(cli.json, &world))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(told) => {
             told.iter().for_each(|sentence| output::complain(sentence));
@@ -137,6 +142,10 @@ fn join(command: &Command, launch: Option<Launch>) -> anyhow::Result<World> {
     match (launch, command.sync()) {
         (None, _) => Ok(World::Threads),
         (Some(launch), Some(sync)) => World::join(launch, sync),
+        (Some(Launch { launcher, world, .. }), None) if matches!(command, Command::Tune(_)) => bail!(
+            "{launcher} started {world} processes, but tune allreduce measures ranks of one: start it without a \
+             launcher; a file for ranks that are processes, over NVSHMEM, cannot be made yet"
+        ),
         (Some(Launch { launcher, world, .. }), None) => bail!(
             "{launcher} started {world} processes, but this command runs in one: start it without a launcher; \
              generate, eval, demo, bench decode and bench allreduce run in several"
@@ -160,7 +169,6 @@ fn sentence(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
-    use clap::CommandFactory;
 
     use super::*;
 

@@ -9,6 +9,7 @@ use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::agreement::Item;
 use super::world::World;
 use super::{memory, output};
 use crate::bench::allreduce::tuning_file::TuningFile;
@@ -154,7 +155,15 @@ impl SyncArgs {
             "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
              process for all GPUs"
         );
-        ensure!(self.tuning.is_none(), "--tuning is for GPUs of one process: leave it out, or start one");
+        ensure!(
+            self.tuning.is_none(),
+            "--tuning is for GPUs of one process, and a file for several over NVSHMEM cannot be made yet: leave it out"
+        );
+        if std::env::var_os(TUNING_VARIABLE).is_some_and(|name| !name.is_empty()) {
+            output::note(&format!(
+                "note: {TUNING_VARIABLE} is for GPUs of one process, so it changes nothing in several"
+            ));
+        }
         Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.untuned() })
     }
 }
@@ -220,6 +229,51 @@ impl LayoutArgs {
     }
 }
 
+/// A model, its layout and its plan, which fit each other; nothing is loaded.
+pub(super) struct Prepared<'a> {
+    pub(super) model: Model,
+    plan: Plan,
+    shape: Shape,
+    layout: &'a LayoutArgs,
+    world: &'a World,
+}
+
+impl<'a> Prepared<'a> {
+    /// Opens the model, and checks the layout and the plan against it.
+    pub(super) fn open(args: &'a ModelArgs, spd: &SpdSpec, world: &'a World) -> anyhow::Result<Self> {
+        let shape = args.layout.shape_in(world)?;
+        ensure!(
+            shape.world() > 0,
+            "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
+        );
+        let model = Model::open(&args.model)?;
+        Sharding::new(&model.config, shape.world())?;
+        let plan = spd.resolve(&model.config, &*model.source, shape.world())?;
+        Ok(Self { model, plan, shape, layout: &args.layout, world })
+    }
+
+    /// Loads every rank's shard, once all processes agree on the model, the plan and what is to be done with them.
+    pub(super) fn load(self, task: Option<Item>) -> anyhow::Result<Session> {
+        let Self { model, plan, shape, layout, world } = self;
+        if world.processes().is_some() {
+            let items = [Item::new("model", [model.source.fingerprint()?]), plan_item(&plan)];
+            world.agree(&items.into_iter().chain(task).collect::<Vec<_>>())?;
+        }
+        if shape.world() == 1 && plan.n_dropped() > 0 {
+            output::note(
+                "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
+            );
+        }
+        let runner = load(&model, &plan, shape, layout, world)?;
+        let (world, sync) = (world.clone(), layout.sync.clone());
+        Ok(Session { model, plan, shape, runner, world, sync })
+    }
+}
+
+fn plan_item(plan: &Plan) -> Item {
+    Item::new("SPD plan", [plan.fingerprint()])
+}
+
 /// A model on its device, ready to run.
 pub(super) struct Session {
     pub(super) model: Model,
@@ -246,29 +300,15 @@ impl Session {
         self.world.lead(&self.sync)
     }
 
-    /// Opens the model, checks the layout and the plan against it, and loads every rank's shard.
+    /// [`Prepared::open`] and [`Prepared::load`].
     pub(super) fn open(args: &ModelArgs, spd: &SpdSpec, world: &World) -> anyhow::Result<Self> {
-        let shape = args.layout.shape_in(world)?;
-        ensure!(
-            shape.world() > 0,
-            "--tp 0 asks for no ranks: give 1 up to the number of the model's query heads"
-        );
-        let model = Model::open(&args.model)?;
-        Sharding::new(&model.config, shape.world())?;
-        let plan = spd.resolve(&model.config, &*model.source, shape.world())?;
-        if shape.world() == 1 && plan.n_dropped() > 0 {
-            output::note(
-                "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
-            );
-        }
-        let runner = load(&model, &plan, shape, &args.layout, world)?;
-        let (world, sync) = (world.clone(), args.layout.sync.clone());
-        Ok(Self { model, plan, shape, runner, world, sync })
+        Prepared::open(args, spd, world)?.load(None)
     }
 
     /// Goes on with other dropped blocks, and forgets all sequences.
     pub(super) fn switch(&mut self, spd: &SpdSpec) -> anyhow::Result<()> {
         let plan = spd.resolve(&self.model.config, &*self.model.source, self.shape.world())?;
+        self.world.agree(&[plan_item(&plan)])?;
         self.runner.set_plan(&plan)?;
         self.plan = plan;
         Ok(())

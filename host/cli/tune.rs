@@ -30,7 +30,8 @@ pub(super) enum Command {
 #[command(
     after_help = "Every candidate's sum is checked before it is timed, in a CUDA graph, the slowest rank's time \
 counting. A choice within 1 % of the fastest stays the built-in one. Give the file to later commands with --tuning, or \
-name it in FEWSYNC_TUNING; it holds for the same GPUs, topology, peer memory and release."
+name it in FEWSYNC_TUNING; it holds for the same GPUs, topology, peer memory and release. Ranks are threads of this \
+process here: a file for ranks that are processes, over NVSHMEM, cannot be made yet; they take the built-in choices."
 )]
 pub(super) struct Args {
     /// Number of ranks, one GPU each [default: all GPUs]

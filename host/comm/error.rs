@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, time::Duration};
 
-use super::{dtype::DType, schedule::Phase, topology::Shape};
+use super::{dtype::DType, rank_list::RankList, schedule::Phase, topology::Shape};
 use crate::driver::GpuError;
 
 /// A failed synchronisation. Ranks are those of the world, also in groups split from it.
@@ -64,7 +64,7 @@ pub enum CommError {
         cause: String,
     },
     /// Some ranks did not come to `register` or `split`.
-    #[error("rank {rank} waited {waited:?} in {call}, but ranks {missing:?} did not come")]
+    #[error("rank {rank} waited {waited:?} in {call}, but {} did not come", RankList(missing))]
     Absent {
         /// Who waited.
         rank: usize,

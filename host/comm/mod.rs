@@ -13,6 +13,7 @@ mod error;
 pub mod gpu;
 pub mod memory;
 pub mod process;
+mod rank_list;
 pub mod schedule;
 pub mod sequence;
 mod topology;

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use super::rank_list::RankList;
+
 /// Nodes and ranks per node, without saying which rank one is. Written `NODESxGPUS`, such as `2x4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
@@ -57,8 +59,9 @@ pub enum TopologyError {
     },
     /// A host's ranks do not follow each other.
     #[error(
-        "ranks {ranks:?} share host {host}, with ranks of other hosts between them: start ranks host by host (srun \
-         --distribution=block, mpirun --map-by slot), or say with --topology what counts as a node"
+        "{} share host {host}, with ranks of other hosts between them: start ranks host by host (srun \
+         --distribution=block, mpirun --map-by slot), or say with --topology what counts as a node",
+        RankList(ranks)
     )]
     Scattered {
         /// The host.

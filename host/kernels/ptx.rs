@@ -62,6 +62,12 @@ impl Ptx {
         matches!(self.arch.as_bytes(), b"sm_90a")
     }
 
+    /// The hash of the sources that it was made from, in hexadecimal digits.
+    pub fn sources(&self) -> &'static str {
+        let line = self.text.lines().take(8).find_map(|line| line.strip_prefix("// sources: sha256 "));
+        line.unwrap_or("unknown")
+    }
+
     /// What the file declares about a kernel.
     pub fn entry(&self, name: &str) -> Option<&'static Entry> {
         self.entries.iter().find(|entry| entry.name == name)
@@ -192,6 +198,8 @@ mod tests {
                 Some(size_of::<params::Argmax>())
             );
             assert_eq!(ptx.entry("argmax"), None);
+            let hash = ptx.sources();
+            assert!(hash.len() == 64 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()), "{hash}");
         }
     }
 

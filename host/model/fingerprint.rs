@@ -6,17 +6,26 @@ use super::Config;
 
 /// Bytes hashed at each end of a tensor.
 const END_BYTES: usize = 4096;
+/// Bytes of a digest.
+pub(crate) const DIGEST_BYTES: usize = 32;
 
 /// Builds the value of [`super::TensorSource::fingerprint`]. Every field is preceded by its length, so
 /// no two sequences of fields have the same bytes.
 pub(crate) struct Fingerprint(Sha256);
 
 impl Fingerprint {
+    /// Of the weights of a model.
     pub(crate) fn new(config: &Config) -> Self {
         let json = serde_json::to_vec(config).expect("a configuration is plain numbers and lists");
-        let mut fingerprint = Self(Sha256::new());
-        fingerprint.field(b"fewsync-weights-1");
+        let mut fingerprint = Self::of("fewsync-weights-1");
         fingerprint.field(&json);
+        fingerprint
+    }
+
+    /// Of fields whose meaning `layout` names.
+    pub(crate) fn of(layout: &str) -> Self {
+        let mut fingerprint = Self(Sha256::new());
+        fingerprint.field(layout.as_bytes());
         fingerprint
     }
 
@@ -35,8 +44,13 @@ impl Fingerprint {
         self.field(&bytes[end..]);
     }
 
+    /// The digest itself.
+    pub(crate) fn digest(self) -> [u8; DIGEST_BYTES] {
+        self.0.finalize().into()
+    }
+
     pub(crate) fn finish(self) -> String {
-        let hex: String = self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = self.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         format!("sha256:{hex}")
     }
 }

@@ -69,6 +69,11 @@ impl StoredTensor {
         &self.map[self.bytes.clone()]
     }
 
+    pub(crate) fn add_to(&self, fingerprint: &mut Fingerprint) {
+        let encoding = format!("{:?}", self.encoding);
+        fingerprint.tensor(&self.name, (self.rows, self.cols), &encoding, self.data());
+    }
+
     /// Its precision in memory.
     pub(crate) fn storage(&self) -> Storage {
         self.encoding.storage()
@@ -145,9 +150,7 @@ impl TensorSource for FileSource {
     fn fingerprint(&self) -> Result<String, ModelError> {
         let mut fingerprint = Fingerprint::new(&self.config);
         for tensor in Tensor::all(&self.config) {
-            let stored = self.stored(tensor);
-            let encoding = format!("{:?}", stored.encoding);
-            fingerprint.tensor(&stored.name, (stored.rows, stored.cols), &encoding, stored.data());
+            self.stored(tensor).add_to(&mut fingerprint);
         }
         Ok(fingerprint.finish())
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::file;
 use super::replacement::ReplacementFile;
 use crate::model::sharding::ShardingError;
-use crate::model::{Config, ModelError, TensorSource};
+use crate::model::{Config, Fingerprint, ModelError, TensorSource};
 
 /// What one block does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +189,17 @@ impl Plan {
         self.check_layout(config, tp).and_then(|()| self.check_replacements()).map_err(unfit)
     }
 
+    /// What tells the plan from others: its ranks and blocks, and the ends of the tensors that replace the model's.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut fingerprint = Fingerprint::of("fewsync-plan-1");
+        fingerprint.field(&self.tp.to_le_bytes());
+        fingerprint.field(&serde_json::to_vec(&self.blocks).expect("blocks are plain numbers and names"));
+        (0..self.blocks.len())
+            .filter_map(|layer| self.replacement(layer))
+            .for_each(|file| file.add_to(&mut fingerprint));
+        fingerprint.finish()
+    }
+
     fn check_layout(&self, config: &Config, tp: usize) -> Result<(), String> {
         if self.tp != tp {
             return Err(format!("the plan is for {} ranks, not {tp}: run with --tp {}", self.tp, self.tp));
@@ -271,8 +282,11 @@ fn check_permutation(heads: &[usize], n_heads: usize) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use ::safetensors::tensor::TensorView;
+    use ::safetensors::{self, Dtype};
+
     use super::*;
-    use crate::model::shapes;
+    use crate::model::{Checkpoint, shapes};
 
     #[test]
     fn a_plan_that_does_not_fit_is_refused_with_the_reason() {
@@ -292,5 +306,34 @@ mod tests {
             assert!(message.contains(reason), "{message}");
         }
         heads(&[3, 1, 0, 2]).check(&config, 2).unwrap();
+    }
+
+    #[test]
+    fn the_fingerprint_tells_plans_apart() {
+        let model = Checkpoint::random("random:tiny").unwrap();
+        let source = &*model.source;
+        let folder = tempfile::tempdir().unwrap();
+        // A plan whose block 1 has these heads, and a norm of this value.
+        let digest = |heads: &str, norm: f32| {
+            let bytes: Vec<u8> =
+                vec![norm; model.config.hidden].iter().flat_map(|x| x.to_le_bytes()).collect();
+            let view = TensorView::new(Dtype::F32, vec![model.config.hidden], &bytes).unwrap();
+            let name = "model.layers.1.input_layernorm.weight";
+            safetensors::serialize_to_file([(name, view)], None, &folder.path().join("r.safetensors"))
+                .unwrap();
+            let text = format!(
+                r#"{{"format": "{FORMAT}", "version": {VERSION}, "model": "{}", "tp": 2, "blocks": [
+                    {{"sync_attention": true}},
+                    {{"sync_attention": false, "heads": {heads}, "replacement": "r.safetensors"}}]}}"#,
+                source.fingerprint().unwrap(),
+            );
+            let path = folder.path().join("plan.json");
+            Plan::parse(&text, &path, &model.config, source, 2).unwrap().fingerprint()
+        };
+        let base = digest("[0, 1, 2, 3]", 1.0);
+        assert_eq!(base, digest("[0, 1, 2, 3]", 1.0));
+        assert_ne!(base, digest("[1, 0, 2, 3]", 1.0));
+        assert_ne!(base, digest("[0, 1, 2, 3]", 1.5));
+        assert_ne!(Plan::synchronised(2, 2).fingerprint(), Plan::synchronised(3, 2).fingerprint());
     }
 }

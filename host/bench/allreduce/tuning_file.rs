@@ -70,9 +70,7 @@ pub enum TuningFileError {
         reason: String,
     },
     /// It was measured with something else than what is used now.
-    #[error(
-        "{path} was measured with {measured}, and this is {here}: measure again with fewsync tune allreduce"
-    )]
+    #[error("{path} was measured with {measured}, and this is {here}: {what_to_do}")]
     Elsewhere {
         /// The file.
         path: PathBuf,
@@ -80,6 +78,8 @@ pub enum TuningFileError {
         measured: String,
         /// What is used.
         here: String,
+        /// What helps.
+        what_to_do: &'static str,
     },
 }
 
@@ -162,7 +162,11 @@ impl TuningFile {
             (format!("peer memory {}", self.peer_memory), format!("peer memory {}", options.memory.name())),
         ];
         if let Some((measured, here)) = pairs.into_iter().find(|(measured, here)| measured != here) {
-            return Err(TuningFileError::Elsewhere { path: path.to_owned(), measured, here });
+            let what_to_do = match options.memory {
+                PeerMemory::Nvshmem { .. } => "no file can be made for NVSHMEM yet, so leave it out",
+                PeerMemory::Direct | PeerMemory::HostStaged => "measure again with fewsync tune allreduce",
+            };
+            return Err(TuningFileError::Elsewhere { path: path.to_owned(), measured, here, what_to_do });
         }
         Ok(TuningTable::new(self.entries.iter().filter_map(|entry| entry.measured().ok()).collect()))
     }

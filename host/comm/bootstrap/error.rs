@@ -2,14 +2,13 @@
 
 use std::{io, time::Duration};
 
+use crate::comm::rank_list::RankList;
+
 /// A start that failed. Each says which process has to be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The address of rank 0 cannot be listened on.
-    #[error(
-        "rank 0 cannot listen on {address} ({source}): the port is taken, perhaps by another run or a second rank 0, \
-         or the address is of another host; set MASTER_ADDR to rank 0's host and MASTER_PORT to a free port"
-    )]
+    #[error("rank 0 cannot listen on {address} ({source}): {}", what_to_do(source.kind()))]
     Listen {
         /// Where.
         address: String,
@@ -32,7 +31,10 @@ pub enum BootstrapError {
         reason: String,
     },
     /// Some ranks did not come.
-    #[error("rank {rank} waited {waited:?} for ranks {missing:?}, which did not start or cannot reach it")]
+    #[error(
+        "rank {rank} waited {waited:?} for {}, which did not start or cannot reach it",
+        RankList(missing)
+    )]
     Missing {
         /// Who waited.
         rank: usize,
@@ -115,4 +117,19 @@ pub enum BootstrapError {
         /// Why.
         reason: String,
     },
+}
+
+/// What lets rank 0 listen.
+fn what_to_do(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => {
+            "the port is taken, perhaps by another run or a second rank 0; set MASTER_PORT to a free port"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "that is no address of its host; set MASTER_ADDR to rank 0's host (for rank 0 alone to 0.0.0.0, if the \
+             others reach it by a translated address)"
+        }
+        io::ErrorKind::PermissionDenied => "set MASTER_PORT to a port from 1024 on",
+        _ => "set MASTER_ADDR to a name or an address of rank 0's host",
+    }
 }

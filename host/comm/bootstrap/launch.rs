@@ -12,6 +12,7 @@
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
+    net::Ipv6Addr,
 };
 
 /// What a launcher has made of this process.
@@ -70,8 +71,22 @@ pub enum LaunchError {
         /// What it is set to.
         value: String,
     },
+    /// A variable is no port.
+    #[error("{variable}={port} is no port: set it to a number from 1 to 65535")]
+    NoPort {
+        /// Its name.
+        variable: &'static str,
+        /// What it is set to.
+        port: usize,
+    },
+    /// A world without ranks.
+    #[error("{variable}=0, but a world has at least one rank: set it to the number of processes")]
+    NoRanks {
+        /// The world's variable.
+        variable: &'static str,
+    },
     /// A rank that the world does not have.
-    #[error("{variable}={rank}, but a world of {world} has ranks 0 to {}", world.saturating_sub(1))]
+    #[error("{variable}={rank}, but a world of {world} has ranks 0 to {}", world - 1)]
     NoSuchRank {
         /// The rank's variable.
         variable: &'static str,
@@ -186,6 +201,9 @@ impl Variables<'_> {
                 _ => Ok(None),
             };
         };
+        if world == 0 {
+            return Err(LaunchError::NoRanks { variable: set.unwrap_or(names.world[0]) });
+        }
         if rank >= world {
             return Err(LaunchError::NoSuchRank { variable: names.rank, rank, world });
         }
@@ -194,13 +212,13 @@ impl Variables<'_> {
 
     /// Where rank 0 listens.
     fn address(&self, names: &Names, world: usize) -> Result<Address, LaunchError> {
-        let host = self.get("MASTER_ADDR");
+        let host = self.get("MASTER_ADDR").map(|host| match host.parse::<Ipv6Addr>() {
+            Ok(_) => format!("[{host}]"),
+            Err(_) => host,
+        });
         let port = self.number("MASTER_PORT")?;
-        if let Some(value) = port.filter(|&port| port == 0 || port > u16::MAX.into()) {
-            return Err(LaunchError::NotANumber {
-                variable: "MASTER_PORT",
-                value: format!("{value} (1 to 65535)"),
-            });
+        if let Some(port) = port.filter(|&port| port == 0 || port > u16::MAX.into()) {
+            return Err(LaunchError::NoPort { variable: "MASTER_PORT", port });
         }
         if names.launcher == Launcher::Torchrun {
             let (missing, present) = match (&host, port) {
@@ -306,6 +324,8 @@ mod tests {
     fn torchrun() {
         let text = "RANK=3 WORLD_SIZE=8 LOCAL_RANK=1 MASTER_ADDR=n0 MASTER_PORT=29500";
         assert_eq!(found(text), (Launcher::Torchrun, 3, 8, Some(1), Some("n0:29500".into())));
+        let v6 = |host: &str| found(&text.replace("n0", host)).4;
+        assert_eq!((v6("::1"), v6("[::1]")), (Some("[::1]:29500".into()), Some("[::1]:29500".into())));
         let agent = format!("{text} TORCHELASTIC_USE_AGENT_STORE=True");
         assert_eq!(found(&agent).4, Some("n0:29501".into()));
         // Under srun, its variables are those of the agents.
@@ -374,7 +394,8 @@ mod tests {
         refused("RANK=1 WORLD_SIZE=4 MASTER_ADDR=a", &["MASTER_PORT"]);
         refused("RANK=4 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=1", &["RANK=4", "0 to 3"]);
         refused("RANK=x WORLD_SIZE=4", &["RANK=x", "whole number"]);
-        refused("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=70000", &["MASTER_PORT=70000"]);
+        refused("RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=70000", &["MASTER_PORT=70000", "1 to 65535"]);
+        refused("RANK=0 WORLD_SIZE=0", &["WORLD_SIZE=0", "at least one"]);
         refused("OMPI_COMM_WORLD_RANK=1", &["OMPI_COMM_WORLD_SIZE"]);
         let both =
             "RANK=0 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=1 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4";

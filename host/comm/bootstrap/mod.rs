@@ -5,6 +5,7 @@
 mod error;
 mod hosts;
 pub mod launch;
+mod listen;
 mod mesh;
 pub mod mpi;
 mod rendezvous;

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
@@ -14,13 +14,16 @@ use std::{
 use super::{
     BootstrapError,
     hosts::this_host,
+    listen,
     wire::{Packer, Unpacker, nonsense},
 };
+use crate::kernels::PTX;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"fewsync\0");
 /// Changes with every change of what processes say to each other.
 const PROTOCOL: u32 = 1;
-const RELEASE: &str = env!("CARGO_PKG_VERSION");
+/// Digits of the hash of the kernels' sources in a release.
+const HASH_DIGITS: usize = 12;
 
 const WELCOME: u8 = 1;
 const CALLED_OFF: u8 = 0;
@@ -30,6 +33,12 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the door is looked at.
 const KNOCK: Duration = Duration::from_millis(5);
+
+/// The version and what the kernels were made from: ranks whose kernels differ do not understand each other either.
+fn release() -> String {
+    let kernels = PTX[0].sources();
+    format!("{} with kernels {}", env!("CARGO_PKG_VERSION"), kernels.get(..HASH_DIGITS).unwrap_or(kernels))
+}
 
 /// A rank's connections, one to each other rank.
 #[derive(Debug)]
@@ -77,26 +86,6 @@ impl Hello {
     }
 }
 
-/// Listens at rank 0's address, on the loopback interface alone if that is what it names.
-pub(super) fn listen(address: &str) -> Result<TcpListener, BootstrapError> {
-    let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
-    let port = port.parse().unwrap_or(0);
-    TcpListener::bind(interface(host, port))
-        .map_err(|source| BootstrapError::Listen { address: address.to_owned(), source })
-}
-
-/// Every interface, or only the loopback one where all ranks are told to use it.
-fn interface(host: &str, port: u16) -> SocketAddr {
-    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    let v6 = host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_ipv6());
-    let ip = match (loopback, v6) {
-        (true, false) => host.parse().unwrap_or(Ipv4Addr::LOCALHOST.into()),
-        (false, false) => Ipv4Addr::UNSPECIFIED.into(),
-        (_, true) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(ip, port)
-}
-
 /// Rank 0's part: welcomes all others.
 pub(super) fn host(
     listener: TcpListener,
@@ -132,8 +121,8 @@ pub(super) fn host(
 /// Where the rank behind `asking` finds `guest`. One that came over the loopback interface is on this host, so it is
 /// where `asking` found this host.
 fn address_for(asking: &TcpStream, (stream, hello): &(TcpStream, Hello)) -> io::Result<String> {
-    let seen = stream.peer_addr()?.ip();
-    let ip = if seen.is_loopback() { asking.local_addr()?.ip() } else { seen };
+    let seen = stream.peer_addr()?.ip().to_canonical();
+    let ip = if seen.is_loopback() { asking.local_addr()?.ip().to_canonical() } else { seen };
     Ok(SocketAddr::new(ip, hello.port).to_string())
 }
 
@@ -167,7 +156,7 @@ fn gather(
 
 fn judge(hello: &Hello, world: usize, guests: &[Option<(TcpStream, Hello)>]) -> Result<(), BootstrapError> {
     let &Hello { rank, world: found, .. } = hello;
-    let mine = Hello { protocol: PROTOCOL, release: RELEASE.to_owned(), ..hello.clone() };
+    let mine = Hello { protocol: PROTOCOL, release: release(), ..hello.clone() };
     if (hello.protocol, &hello.release) != (PROTOCOL, &mine.release) {
         return Err(BootstrapError::Version { rank, found: hello.version(), version: mine.version() });
     }
@@ -190,9 +179,6 @@ pub(super) fn join(
 ) -> Result<Connections, BootstrapError> {
     let deadline = Instant::now() + limit;
     let system = |what| move |source| BootstrapError::System { rank, what, source };
-    let host_of_0 = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let listener = TcpListener::bind(interface(host_of_0, 0)).map_err(system("a port to listen on"))?;
-    let port = listener.local_addr().map_err(system("a port to listen on"))?.port();
     let lost_0 = |source| BootstrapError::Lost { rank, peer: "rank 0".to_owned(), source };
 
     let first = connect(address, deadline).map_err(|reason| BootstrapError::Unreachable {
@@ -201,7 +187,9 @@ pub(super) fn join(
         waited: limit,
         reason,
     })?;
-    let (protocol, release, host) = (PROTOCOL, RELEASE.to_owned(), this_host());
+    let listener = listen::beside(&first, address).map_err(system("a port to listen on"))?;
+    let port = listener.local_addr().map_err(system("a port to listen on"))?.port();
+    let (protocol, release, host) = (PROTOCOL, release(), this_host());
     let hello = Hello { protocol, rank, world, release, host, port };
     (&mut &first).write_all(&hello.pack()).map_err(lost_0)?;
     // Rank 0 gives up at its own limit and says so; a little longer, in case it was started later.

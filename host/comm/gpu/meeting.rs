@@ -166,7 +166,7 @@ mod tests {
             assert!(error.starts_with("rank 0 calls a, but rank 2 calls b"), "{error}");
         }
         for error in run([Some("a"), None, Some("a")], 20) {
-            assert!(error.contains("in a, but ranks [2] did not come"), "{error}");
+            assert!(error.contains("in a, but rank 2 did not come"), "{error}");
         }
         let meeting = meeting(60_000);
         meeting.leave(1);

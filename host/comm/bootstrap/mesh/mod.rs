@@ -14,7 +14,7 @@ pub(in crate::comm) use shared::Unwritten;
 use shared::{FAILURE, Shared, frame};
 
 use super::{
-    Bootstrap, BootstrapError, Report, Reports,
+    Bootstrap, BootstrapError, Report, Reports, listen,
     rendezvous::{self, Connections},
     wire::Packer,
 };
@@ -53,7 +53,8 @@ impl Listener {
     /// # Errors
     /// [`BootstrapError::Listen`].
     pub fn bind(address: &str) -> Result<Self, BootstrapError> {
-        rendezvous::listen(address).map(Self)
+        let failed = |source| BootstrapError::Listen { address: address.to_owned(), source };
+        listen::at(address).map(Self).map_err(failed)
     }
 
     /// The port that it listens on.

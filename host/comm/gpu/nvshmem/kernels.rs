@@ -17,8 +17,6 @@ use crate::kernels::{NVSHMEM_PTX, Ptx};
 pub const KERNELS_VARIABLE: &str = "FEWSYNC_KERNELS";
 /// Begins the line of a file that says its release.
 const RELEASE_LINE: &str = "// nvshmem: ";
-/// Begins the line of our PTX that says what it was made from.
-const SOURCES_LINE: &str = "// sources: sha256 ";
 /// Digits of the hash in a file's name.
 const HASH_DIGITS: usize = 12;
 
@@ -93,8 +91,7 @@ fn cache(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 /// The name of the file that completes `ptx` with a release.
 pub fn file_name(ptx: &Ptx, release: Release) -> String {
-    let hash = ptx.text.lines().take(8).find_map(|line| line.strip_prefix(SOURCES_LINE)).unwrap_or_default();
-    let hash = hash.get(..HASH_DIGITS).unwrap_or("unknown");
+    let hash = ptx.sources().get(..HASH_DIGITS).unwrap_or("unknown");
     format!("nvshmem-{release}.{}.{hash}.ptx", ptx.arch)
 }
 
