@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use anyhow::ensure;
 
+use super::layout::{DeviceChoice, ModelArgs, SyncArgs, at_least};
 use super::results::ResultFiles;
-use super::session::{DeviceChoice, ModelArgs, Session, SyncArgs, at_least, progress_bar};
+use super::session::{Session, progress_bar};
 use super::world::World;
 use super::{memory, output};
 use crate::bench::breakdown::{Breakdown, breakdown};

@@ -2,10 +2,10 @@
 
 use anyhow::ensure;
 
+use super::layout::at_least;
 use super::output;
 use super::results::ResultFiles;
 use super::selftest::GpuArgs;
-use super::session::at_least;
 use crate::bench::kernels::figure::figure;
 use crate::bench::kernels::{self, CublasLtError, Kind, Measurement, Results, Sweep};
 use crate::bench::machine::Machine;

@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::agreement::Item;
 use super::generate::{cancel_on_ctrl_c, report, request, stream};
+use super::layout::{DeviceChoice, LayoutArgs, ModelArgs, SyncArgs, at_least};
 use super::output;
-use super::session::{DeviceChoice, LayoutArgs, ModelArgs, Prepared, SyncArgs, at_least};
+use super::session::Prepared;
 use super::world::World;
 use crate::generate::{Generation, Sampling, StopReason};
 use crate::spd::{Plan, SpdSpec};

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use device_builder::Toolchain;
 use serde::Serialize;
 
-use super::session::{at_least, cuda_devices};
+use super::layout::at_least;
+use super::session::cuda_devices;
 use super::{output, world};
 use crate::bench::allreduce;
 use crate::comm::bootstrap::launch::{Address, Launch};

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::agreement::Item;
 use super::generate::read_text;
+use super::layout::{ModelArgs, SyncArgs, at_least};
 use super::output;
-use super::session::{ModelArgs, Prepared, SyncArgs, at_least, progress_bar};
+use super::session::{Prepared, progress_bar};
 use super::world::World;
 use crate::eval::{chunks, evaluate};
 use crate::spd::SpdSpec;

@@ -10,8 +10,9 @@ use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::agreement::Item;
+use super::layout::{ModelArgs, SyncArgs};
 use super::output;
-use super::session::{ModelArgs, Prepared, Session, SyncArgs};
+use super::session::{Prepared, Session};
 use super::world::World;
 use crate::generate::{Generation, Request, Sampling, StopReason, generate};
 use crate::model::Model;

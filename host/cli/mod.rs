@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod eval;
 mod generate;
+mod layout;
 mod memory;
 mod output;
 mod results;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use session::SyncArgs;
+use layout::SyncArgs;
 use world::World;
 
 use crate::comm::bootstrap::launch::Launch;

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-use super::session::LayoutArgs;
+use super::layout::LayoutArgs;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {

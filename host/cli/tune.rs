@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::ValueEnum;
 
+use super::layout::{SyncArgs, at_least};
 use super::output;
 use super::results::{ResultFiles, check_file};
-use super::session::{SyncArgs, at_least, cuda_devices, emulated_devices};
+use super::session::{cuda_devices, emulated_devices};
 use crate::bench::allreduce::contest::Sweep;
 use crate::bench::allreduce::race::Effort;
 use crate::bench::allreduce::sizes::{Sizes, readable};

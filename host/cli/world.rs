@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 
+use super::layout::SyncArgs;
 use super::output;
-use super::session::SyncArgs;
 use crate::comm::CommError;
 use crate::comm::bootstrap::launch::{Address, Launch, LaunchError, Launcher, detect};
 use crate::comm::bootstrap::{Bootstrap, BootstrapError, Mesh, MeshOptions, mpi};

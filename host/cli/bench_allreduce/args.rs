@@ -10,8 +10,8 @@ use crate::bench::allreduce::contest::Sweep;
 use crate::bench::allreduce::record::AUTOMATIC;
 use crate::bench::allreduce::sizes::Sizes;
 use crate::bench::allreduce::{Call, Launching};
+use crate::cli::layout::{SyncArgs, at_least};
 use crate::cli::results::ResultFiles;
-use crate::cli::session::{SyncArgs, at_least};
 #[cfg(feature = "nvshmem")]
 use crate::comm::TopologyError;
 use crate::comm::gpu::{Algorithm, Format, GroupOptions, PeerMemory, Tuning};

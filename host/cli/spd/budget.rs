@@ -7,7 +7,8 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::cost::CostArgs;
-use crate::cli::session::{at_least, progress_bar};
+use crate::cli::layout::at_least;
+use crate::cli::session::progress_bar;
 use crate::model::Config;
 use crate::runner::Runner;
 use crate::spd::{

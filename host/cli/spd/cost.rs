@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 
 use super::budget::positive;
-use crate::cli::session::at_least;
+use crate::cli::layout::at_least;
 use crate::model::Config;
 use crate::spd::{AllReduceTime, message_bytes};
 

@@ -7,8 +7,9 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::block_list::BlockList;
+use crate::cli::layout::at_least;
 use crate::cli::output;
-use crate::cli::session::{at_least, progress_bar};
+use crate::cli::session::progress_bar;
 use crate::model::Model;
 use crate::spd::distill::{BlockResult, Job, Options, Trainable, block_file, distill};
 

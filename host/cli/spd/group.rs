@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::block_list::BlockList;
 use super::text::TextArgs;
+use crate::cli::layout::ModelArgs;
 use crate::cli::output;
-use crate::cli::session::{ModelArgs, load_reference, progress_bar};
+use crate::cli::session::{load_reference, progress_bar};
 use crate::cli::world::World;
 use crate::model::Model;
 use crate::runner::{Runner, Segment};

@@ -13,9 +13,10 @@ use super::text::TextArgs;
 use crate::bench::machine::Machine;
 use crate::bench::plot::{Content, Figure, Panel, Point, Scale, Series};
 use crate::cli::generate::cancel_on_ctrl_c;
+use crate::cli::layout::ModelArgs;
 use crate::cli::output;
 use crate::cli::results::check_file;
-use crate::cli::session::{ModelArgs, Session, progress_bar};
+use crate::cli::session::{Session, progress_bar};
 use crate::cli::world::World;
 use crate::spd::{Meter, Metric, Ranking, Sensitivity, SpdSpec, state_bytes, sweep};
 

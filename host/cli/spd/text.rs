@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::ensure;
 
 use crate::cli::generate::read_text;
+use crate::cli::layout::at_least;
 use crate::cli::output;
-use crate::cli::session::{at_least, progress_bar};
+use crate::cli::session::progress_bar;
 use crate::model::Model;
 use crate::runner::Runner;
 use crate::spd::Calibration;

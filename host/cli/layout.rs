@@ -1,0 +1,211 @@
+//! Options that say which model, over which ranks, on which devices, and how these synchronise.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use clap::{Args, ValueEnum};
+
+use super::output;
+use super::world::World;
+use crate::bench::allreduce::tuning_file::TuningFile;
+use crate::comm::Shape;
+use crate::comm::bootstrap::{Bootstrap, shape_of_hosts};
+use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
+use crate::driver::Device;
+
+const DEFAULT_PAGE_SIZE: usize = 64;
+
+/// Which model, and how it is laid out.
+#[derive(Args, Clone)]
+pub(super) struct ModelArgs {
+    /// smollm2 (fetched once), a Hugging Face id (org/name), a folder, a .gguf or .safetensors file, or
+    /// random:SHAPE[,layers=L][,seed=S] for random weights (their tokens are bytes and numbers) of a
+    /// shape such as tiny, smollm2, llama2-7b, llama3-8b, llama3-70b, llama3.2-1b
+    #[arg(long, default_value = "smollm2", value_name = "MODEL")]
+    pub(super) model: String,
+    #[command(flatten)]
+    pub(super) layout: LayoutArgs,
+}
+
+impl ModelArgs {
+    /// The same, `--device auto` taken for the CPU: for what reads hidden states, which only the reference gives.
+    pub(super) fn on_reference(&self) -> Self {
+        let mut args = self.clone();
+        if args.layout.device == DeviceChoice::Auto {
+            args.layout.device = DeviceChoice::Cpu;
+        }
+        args
+    }
+}
+
+/// How a model is laid out over ranks, and where it runs.
+#[derive(Args, Clone)]
+pub(super) struct LayoutArgs {
+    /// Tensor-parallel degree: the number of ranks, 1 to the number of query heads [default: 1, or the number of
+    /// processes]
+    #[arg(long, value_name = "T", value_parser = at_least::<0>, allow_negative_numbers = true)]
+    pub(super) tp: Option<usize>,
+    /// Nodes x ranks per node, such as 2x3; implies --tp [default: 1 x T, or hosts x processes]
+    #[arg(long, value_name = "NxG", allow_hyphen_values = true)]
+    pub(super) topology: Option<Shape>,
+    /// Where to run
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(super) device: DeviceChoice,
+    #[command(flatten)]
+    pub(super) sync: SyncArgs,
+    /// Tokens that a GPU's KV cache holds, of all sequences [default: 16 contexts, or what fits]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    pub(super) kv_tokens: Option<usize>,
+    /// Tokens of a page of a GPU's KV cache: a power of two
+    #[arg(long, value_name = "N", value_parser = at_least::<1>, default_value_t = DEFAULT_PAGE_SIZE)]
+    pub(super) page_size: usize,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeviceChoice {
+    /// GPUs, where there is one for each rank and they can run the model; else the CPU
+    Auto,
+    /// The reference in f32, one thread or process a rank
+    Cpu,
+    /// The first T NVIDIA GPUs of those that CUDA_VISIBLE_DEVICES names, one a rank
+    Cuda,
+    /// The GPU's code executed on the CPU, slowly, every access checked (FEWSYNC_EMULATE=race,weak,… for more)
+    Emulate,
+}
+
+/// How ranks synchronise.
+#[derive(Args, Clone, Default)]
+pub(super) struct SyncArgs {
+    /// How GPUs reach each other's memory [default: direct]
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(super) peer_memory: Option<PeerMemoryChoice>,
+    /// With NVSHMEM: put every message between nodes, also where it could be stored
+    #[arg(long)]
+    pub(super) no_direct: bool,
+    /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
+    pub(super) sync_limit: Option<Duration>,
+    /// How GPUs sum what, from fewsync tune allreduce [default: the file that FEWSYNC_TUNING names; else built in]
+    #[arg(long, value_name = "FILE")]
+    pub(super) tuning: Option<PathBuf>,
+    /// Longest wait for all processes to start, in seconds, where ranks are processes [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
+    pub(super) start_limit: Option<Duration>,
+    /// What to use instead of the measured choices.
+    #[arg(skip)]
+    pub(super) forced: Option<Tuning>,
+}
+
+/// Names a tuning file where no option does.
+const TUNING_VARIABLE: &str = "FEWSYNC_TUNING";
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PeerMemoryChoice {
+    /// Stores into the other GPU's memory, over NVLink or PCIe
+    Direct,
+    /// Through page-locked host memory, for GPUs without peer access; slow
+    HostStaged,
+    /// In NVSHMEM's symmetric heap, for ranks that are processes, where it is the default
+    Nvshmem,
+}
+
+impl SyncArgs {
+    /// As the communicator of these GPUs takes it. A tuning file that was measured with others is an error.
+    pub(super) fn group(&self, devices: &[Device], shape: Shape) -> anyhow::Result<GroupOptions> {
+        let options = self.untuned();
+        let variable =
+            || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let Some(path) = self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1) else {
+            return Ok(options);
+        };
+        let table = TuningFile::read(&path)?.table(&path, devices, shape, &options)?;
+        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+    }
+
+    /// Without a tuning file.
+    pub(super) fn untuned(&self) -> GroupOptions {
+        let defaults = GroupOptions::default();
+        let memory = match self.peer_memory {
+            Some(PeerMemoryChoice::HostStaged) => PeerMemory::HostStaged,
+            Some(PeerMemoryChoice::Nvshmem) => PeerMemory::Nvshmem { direct: !self.no_direct },
+            Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
+        };
+        let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
+        GroupOptions { memory, time_limit, tuning: self.forced, ..defaults }
+    }
+}
+
+impl SyncArgs {
+    /// As GPUs of several processes take it, which meet in NVSHMEM's heap alone.
+    pub(super) fn group_of_processes(&self) -> anyhow::Result<GroupOptions> {
+        ensure!(
+            matches!(self.peer_memory, None | Some(PeerMemoryChoice::Nvshmem)),
+            "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
+             process for all GPUs"
+        );
+        ensure!(
+            self.tuning.is_none(),
+            "--tuning is for GPUs of one process, and a file for several over NVSHMEM cannot be made yet: leave it out"
+        );
+        if std::env::var_os(TUNING_VARIABLE).is_some_and(|name| !name.is_empty()) {
+            output::note(&format!(
+                "note: {TUNING_VARIABLE} is for GPUs of one process, so it changes nothing in several"
+            ));
+        }
+        Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.untuned() })
+    }
+}
+
+fn positive_seconds(s: &str) -> Result<Duration, String> {
+    let seconds = s.parse().ok().filter(|&s: &f64| s > 0.0);
+    let duration = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).filter(|d| !d.is_zero());
+    duration.ok_or_else(|| "expected a number of seconds above 0".into())
+}
+
+impl LayoutArgs {
+    /// One rank on this device, all else by default.
+    pub(super) fn on(device: DeviceChoice) -> Self {
+        let sync = SyncArgs::default();
+        Self { tp: None, topology: None, device, sync, kv_tokens: None, page_size: DEFAULT_PAGE_SIZE }
+    }
+
+    /// The ranks' layout. A contradiction between --tp and --topology is an error.
+    pub(super) fn shape(&self) -> anyhow::Result<Shape> {
+        match (self.tp, self.topology) {
+            (Some(tp), Some(shape)) if shape.world() != tp => {
+                let world = shape.world();
+                bail!(
+                    "--tp {tp} contradicts --topology {shape}, which has {world} ranks: give one of the two"
+                )
+            }
+            (_, Some(shape)) => Ok(shape),
+            (tp, None) => Ok(Shape { nodes: 1, gpus_per_node: tp.unwrap_or(1) }),
+        }
+    }
+
+    /// The layout over `world`: processes are laid out by their hosts, unless --topology says how.
+    pub(super) fn shape_in(&self, world: &World) -> anyhow::Result<Shape> {
+        let World::Processes(mesh) = world else { return self.shape() };
+        let processes = mesh.world();
+        let given = (self.tp.is_some() || self.topology.is_some()).then(|| self.shape()).transpose()?;
+        if let Some(shape) = given.filter(|shape| shape.world() != processes) {
+            bail!(
+                "{processes} processes were started, but --{} asks for {} ranks: each process is one, so start as many \
+                 or leave the option out",
+                if self.topology.is_some() { "topology" } else { "tp" },
+                shape.world()
+            );
+        }
+        match self.topology {
+            Some(shape) => Ok(shape),
+            None => Ok(shape_of_hosts(mesh.hosts())?),
+        }
+    }
+}
+
+/// A number of at least `MIN`, for clap.
+pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n >= MIN).ok_or_else(|| format!("expected a whole number of at least {MIN}"))
+}
