@@ -27,6 +27,7 @@ pub mod tokenizer;
 pub use checkpoint::Checkpoint;
 pub use config::{Config, RopeScaling};
 pub use error::ModelError;
+#[cfg(feature = "cli")]
 pub(crate) use fingerprint::{DIGEST_BYTES, Fingerprint};
 pub use open::Model;
 pub use tensor::{Storage, Tensor, TensorKind, TensorSource};

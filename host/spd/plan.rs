@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::file;
 use super::replacement::ReplacementFile;
 use crate::model::sharding::ShardingError;
-use crate::model::{Config, Fingerprint, ModelError, TensorSource};
+use crate::model::{Config, ModelError, TensorSource};
 
 /// What one block does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,8 +190,9 @@ impl Plan {
     }
 
     /// What tells the plan from others: its ranks and blocks, and the ends of the tensors that replace the model's.
+    #[cfg(feature = "cli")]
     pub(crate) fn fingerprint(&self) -> String {
-        let mut fingerprint = Fingerprint::of("fewsync-plan-1");
+        let mut fingerprint = crate::model::Fingerprint::of("fewsync-plan-1");
         fingerprint.field(&self.tp.to_le_bytes());
         fingerprint.field(&serde_json::to_vec(&self.blocks).expect("blocks are plain numbers and names"));
         (0..self.blocks.len())

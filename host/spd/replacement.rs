@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::safetensors::SafetensorsFile;
 use crate::model::stored::StoredTensor;
 use crate::model::tensor::BLOCK_TENSORS;
-use crate::model::{Config, Fingerprint, ModelError, Storage, Tensor, TensorSource};
+use crate::model::{Config, ModelError, Storage, Tensor, TensorSource};
 
 /// What a block's tensors were fitted for. It stands in their file's header as JSON, under [`MadeFor::KEY`]; files of
 /// other programs need not have it.
@@ -105,7 +105,8 @@ impl ReplacementFile {
     }
 
     /// All tensors, in the order of their names.
-    pub(crate) fn add_to(&self, fingerprint: &mut Fingerprint) {
+    #[cfg(feature = "cli")]
+    pub(crate) fn add_to(&self, fingerprint: &mut crate::model::Fingerprint) {
         let mut tensors: Vec<_> = self.for_all.values().chain(self.for_rank.values()).collect();
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         tensors.iter().for_each(|tensor| tensor.add_to(fingerprint));
