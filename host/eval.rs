@@ -84,7 +84,7 @@ impl std::iter::Sum for Tally {
 pub enum EvalError {
     /// Fewer tokens than one chunk takes.
     #[error(
-        "the text has {n_tokens} tokens, fewer than one chunk of {context}: give a longer text or shorter chunks"
+        "the text has {n_tokens} tokens, fewer than one chunk of {context}: give a longer text or shorter chunks (--context; --chunk-len of spd commands)"
     )]
     TextTooShort {
         /// Tokens of the text.
@@ -94,7 +94,7 @@ pub enum EvalError {
     },
     /// So many chunks that they would all be the same.
     #[error(
-        "the text's {n_tokens} tokens do not give {n} different chunks of {context}: ask for fewer or shorter chunks"
+        "the text's {n_tokens} tokens do not give {n} different chunks of {context}: ask for fewer --chunks or shorter ones (--context; --chunk-len of spd commands)"
     )]
     TooManyChunks {
         /// Chunks asked for.

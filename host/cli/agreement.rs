@@ -57,12 +57,14 @@ pub(super) fn of_command_line(mut command: &Command, mut matches: &ArgMatches) -
 }
 
 impl World {
-    /// Compares this process's items with the others'; threads of one process have them in common.
-    pub(super) fn agree(&self, items: &[Item]) -> anyhow::Result<()> {
+    /// Compares this process's items with the others'; threads of one process have them in common, so `items` is not
+    /// called there.
+    pub(super) fn agree(&self, items: impl FnOnce() -> anyhow::Result<Vec<Item>>) -> anyhow::Result<()> {
         let Self::Processes(mesh) = self else { return Ok(()) };
+        let items = items()?;
         let mine: Vec<u8> = items.iter().flat_map(|item| item.digest).collect();
         let all = mesh.all_gather("compare what is to be done", &mine)?;
-        match first_difference(items, &all) {
+        match first_difference(&items, &all) {
             None => Ok(()),
             Some((rank, name)) => bail!(
                 "rank {rank} has another {name} than rank 0: start all ranks with the same command, and give them the \

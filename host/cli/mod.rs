@@ -128,7 +128,7 @@ pub fn main() -> ExitCode {
         Ok(world) => world,
         Err(error) => return world::refuse(rank, &error),
     };
-    let agreed = world.agree(&agreement::of_command_line(&command_line, &matches));
+    let agreed = world.agree(|| Ok(agreement::of_command_line(&command_line, &matches)));
     match world.conclude(agreed.and_then(|()| cli.command.run(cli.json, &world))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(told) => {

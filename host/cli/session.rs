@@ -62,10 +62,10 @@ impl<'a> Prepared<'a> {
     /// Loads every rank's shard, once all processes agree on the model, the plan and what is to be done with them.
     pub(super) fn load(self, task: Option<Item>) -> anyhow::Result<Session> {
         let Self { model, plan, shape, layout, world } = self;
-        if world.processes().is_some() {
+        world.agree(|| {
             let items = [Item::new("model", [model.source.fingerprint()?]), plan_item(&plan)];
-            world.agree(&items.into_iter().chain(task).collect::<Vec<_>>())?;
-        }
+            Ok(items.into_iter().chain(task).collect())
+        })?;
         if shape.world() == 1 && plan.n_dropped() > 0 {
             output::note(
                 "note: with one rank there is nothing to synchronise, so --spd changes nothing: give --tp",
@@ -115,7 +115,7 @@ impl Session {
     /// Goes on with other dropped blocks, and forgets all sequences.
     pub(super) fn switch(&mut self, spd: &SpdSpec) -> anyhow::Result<()> {
         let plan = spd.resolve(&self.model.config, &*self.model.source, self.shape.world())?;
-        self.world.agree(&[plan_item(&plan)])?;
+        self.world.agree(|| Ok(vec![plan_item(&plan)]))?;
         self.runner.set_plan(&plan)?;
         self.plan = plan;
         Ok(())

@@ -158,11 +158,11 @@ impl Sensitivity {
     /// # Errors
     /// Another digest or division; `path` is the file's name.
     pub fn check_text(&self, text: &TextId, path: &Path) -> Result<(), SensitivityError> {
-        let key = |text: &TextId| (text.digest.clone(), text.chunks, text.chunk_len);
-        if key(&self.text) == key(text) {
+        let TextId { digest, chunks, chunk_len, .. } = &self.text;
+        if (digest, chunks, chunk_len) == (&text.digest, &text.chunks, &text.chunk_len) {
             return Ok(());
         }
-        let TextId { source, chunks, chunk_len, .. } = &self.text;
+        let source = &self.text.source;
         let what = format!(
             "measured on another text or in other chunks ({source}, {chunks} x {chunk_len} tokens): give the same, \
              or another --out"

@@ -136,7 +136,7 @@ fn texts_that_cannot_be_evaluated() {
     eval(&at("nothere"), &[], &["cannot read the file"]);
     eval(&at(""), &[], &["cannot read the file"]);
     eval(&at("binary"), &[], &["not UTF-8 text from byte 0"]);
-    eval(&at("short"), &[], &["17 tokens", "one chunk of 512", "shorter chunks"]);
+    eval(&at("short"), &[], &["17 tokens", "one chunk of 512", "--context"]);
     eval(&at("empty"), &["--context", "2"], &["0 tokens"]);
     eval(&at("short"), &["--context", "1025"], &["--context 1025", "at most 1024"]);
     eval(&at("short"), &["--context", "8", "--chunks", "18"], &["17 tokens do not give 18 different chunks"]);

@@ -84,7 +84,9 @@ impl Evidence {
 
 /// A fault, and what must become of it under the race check, and without that where memory is weak.
 struct Fault {
-    mutation: Mutation,
+    what: &'static str,
+    /// See [`Mutation::edit`]; every schedule could show it.
+    edit: fn(&[&str], &str) -> Option<String>,
     checked: &'static [Evidence],
     unchecked: &'static [Evidence],
 }
@@ -106,110 +108,77 @@ fn with_last(line: &str, instruction: &str, compute: fn(&str) -> String) -> Opti
 
 const FAULTS: [Fault; 11] = [
     Fault {
-        mutation: Mutation {
-            what: "a letter less is expected",
-            edit: |_, line| with_last(line, EXPECT, |bytes| format!("sub.u32 %other, {bytes}, 4;")),
-            concerns: |_| true,
-        },
+        what: "a letter less is expected",
+        edit: |_, line| with_last(line, EXPECT, |bytes| format!("sub.u32 %other, {bytes}, 4;")),
         checked: &[Race, Unwritten],
         unchecked: TOO_EARLY,
     },
     Fault {
-        mutation: Mutation {
-            what: "a letter more is expected",
-            edit: |_, line| with_last(line, EXPECT, |bytes| format!("add.u32 %other, {bytes}, 4;")),
-            concerns: |_| true,
-        },
+        what: "a letter more is expected",
+        edit: |_, line| with_last(line, EXPECT, |bytes| format!("add.u32 %other, {bytes}, 4;")),
         checked: &[Deadlock],
         unchecked: &[Deadlock],
     },
     Fault {
-        mutation: Mutation {
-            what: "no letters are expected",
-            edit: |_, line| {
-                let (place, _) = operands(line, EXPECT)?;
-                Some(format!("mbarrier.arrive.shared::cta.b64 {place};"))
-            },
-            concerns: |_| true,
+        what: "no letters are expected",
+        edit: |_, line| {
+            let (place, _) = operands(line, EXPECT)?;
+            Some(format!("mbarrier.arrive.shared::cta.b64 {place};"))
         },
         checked: &[Race, Unwritten],
         unchecked: TOO_EARLY,
     },
     Fault {
-        mutation: Mutation {
-            what: "the phase before is awaited",
-            edit: |_, line| with_last(line, WAIT, |parity| format!("xor.b32 %other, {parity}, 1;")),
-            concerns: |_| true,
-        },
+        what: "the phase before is awaited",
+        edit: |_, line| with_last(line, WAIT, |parity| format!("xor.b32 %other, {parity}, 1;")),
         checked: &[Race, Unwritten],
         unchecked: TOO_EARLY,
     },
     Fault {
-        mutation: Mutation {
-            what: "the first phase is awaited for all rows",
-            edit: |_, line| with_last(line, WAIT, |_| "mov.b32 %other, 0;".to_owned()),
-            concerns: |_| true,
-        },
+        what: "the first phase is awaited for all rows",
+        edit: |_, line| with_last(line, WAIT, |_| "mov.b32 %other, 0;".to_owned()),
         checked: &[Race, Miscounted],
         // A phase that is passed over may also leave its mbarrier where no row awaits it.
         unchecked: &[Unwritten, Miscounted, WrongResult, Deadlock],
     },
     Fault {
-        mutation: Mutation {
-            what: "letters are not awaited",
-            edit: |_, line| line.starts_with(WAIT).then(|| "setp.eq.u32 %ended, 0, 0;".to_owned()),
-            concerns: |_| true,
-        },
+        what: "letters are not awaited",
+        edit: |_, line| line.starts_with(WAIT).then(|| "setp.eq.u32 %ended, 0, 0;".to_owned()),
         checked: &[Race, Unwritten],
         unchecked: TOO_EARLY,
     },
     Fault {
-        mutation: Mutation {
-            what: "the wait acquires what the own block has released",
-            edit: |_, line| line.starts_with(WAIT).then(|| line.replacen(".cluster", ".cta", 1)),
-            concerns: |_| true,
-        },
+        what: "the wait acquires what the own block has released",
+        edit: |_, line| line.starts_with(WAIT).then(|| line.replacen(".cluster", ".cta", 1)),
         checked: &[Race],
         unchecked: TOO_EARLY,
     },
     Fault {
-        mutation: Mutation {
-            what: "the first letter does not wait for the cluster",
-            edit: |_, line| line.starts_with("barrier.cluster.").then(String::new),
-            concerns: |_| true,
-        },
+        what: "the first letter does not wait for the cluster",
+        edit: |_, line| line.starts_with("barrier.cluster.").then(String::new),
         checked: &[Race, Unwritten],
         unchecked: &[Unwritten],
     },
     Fault {
-        mutation: Mutation {
-            what: "the others are not told that mbarriers are ready",
-            edit: |_, line| (line == "fence.mbarrier_init.release.cluster;").then(String::new),
-            concerns: |_| true,
-        },
+        what: "the others are not told that mbarriers are ready",
+        edit: |_, line| (line == "fence.mbarrier_init.release.cluster;").then(String::new),
         checked: &[Race],
         unchecked: &[Unwritten],
     },
     Fault {
-        mutation: Mutation {
-            what: "letters are stored and nobody is told",
-            edit: |_, line| Some(format!("st.shared::cluster.b32{};", operands(line, SEND)?.0)),
-            concerns: |_| true,
-        },
+        what: "letters are stored and nobody is told",
+        edit: |_, line| Some(format!("st.shared::cluster.b32{};", operands(line, SEND)?.0)),
         checked: &[Deadlock],
         unchecked: &[Deadlock],
     },
     Fault {
-        mutation: Mutation {
-            what: "all letters go to one place",
-            edit: |_, line| {
-                let (letter, mbarrier) = operands(line, SEND)?;
-                let (_, sum) = letter.split_once(", ")?;
-                // The letters lie right before the mbarrier.
-                let place = mbarrier.replace(']', "-4]");
-                Some(format!("{SEND} {place}, {sum}, {mbarrier};"))
-            },
-            concerns: |_| true,
+        what: "all letters go to one place",
+        edit: |_, line| {
+            let (letter, mbarrier) = operands(line, SEND)?;
+            let (_, sum) = letter.split_once(", ")?;
+            // The letters lie right before the mbarrier.
+            let place = mbarrier.replace(']', "-4]");
+            Some(format!("{SEND} {place}, {sum}, {mbarrier};"))
         },
         checked: &[Race, Unwritten],
         unchecked: &[Unwritten],
@@ -218,9 +187,10 @@ const FAULTS: [Fault; 11] = [
 
 impl Fault {
     fn assert_caught(&self) {
-        let Self { mutation, checked, unchecked } = self;
+        let &Self { what, edit, checked, unchecked } = self;
+        let mutation = Mutation { what, edit, concerns: |_| true };
         let (mutant, places) = mutation.of(shipped("sm_90a"), |entry| entry.ends_with("_norm"));
-        assert!(places >= 4, "the PTX has {places} places for the fault '{}'", mutation.what);
+        assert!(places >= 4, "the PTX has {places} places for the fault '{}'", what);
         let _loaded = keep_loaded(&[mutant]);
         for (race, evidence) in [(true, checked), (false, unchecked)] {
             let (caught, _) = search(number("FEWSYNC_SEED", 0), SCHEDULES_OF_A_FAULT, |seed| {
@@ -229,12 +199,12 @@ impl Fault {
                 scenario.machine.weak |= !race;
                 Some((seed, attempt(&scenario, mutant).err()?))
             });
-            let Some((seed, reason)) = caught else { panic!("'{}', race {race}: not caught", mutation.what) };
+            let Some((seed, reason)) = caught else { panic!("'{}', race {race}: not caught", what) };
             let found = Evidence::of(&reason).filter(|found| evidence.contains(found));
             let Some(found) = found else {
-                panic!("'{}', race {race}, seed {seed}: {evidence:?} was expected: {reason}", mutation.what)
+                panic!("'{}', race {race}, seed {seed}: {evidence:?} was expected: {reason}", what)
             };
-            println!("{} ({places} places), race {race}: {found:?} in seed {seed}", mutation.what);
+            println!("{} ({places} places), race {race}: {found:?} in seed {seed}", what);
         }
     }
 }
