@@ -84,10 +84,3 @@ fn parts_of_units_are_refused() {
         }
     }
 }
-
-#[test]
-fn a_warp_puts_as_a_whole() {
-    let [_, (warps, _)] = FUNCTIONS;
-    let error = put((warps, 31), 0, 0, 16, 1).unwrap_err().to_string();
-    assert!(error.contains("bar.warp.sync"), "{error}");
-}
