@@ -1,6 +1,11 @@
 //! The puts that join ranks of one GPU (`host/comm/gpu/loopback/network.ptx`).
 
-use fewsync::driver::{Device, EmulatorOptions, LaunchConfig, Result};
+use std::sync::Arc;
+
+use fewsync::comm::Shape;
+use fewsync::comm::gpu::{GroupOptions, Loopback, LoopbackPuts, PeerMemory};
+use fewsync::driver::{Device, EmulatorOptions, KernelLibrary, LaunchConfig, Result};
+use fewsync::kernels::PTX;
 
 const NETWORK: &str = include_str!("../../host/comm/gpu/loopback/network.ptx");
 const HEADER: &str = "
@@ -83,4 +88,22 @@ fn parts_of_units_are_refused() {
             assert!(error.contains("trap"), "{function:?}: {error}");
         }
     }
+}
+
+#[test]
+fn puts_stay_in_the_memory_of_one_gpu() -> Result<()> {
+    let devices = Device::emulated(&EmulatorOptions { devices: 2, ..EmulatorOptions::default() });
+    let load = |device: &Device| Ok(Arc::new(KernelLibrary::load_file(device, &PTX[1])?));
+    let (here, there) = (load(&devices[0])?, load(&devices[1])?);
+    let refusal = |puts, memory| {
+        let options = GroupOptions { memory, ..GroupOptions::default() };
+        let shape = Shape { nodes: 2, gpus_per_node: 1 };
+        Loopback::over_puts(&here, &puts, shape, options).err().map(|error| error.to_string())
+    };
+    let elsewhere = refusal(LoopbackPuts::load(&there)?, PeerMemory::Direct).unwrap();
+    assert!(elsewhere.contains("the kernels that put"), "{elsewhere}");
+    let in_host_memory = refusal(LoopbackPuts::load(&here)?, PeerMemory::HostStaged).unwrap();
+    assert!(in_host_memory.contains("host memory"), "{in_host_memory}");
+    assert_eq!(refusal(LoopbackPuts::load(&here)?, PeerMemory::Direct), None);
+    Ok(())
 }
