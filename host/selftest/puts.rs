@@ -13,19 +13,18 @@ use crate::kernels::nvrar::Far;
 
 /// Several nodes, powers of two and others, of one rank and of several.
 const SHAPES: [(usize, usize); 7] = [(2, 1), (3, 1), (2, 2), (4, 1), (3, 3), (5, 1), (4, 2)];
+
 /// The usual grid; a single block, whose couriers share its long message; passes of which the last is a short one.
-const TUNINGS: [Tuning; 3] = [
-    AUTO,
-    Tuning { blocks: Some(1), ..AUTO },
-    Tuning { blocks: Some(2), workers: Some(64), pass_units: Some(192), ..AUTO },
-];
-const AUTO: Tuning =
-    Tuning { algorithm: None, format: None, blocks: None, workers: None, row_blocks: None, pass_units: None };
+fn tunings() -> [Tuning; 3] {
+    let usual = Tuning::default();
+    let passes = Tuning { blocks: Some(2), workers: Some(64), pass_units: Some(192), ..usual };
+    [usual, Tuning { blocks: Some(1), ..usual }, passes]
+}
 
 /// Every topology in every tuning.
 fn sites() -> impl Iterator<Item = (Shape, Tuning)> {
     let shapes = SHAPES.into_iter().map(|(nodes, gpus_per_node)| Shape { nodes, gpus_per_node });
-    shapes.flat_map(|shape| TUNINGS.map(|tuning| (shape, tuning)))
+    shapes.flat_map(|shape| tunings().map(|tuning| (shape, tuning)))
 }
 
 /// Whole sums, and the phases one after the other, of alternating sizes on one buffer.
