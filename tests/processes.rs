@@ -312,6 +312,13 @@ fn ranks_that_are_to_do_different_things_are_refused() {
     disagree([&generate("random:tiny", "hi"), &generate("random:tiny,layers=3", "hi")], "model");
     disagree([&generate("random:tiny", "hi"), &generate("random:tiny", "ho")], "--prompt");
     disagree([&TINY, &zero], "command");
+    // One that is none at all.
+    let port = free_port();
+    let outputs = [rank(0, 2, port, &TINY), rank(1, 2, port, &["generate", "--tok"])].map(finish);
+    assert_eq!(outputs.each_ref().map(|output| output.status.code()), [Some(1), Some(2)]);
+    let text = outputs.map(|output| String::from_utf8(output.stderr).unwrap()).concat();
+    let expected = "error: rank 1 does not understand its command line: unexpected argument '--tok' found";
+    assert!(text.starts_with(expected) && text.lines().count() == 1, "{text}");
     disagree([&zero, &two], "text");
     let from = |text: &'static str| [&TINY[..3], &["--prompt-file", text]].concat();
     let [zero_file, two_file] = [0, 2].map(|at| &*texts[at].clone().leak());

@@ -118,8 +118,8 @@ pub fn main() -> ExitCode {
     let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        // Rank 0 says it.
-        Err(error) if rank > 0 => return ExitCode::from(error.exit_code() as u8),
+        // Rank 0 says it, if it is the same there.
+        Err(error) if rank > 0 => return world::misuse(launch, &error),
         Err(error) => error.exit(),
     };
     // The doctor says itself what is wrong with the environment.
