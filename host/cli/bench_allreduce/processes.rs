@@ -30,7 +30,10 @@ pub(super) fn run(args: &Args, json: bool, mesh: &Arc<Mesh>) -> anyhow::Result<(
     mesh.meet(&all, "the begin of the measurement", &[], None)?;
 
     let device = local_gpu(&**mesh)?;
-    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync().group_of_processes()? };
+    let options = GroupOptions {
+        tuning: args.forced.tuning(),
+        ..args.sync().group_of_processes(&**mesh, &device, shape)?
+    };
     let process = Process::start(&device, &options, Arc::<Mesh>::clone(mesh))?;
     let way = if options.memory == (PeerMemory::Nvshmem { direct: true }) { "stores" } else { "puts" };
     let variant = format!("{} {way}", args.variant(&options));
