@@ -231,7 +231,8 @@ pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
     s.parse().ok().filter(|&n| n >= MIN).ok_or_else(|| format!("expected a whole number of at least {MIN}"))
 }
 
-#[cfg(all(test, feature = "emulate"))]
+#[cfg(test)]
+#[cfg(feature = "emulate")]
 mod tests {
     use std::path::Path;
 

@@ -44,8 +44,8 @@ pub(super) enum Command {
     after_help = "Every candidate's sum is checked before it is timed, in a CUDA graph, the slowest rank's time \
 counting. A choice within 1 % of the fastest stays the built-in one. Give the file to later commands with --tuning, or \
 name it in FEWSYNC_TUNING; it holds for the same GPUs, topology, hosts, peer memory and release. Under \
-mpirun, srun or torchrun each process is a rank, over NVSHMEM (docs/multi-node.md); the file is then for ranks on as many \
-hosts."
+mpirun, srun or torchrun each process is a rank, over NVSHMEM, and the file is for processes that are started alike \
+(docs/multi-node.md)."
 )]
 pub(super) struct Args {
     /// Number of ranks, one GPU each [default: all GPUs, or the number of processes]

@@ -165,3 +165,18 @@ pub(super) fn misuse(launch: Result<Option<Launch>, LaunchError>, error: &clap::
     }
     ExitCode::from(error.exit_code() as u8)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_blamed_is_found_in_whatever_an_error_is_part_of() {
+        let failed = || CommError::PeerFailed { rank: 0, peer: 2, cause: "a full disk".into() };
+        assert_eq!(blames(&failed().into()), Some(2));
+        assert_eq!(blames(&RunError::Comm(failed()).into()), Some(2));
+        assert_eq!(blames(&AllReduceBenchError::Comm(failed()).into()), Some(2));
+        assert_eq!(blames(&anyhow::Error::from(failed()).context("while it measured")), Some(2));
+        assert_eq!(blames(&AllReduceBenchError::NoSuchCall { call: "ncclAllReduce" }.into()), None);
+    }
+}
