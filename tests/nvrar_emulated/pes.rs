@@ -46,12 +46,12 @@ impl SymmetricHeap for Heap {
     fn abandon(&self) {}
 }
 
-/// The kernels and the heap of each PE of a new machine, whose devices store to those of their node. `files` are the one
-/// for stores and the one for puts.
+/// The kernels and the heap of each PE of a new machine, whose devices store to those of their node. `files` are a
+/// rank's: the one for stores and the one for puts.
 pub(crate) fn machine(
     options: &EmulatorOptions,
     gpus_per_node: usize,
-    files: [&'static Ptx; 2],
+    files: impl Fn(usize) -> [&'static Ptx; 2],
     unit: PutUnit,
     dependent_launch: bool,
 ) -> Result<Vec<(Arc<KernelLibrary>, Arc<Heap>)>> {
@@ -68,7 +68,7 @@ pub(crate) fn machine(
             let library = KernelLibrary::load_file(device, ptx)?;
             Ok(Arc::new(library.programmatic(dependent_launch)))
         };
-        let [kernels, puts] = files.map(load);
+        let [kernels, puts] = files(rank).map(load);
         let (kernels, puts, heaps) = (kernels?, puts?, Arc::clone(&heaps));
         Ok((kernels, Arc::new(Heap { heaps, rank, gpus_per_node, puts })))
     };
@@ -89,7 +89,7 @@ impl Pes {
         puts: &'static Ptx,
         unit: PutUnit,
     ) -> Result<Self> {
-        let (files, dependent) = ([shipped(scenario.arch), puts], scenario.options.dependent_launch);
+        let (files, dependent) = (|_| [shipped(scenario.arch), puts], scenario.options.dependent_launch);
         let pes = machine(&scenario.machine, scenario.shape.gpus_per_node, files, unit, dependent)?;
         let (libraries, heaps): (Vec<_>, Vec<_>) = pes.into_iter().unzip();
         let chairs = Chair::all(libraries.len());

@@ -8,12 +8,14 @@ use fewsync::bench::allreduce::race::Effort;
 use fewsync::bench::allreduce::setup::Setup;
 use fewsync::bench::allreduce::tune::{Found, Tuned, tune_in_processes};
 use fewsync::bench::allreduce::tuning_file::TuningFile;
-use fewsync::bench::allreduce::{Call, Launching};
-use fewsync::comm::bootstrap::{Listener, Mesh, MeshOptions};
+use fewsync::bench::allreduce::{AllReduceBenchError, Call, Launching};
+use fewsync::comm::bootstrap::{Bootstrap, Listener, Mesh, MeshOptions};
 use fewsync::comm::gpu::{GpuComm, GroupOptions, PeerMemory};
 use fewsync::comm::{Communicator, DType, Shape};
 use fewsync::driver::{EmulatorOptions, KernelLibrary, PutUnit};
+use fewsync::kernels::Ptx;
 
+use crate::mutations::Mutation;
 use crate::pes::{Heap, machine};
 use crate::puts::{keep_all_loaded, shipped as puts};
 use crate::schedules::shipped;
@@ -23,10 +25,7 @@ const ARCH: &str = "sm_90a";
 type Pe = (Arc<KernelLibrary>, Arc<Heap>);
 
 /// Calls `f` for each rank, in a thread of its own.
-fn on_all<T: Send>(
-    pes: &[Pe],
-    f: impl Fn(&Arc<KernelLibrary>, &Arc<Heap>, &Arc<Mesh>) -> T + Sync,
-) -> Vec<T> {
+fn on_all<T: Send>(pes: &[Pe], f: impl Fn(&Pe, &Arc<Mesh>) -> T + Sync) -> Vec<T> {
     let listener = Listener::bind("127.0.0.1:0").expect("a free port");
     let address = format!("127.0.0.1:{}", listener.port().expect("its port"));
     let (world, options) = (pes.len(), MeshOptions::default);
@@ -34,13 +33,13 @@ fn on_all<T: Send>(
         let (f, address) = (&f, &address);
         let mut host = Some(listener);
         let start = |(rank, pe)| {
-            let (host, (kernels, heap)): (_, &Pe) = (host.take(), pe);
+            let host = host.take();
             scope.spawn(move || {
                 let mesh = match host {
                     Some(listener) => Mesh::host(listener, world, options()),
                     None => Mesh::join(address, rank, world, options()),
                 };
-                f(kernels, heap, &Arc::new(mesh.expect("all ranks come")))
+                f(pe, &Arc::new(mesh.expect("all ranks come")))
             })
         };
         let threads: Vec<_> = pes.iter().enumerate().map(start).collect();
@@ -60,26 +59,30 @@ fn sweep(shape: Shape) -> Sweep {
     }
 }
 
-/// What every rank finds; devices store to those of their node, of which there are `reach`.
-fn tune(shape: Shape, reach: usize, memory: PeerMemory) -> Vec<(Setup, Found)> {
+/// The devices of `shape`, of which so many in a row store to each other; `puts` is the file of a rank's kernels that put.
+fn pes(shape: Shape, reach: usize, puts: impl Fn(usize) -> &'static Ptx) -> Vec<Pe> {
     let options = EmulatorOptions { devices: shape.world() as u32, ..EmulatorOptions::default() };
-    let files = [shipped(ARCH), puts(ARCH)];
-    let pes = machine(&options, reach, files, PutUnit::B8, true).expect("a machine");
-    on_all(&pes, |kernels, heap, mesh| {
-        let communicator = |table| {
-            let options = GroupOptions { memory, table, ..GroupOptions::default() };
-            let (mesh, heap) = (Arc::<Mesh>::clone(mesh), Arc::<Heap>::clone(heap));
-            GpuComm::in_processes(kernels, shape, options, mesh, heap).expect("a communicator")
-        };
-        let setup = Setup::of_processes(&**mesh, kernels.device(), shape, memory).expect("all have a GPU");
-        let found =
-            tune_in_processes(communicator(None), kernels, &sweep(shape), Effort::LEAST, &**mesh, |_| {})
-                .unwrap_or_else(|error| panic!("{error}"));
+    machine(&options, reach, |rank| [shipped(ARCH), puts(rank)], PutUnit::B8, true).expect("a machine")
+}
+
+fn communicator((kernels, heap): &Pe, mesh: &Arc<Mesh>, shape: Shape, options: GroupOptions) -> GpuComm {
+    let (mesh, heap) = (Arc::<Mesh>::clone(mesh), Arc::<Heap>::clone(heap));
+    GpuComm::in_processes(kernels, shape, options, mesh, heap).expect("a communicator")
+}
+
+/// What every rank finds.
+fn tune(shape: Shape, reach: usize, memory: PeerMemory) -> Vec<(Setup, Found)> {
+    on_all(&pes(shape, reach, |_| puts(ARCH)), |pe, mesh| {
+        let options = GroupOptions { memory, ..GroupOptions::default() };
+        let setup = Setup::of_processes(&**mesh, pe.0.device(), shape, memory).expect("all have a GPU");
+        let comm = communicator(pe, mesh, shape, options.clone());
+        let found = tune_in_processes(comm, &pe.0, &sweep(shape), Effort::LEAST, &**mesh, |_| {});
+        let found = found.unwrap_or_else(|error| panic!("{error}"));
 
         // A communicator that is given the file does what was found.
         let file = TuningFile::new(setup.clone(), &found.0);
         let table = file.table("t.json".as_ref(), &setup).expect("the same setup");
-        let comm = communicator(Some(Arc::new(table)));
+        let comm = communicator(pe, mesh, shape, GroupOptions { table: Some(Arc::new(table)), ..options });
         let buf = comm.register(40 << 10).expect("room");
         for Tuned { measured, .. } in &found.0 {
             let numel = measured.bytes / measured.dtype.size_bytes();
@@ -139,4 +142,33 @@ fn every_candidate_that_is_stored_sums_exactly() {
     for part in ["cells", "words", "2 row blocks"] {
         assert!(lines.iter().any(|line| line.variant.contains(part)), "{part}");
     }
+}
+
+const SUBTRACTS: Mutation = Mutation {
+    what: "sums are differences",
+    edit: |_, line| line.strip_prefix("add.rn.f32").map(|operands| format!("sub.rn.f32{operands}")),
+    concerns: |_| true,
+};
+
+/// Nothing is measured of a sum that is wrong, be it on one rank alone; the others end, too.
+#[test]
+fn a_wrong_sum_of_one_rank_ends_all() {
+    let _loaded = keep_all_loaded();
+    let (wrong, places) = SUBTRACTS.of(puts(ARCH), |entry| entry.contains("bf16"));
+    assert!(places > 0, "{}", SUBTRACTS.what);
+    let shape = Shape { nodes: 2, gpus_per_node: 1 };
+    let pes = pes(shape, 1, |rank| if rank == 1 { wrong } else { puts(ARCH) });
+    let errors = on_all(&pes, |pe, mesh| {
+        let memory = PeerMemory::Nvshmem { direct: false };
+        let comm = communicator(pe, mesh, shape, GroupOptions { memory, ..GroupOptions::default() });
+        let done = |tuned: &Tuned| panic!("{tuned:?}");
+        let error = tune_in_processes(comm, &pe.0, &sweep(shape), Effort::LEAST, &**mesh, done);
+        let error = error.map(drop).expect_err("one rank subtracts");
+        // As a process does before it ends.
+        mesh.fail(&error.to_string(), None);
+        error
+    });
+    assert!(matches!(&errors[1], AllReduceBenchError::Wrong { rank: 1, .. }), "{}", errors[1]);
+    let AllReduceBenchError::Comm(other) = &errors[0] else { panic!("{}", errors[0]) };
+    assert_eq!(other.blames(), Some(1), "{other}");
 }
