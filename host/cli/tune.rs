@@ -174,11 +174,11 @@ fn report(
         }
     })?;
     lost_reader.map_or(Ok(()), Err)?;
+    let report = Report::new("tune allreduce", machine, vec![setup.to_string()], lines);
     let file = TuningFile::new(setup, &found);
     if !output::is_silent() {
         file.write(&args.out)?;
     }
-    let report = Report::new("tune allreduce", machine, vec![], lines);
     args.files.write(&report, || figure(&report))?;
     if json {
         return output::json(&file);

@@ -136,7 +136,8 @@ impl Process {
         Ok(Self { kernels, heap: Arc::new(heap), bootstrap })
     }
 
-    /// Collective: [`run_ours`] with ranks that are processes.
+    /// Collective: [`run_ours`] with ranks that are processes; the variant's name also says whether messages to other
+    /// nodes are stored or put.
     ///
     /// # Errors
     /// As [`run_ours`].
@@ -149,10 +150,11 @@ impl Process {
     ) -> Result<Vec<Measurement>, Error> {
         let tasks = sweep.tasks();
         let comm = self.communicator(sweep, options)?;
+        let variant = format!("{variant} {}", if comm.puts_between_nodes() { "puts" } else { "stores" });
         let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
         let kernels = Arc::clone(&self.kernels);
         let rank = ours::rank(comm, kernels, sweep.dtype, ours::room_for(&all))?;
-        run(&mut [rank], variant, sweep, &tasks, Some(&*self.bootstrap), done)
+        run(&mut [rank], &variant, sweep, &tasks, Some(&*self.bootstrap), done)
     }
 
     fn communicator(&self, sweep: &Sweep, options: &GroupOptions) -> Result<GpuComm, Error> {

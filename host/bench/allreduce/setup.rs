@@ -1,5 +1,7 @@
 //! What choices of the all-reduce are measured on, and hold for.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::comm::bootstrap::Bootstrap;
@@ -71,6 +73,12 @@ impl Setup {
     }
 }
 
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words().join(", "))
+    }
+}
+
 fn name(device: &Device) -> String {
     device.properties().name.clone()
 }
@@ -99,6 +107,8 @@ mod tests {
         differs(&setup(&[2, 2], memory(true)), "topology 2x1", "topology 2x2");
         let gpus = vec!["NVIDIA H200".to_owned(), "NVIDIA A100".to_owned()];
         differs(&Setup { gpus, ..here.clone() }, "NVIDIA H200 + NVIDIA H200", "NVIDIA H200 + NVIDIA A100");
+        let whole = here.to_string();
+        assert!(whole.contains(", topology 2x1, 2 ranks on 1 host, NVIDIA H200 + NVIDIA H200, "), "{whole}");
         let other = Setup { fewsync: "0.0.1 with kernels 0".into(), ..here.clone() };
         let (mine, theirs) = here.difference(&other).unwrap();
         assert!(mine.starts_with("fewsync ") && mine.contains(" with kernels "), "{mine}");
