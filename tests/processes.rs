@@ -235,11 +235,10 @@ fn an_error_of_all_is_told_once() {
         (&[&TINY[..], &["--tp", "3"]].concat(), 1, "2 processes were started, but --tp asks for 3 ranks"),
         (&[&TINY[..], &["--topology", "3x1"]].concat(), 1, "--topology asks for 3 ranks"),
         (&["selftest"], 1, "this command runs in one"),
-        (
-            &["tune", "allreduce", "--out", "/nowhere/t.json"],
-            1,
-            "ranks that are processes, over NVSHMEM, cannot",
-        ),
+        (&["tune", "allreduce", "--tp", "3", "--out", "t.json"], 1, "--tp asks for 3 ranks"),
+        (&["tune", "allreduce", "--device", "emulate", "--out", "t.json"], 1, "for ranks of one process"),
+        (&["tune", "allreduce", "--peer-memory", "direct", "--out", "t.json"], 1, "through NVSHMEM alone"),
+        (&["tune", "allreduce", "--tuning", "s.json", "--out", "t.json"], 1, "leave it out"),
         (&["spd", "sensitivity", "--model", "random:tiny"], 1, "start it without a launcher"),
         (&["generate"], 2, "--prompt"),
     ] {
@@ -250,9 +249,11 @@ fn an_error_of_all_is_told_once() {
     }
     // An error of one rank alone ends the others, which are silent: rank 0 cannot write its results.
     let csv = ["bench", "decode", "--model", "random:tiny", "--decode", "2", "--csv", "/nowhere/a.csv"];
-    let outputs: Vec<Output> = start(2, &csv).into_iter().map(finish).collect();
-    let text = all_fail(&outputs);
-    assert!(text.contains("/nowhere/a.csv") && text.lines().count() == 1, "{text}");
+    for args in [&csv[..], &["tune", "allreduce", "--out", "/nowhere/t.json"]] {
+        let outputs: Vec<Output> = start(2, args).into_iter().map(finish).collect();
+        let text = all_fail(&outputs);
+        assert!(text.contains("/nowhere/") && text.lines().count() == 1, "{text}");
+    }
 }
 
 /// Two ranks with command lines of their own; both fail, and one says what differs.
