@@ -46,17 +46,26 @@ pub(super) enum Region {
     Device(DeviceBuffer<u8>),
     Pinned(PinnedBuffer<u8>),
     Symmetric(Place),
+    /// From an offset on, in memory that it shares with other ranks' regions.
+    Slice(Arc<DeviceBuffer<u8>>, usize),
 }
 
-/// The regions of all ranks for one buffer, as one rank's kernels name them.
+/// The regions of all ranks for one buffer.
 #[derive(Debug)]
 pub(super) struct Regions {
-    /// Of each rank: its address, or its number in the world where messages to it are put.
+    /// How each rank of the crew finds them.
+    pub(super) views: Vec<View>,
+    /// None is freed while the crew's kernels may write into it.
+    pub(super) kept: Arc<[Arc<Region>]>,
+}
+
+/// The regions of all ranks, as one rank's kernels name them.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    /// Of each rank: its address, or its PE where messages to it are put.
     pub(super) names: Vec<u64>,
     /// Where messages to be put are staged; 0 if none are.
     pub(super) staging: u64,
-    /// None is freed while this rank's kernels may write into it.
-    pub(super) kept: Arc<[Arc<Region>]>,
 }
 
 /// A buffer as a crew has it.
@@ -96,6 +105,7 @@ impl Part {
         match &*self.regions[rank] {
             Region::Device(region) => region.download_at(0, &mut bytes, stream)?,
             Region::Pinned(region) => bytes.copy_from_slice(region),
+            Region::Slice(memory, at) => memory.download_at(*at, &mut bytes, stream)?,
             Region::Symmetric(_) => unreachable!("the ranks of a loopback are of one process"),
         }
         let words = self.layout.area(Format::Words);
@@ -121,25 +131,11 @@ impl Region {
             region[words.offset..][..2 * words.bytes].fill(u8::MAX);
             return Ok(Self::Pinned(region));
         }
-        let region = Self::Device(device.allocate::<u8>(layout.bytes)?);
-        region.empty(device, layout, stream)?;
-        Ok(region)
-    }
-
-    /// A place of a symmetric heap as a region in which nothing has arrived.
-    pub(super) fn in_heap(
-        place: Place,
-        device: &Device,
-        layout: &Layout,
-        stream: &Stream,
-    ) -> Result<Self, GpuError> {
-        let region = Self::Symmetric(place);
-        region.empty(device, layout, stream)?;
-        Ok(region)
+        Self::Device(device.allocate::<u8>(layout.bytes)?).emptied(device, layout, stream)
     }
 
     /// Marks every place as empty; returns when that is done.
-    fn empty(&self, device: &Device, layout: &Layout, stream: &Stream) -> Result<(), GpuError> {
+    pub(super) fn emptied(self, device: &Device, layout: &Layout, stream: &Stream) -> Result<Self, GpuError> {
         let words = layout.area(Format::Words);
         let all = DevicePtr(self.address());
         let (gpu, places) = (device.gpu(), all.add_bytes(words.offset));
@@ -148,7 +144,8 @@ impl Region {
             gpu.fill(stream.id(), all, Pattern::U8(0), layout.bytes)?;
             gpu.fill(stream.id(), places, Pattern::U8(u8::MAX), 2 * words.bytes)?;
         }
-        stream.synchronize()
+        stream.synchronize()?;
+        Ok(self)
     }
 
     pub(super) fn address(&self) -> u64 {
@@ -156,14 +153,16 @@ impl Region {
             Self::Device(region) => region.ptr().0,
             Self::Pinned(region) => region.ptr().0,
             Self::Symmetric(place) => place.address(),
+            Self::Slice(memory, at) => memory.ptr_at(*at).0,
         }
     }
 }
 
 impl Regions {
-    /// Of ranks whose regions are at hand.
-    pub(super) fn of(all: Arc<[Arc<Region>]>) -> Self {
-        Self { names: all.iter().map(|region| region.address()).collect(), staging: 0, kept: all }
+    /// For a crew of `count` that stores into all of them.
+    pub(super) fn of(all: Arc<[Arc<Region>]>, count: usize) -> Self {
+        let view = View { names: all.iter().map(|region| region.address()).collect(), staging: 0 };
+        Self { views: vec![view; count], kept: all }
     }
 }
 
@@ -190,14 +189,15 @@ impl Crew {
         // Kernels read the first unit of a tensor whatever its length.
         let stride = bytes.next_multiple_of(DATA_ALIGN).max(DATA_ALIGN);
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
-        for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
+        let with_views = rows.chunks_exact_mut(params::ROW_BYTES as usize).zip(&regions.views);
+        for (index, (row, view)) in with_views.enumerate() {
             let mut put = |at: u64, value: u64| {
                 row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
             };
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
-            put(params::ROW_STAGING, regions.staging);
-            for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&regions.names) {
+            put(params::ROW_STAGING, view.staging);
+            for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&view.names) {
                 put(at, name);
             }
         }

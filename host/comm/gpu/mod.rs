@@ -38,7 +38,7 @@ use self::failure::Alarms;
 use self::group::{Group, Item, World};
 pub use self::heap::SymmetricHeap;
 use self::layout::Layout;
-pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
+pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackPuts, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
 use self::processes::Processes;
 pub use self::table::{Measured, TuningTable};
@@ -249,7 +249,7 @@ impl GpuComm {
             Item::Region(region) => Arc::clone(region),
             other => unreachable!("ranks agreed to register, not on {other:?}"),
         };
-        Ok(Regions::of(items.iter().map(region).collect()))
+        Ok(Regions::of(items.iter().map(region).collect(), 1))
     }
 
     /// No rank's kernels wait for a rank that is still asking the driver for memory.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::crew::{Crew, Region, Regions};
+use super::crew::{Crew, Region, Regions, View};
 use super::failure::Alarms;
 use super::group::{Group, Wish, World};
 use super::heap::{Arena, SymmetricHeap, common_gap, pack, unpack};
@@ -106,7 +106,8 @@ impl Processes {
         let full = || CommError::HeapFull { needed_bytes: needed, heap_bytes: heap.bytes() };
         let place = self.arena.take(common_gap(&gaps, needed).ok_or_else(full)?, needed);
         let (offset, staging) = (place.offset as u64, place.address() + layout.bytes as u64);
-        let region = Region::in_heap(place, crew.device(), layout, &crew.device().stream()?)?;
+        let (device, region) = (crew.device(), Region::Symmetric(place));
+        let region = region.emptied(device, layout, &device.stream()?)?;
         let node = |rank: usize| rank / group.shape.gpus_per_node;
         let name = |(peer, &number): (usize, &usize)| {
             if peer == rank {
@@ -120,7 +121,7 @@ impl Processes {
         };
         let names = group.members.iter().enumerate().map(name).collect::<Result<_, _>>()?;
         let staging = if self.puts.is_some() { staging } else { 0 };
-        Ok(Regions { names, staging, kept: Arc::new([Arc::new(region)]) })
+        Ok(Regions { views: vec![View { names, staging }], kept: Arc::new([Arc::new(region)]) })
     }
 
     /// Collective: which rank could not make its part of a new buffer, if there is one.
