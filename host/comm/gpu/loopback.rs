@@ -13,10 +13,11 @@ use std::sync::Arc;
 use half::bf16;
 
 pub use self::puts::LoopbackPuts;
-use super::crew::{Crew, Part, Regions, Sum, max_blocks};
+use super::crew::{Crew, Part, Sum, max_blocks};
 use super::failure::Alarms;
 use super::group::{Group, World};
 use super::layout::Layout;
+use super::region::Regions;
 use super::{GroupOptions, MAX_RANKS, PeerMemory, open_paths};
 use crate::comm::{CommError, DType, Phase, Shape};
 use crate::driver::{KernelLibrary, Stream};

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use super::crew::{Crew, Region, Regions, View};
+use super::crew::Crew;
 use super::failure::Alarms;
 use super::group::{Group, Wish, World};
 use super::heap::{Arena, SymmetricHeap, common_gap, pack, unpack};
 use super::layout::Layout;
+use super::region::{Region, Regions, View};
 use super::{GpuComm, GroupOptions, MAX_RANKS, PeerMemory, check_in_flight};
 use crate::comm::bootstrap::Bootstrap;
 use crate::comm::{CommError, Shape};

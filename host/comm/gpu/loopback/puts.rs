@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use super::super::crew::{Crew, Region, Regions, View};
+use super::super::crew::Crew;
 use super::super::layout::Layout;
+use super::super::region::{Region, Regions, View};
 use crate::driver::{GpuError, KernelLibrary};
 use crate::kernels::{NVSHMEM_FUNCTIONS, NVSHMEM_PTX};
 
