@@ -1,6 +1,12 @@
 //! Worlds of meshes in threads of one process.
 
-use std::{io::Write, net::TcpStream, sync::Arc, thread, time::Instant};
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::{Arc, Barrier},
+    thread,
+    time::Instant,
+};
 
 use super::*;
 use crate::comm::cpu::Stop;
@@ -114,15 +120,27 @@ fn who_waits_for_the_silent_one_is_not_interrupted_by_who_waits_for_it() {
     const OWN_LIMIT: Duration = Duration::from_millis(500);
     let expected =
         Header { sequence: 1, collective: Collective::AllReduce, numel: 1, dtype: DType::F32, range: 0..1 };
+    let has_begun = Barrier::new(3);
+    let until_reports = |mesh: &Mesh, ranks: &[usize]| {
+        let start = Instant::now();
+        while ranks.iter().any(|&rank| mesh.reports().of(rank).is_none()) {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "rank {}: no report of {ranks:?}",
+                mesh.rank()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
     let speakers = on_ranks(3, 60_000, |mesh| {
         let inbox = mesh.inbox();
         mesh.all_gather("begin", &[]).unwrap();
+        // Who is still in that meeting would be interrupted by a failure.
+        has_begun.wait();
         match mesh.rank() {
             0 => mesh.fail("waited for rank 1", Some(1)),
             1 => {
-                while mesh.reports().of(0).is_none() {
-                    thread::sleep(Duration::from_millis(1));
-                }
+                until_reports(&mesh, &[0]);
                 let late = inbox.take((2, 0), &expected, OWN_LIMIT, |_: &[f32]| ());
                 assert_eq!(late, Err(Stop::Late { seen: 0 }));
                 mesh.fail("waited for rank 2", Some(2));
@@ -132,9 +150,7 @@ fn who_waits_for_the_silent_one_is_not_interrupted_by_who_waits_for_it() {
             }
             _ => {}
         }
-        while (0..2).any(|rank| mesh.reports().of(rank).is_none()) {
-            thread::sleep(Duration::from_millis(1));
-        }
+        until_reports(&mesh, &[0, 1]);
         mesh.reports().speaker(0)
     });
     assert_eq!(speakers, [Some(1); 3]);
