@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::context::{Cause, Done};
 use super::mbarrier::{self, PhaseClocks};
-use super::wgmma::Products;
+use super::products::Products;
 use crate::memory::{Access, BlockId, Clock, Memory, Moment, Order, Site, Thread, Width};
 
 /// A copy whose destination is not yet written.
