@@ -276,8 +276,7 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
             read_lane(context.memory, &access, from, &mut data[..read as usize])?;
         }
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let copy =
-            Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data };
+        let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data };
         groups_of(context, lane, false).open.copies.push(copy);
     }
     Ok(())
