@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Addr, Launch, Rows, params};
+use super::{Addr, Launch, Rows, Target, params};
 
 pub(super) const ROPE_KV_WRITE: [&str; 2] = ["rope_kv_write_bf16_d64", "rope_kv_write_bf16_d128"];
 pub(super) const DECODE: [&str; 2] = ["attn_decode_bf16_d64", "attn_decode_bf16_d128"];
@@ -17,9 +17,13 @@ const MAX_MERGED: u32 = 128 * 64;
 /// A split of the cache has a multiple of this many tokens.
 const SPLIT_GRANULE: u32 = 64;
 const PREFILL_THREADS: u32 = 256;
-/// Query tokens of a block of the prefill kernel.
+/// Those of the one over `wgmma`: a warpgroup that copies, and two that attend.
+const WGMMA_PREFILL_THREADS: u32 = 384;
+/// Stages of keys and values there, by head width, as many as `device/` has.
+const WGMMA_PREFILL_STAGES: [u32; 2] = [4, 2];
+/// Query tokens of a block of the prefill kernels.
 const PREFILL_BLOCK: u32 = 128;
-/// Bytes of shared memory per element of head_dim, in both attention kernels.
+/// Bytes of shared memory per element of head_dim, in the attention kernels over `mma.sync`.
 const SHARED_BYTES_PER_DIM: u32 = 512;
 
 /// A shape for which there is no kernel.
@@ -299,8 +303,8 @@ pub struct AttnPrefill {
 
 impl AttnPrefill {
     /// One block per 128 query tokens, query head and sequence.
-    pub fn launch(&self) -> Launch {
-        let Self { head_dim, .. } = *self;
+    pub fn launch(&self, target: Target) -> Launch {
+        let Self { head_dim, n_heads, n_sequences, .. } = *self;
         let params = params::AttnPrefill {
             q: self.q.at.raw(),
             out: self.out.at.raw(),
@@ -313,8 +317,15 @@ impl AttnPrefill {
             scale: scale(head_dim),
             reserved: 0,
         };
-        let grid = [self.max_q_len.div_ceil(PREFILL_BLOCK), self.n_heads, self.n_sequences];
-        Launch::new(PREFILL[head_dim as usize], grid, PREFILL_THREADS, head_dim.shared_bytes(), &params)
+        let (entry, tiles) = (PREFILL[head_dim as usize], self.max_q_len.div_ceil(PREFILL_BLOCK));
+        if !target.has_wgmma {
+            let grid = [tiles, n_heads, n_sequences];
+            return Launch::new(entry, grid, PREFILL_THREADS, head_dim.shared_bytes(), &params);
+        }
+        // Tiles of bf16: the queries, and keys and values of each stage.
+        let n_tiles = 1 + 2 * WGMMA_PREFILL_STAGES[head_dim as usize];
+        let shared_bytes = n_tiles * PREFILL_BLOCK * head_dim.get() * 2;
+        Launch::new(entry, [n_heads, tiles, n_sequences], WGMMA_PREFILL_THREADS, shared_bytes, &params)
     }
 }
 

@@ -171,7 +171,7 @@ pub(super) fn prefill(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -
             n_sequences: sequences.len() as u32,
             max_q_len: sequences.iter().map(|(q_len, _)| *q_len as u32).max().unwrap_or(1),
         }
-        .launch();
+        .launch(rig.library().target());
         tally.launches(&launch);
         // SAFETY: the buffers have these shapes; the cache has all positions below the lengths.
         unsafe { rig.launch(&launch)? };

@@ -5,3 +5,5 @@ pub mod reduce;
 #[cfg(cuda_arch_min = "90")]
 pub mod ring;
 pub mod swizzle;
+#[cfg(cuda_arch_min = "90")]
+pub mod transpose;
