@@ -69,19 +69,23 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         let group = (tid_x() - PRODUCERS) / 128;
         let q = Descriptor::new(Self::queries() + group * GROUP_Q * 128);
         let scale = p.scale * core::f32::consts::LOG2_E;
+        // Values are given back a tile later than they are waited for.
         let (mut keys, mut values) = (Keys::<STAGES>::FIRST, Values::<STAGES>::FIRST);
+        let mut read = Values::<STAGES>::FIRST;
         let (mut rows, mut out) = (Rows::NEW, O::ZERO);
         let turns = Turns::begin(group);
 
         // The last tile's weights.
         let mut tile = work.n_tiles() - 1;
         mbarrier::wait(queries_full(), 0);
+        mbarrier::wait(keys.full(), keys.parity);
+        fence_proxy_async();
         let mut scores = Self::scores(q, &keys);
         scores.wait();
         give_back(keys.empty());
-        keys.advance();
         Self::hide(&mut scores, work, tile);
         rows.exponentials(&mut scores, scale);
+        Self::wait_for_next(&mut keys, &values, tile);
         let mut tile_weights = weights(&scores);
 
         while tile > 0 {
@@ -89,19 +93,20 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
             turns.take();
             let mut scores = Self::scores(q, &keys);
             Self::add_values(&mut out, &tile_weights, &values);
+            values.advance();
             turns.pass();
 
             // This tile's exponentials, while the values of the one before are added up.
             scores.wait_until::<1>();
             give_back(keys.empty());
-            keys.advance();
             Self::hide(&mut scores, work, tile);
             let shrink = rows.exponentials(&mut scores, scale);
+            Self::wait_for_next(&mut keys, &values, tile);
 
             out.wait();
             tile_weights.iter().for_each(wgmma::keep);
-            give_back(values.empty());
-            values.advance();
+            give_back(read.empty());
+            read.advance();
             scale_rows(out.as_mut(), shrink);
             tile_weights = weights(&scores);
         }
@@ -114,11 +119,23 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         Self::store(p, work, out.as_ref());
     }
 
-    /// Issues the products of the queries with a stage of keys, a group.
+    /// Waits for what comes next after the scores of `tile`: its values, and the keys of the tile below.
+    ///
+    /// It stands between exponentials and the wait for products because the assembler moves that wait up to the last
+    /// branch: products and exponentials would not overlap.
+    #[inline(always)]
+    unsafe fn wait_for_next(keys: &mut Keys<STAGES>, values: &Values<STAGES>, tile: u32) {
+        keys.advance();
+        if tile > 0 {
+            mbarrier::wait(keys.full(), keys.parity);
+        }
+        mbarrier::wait(values.full(), values.parity);
+        fence_proxy_async();
+    }
+
+    /// Issues the products of the queries with a stage of keys, as a group.
     #[inline(always)]
     unsafe fn scores(q: Descriptor, keys: &Keys<STAGES>) -> Scores {
-        mbarrier::wait(keys.full(), keys.parity);
-        fence_proxy_async();
         let k = Descriptor::new(Self::keys(keys.stage));
         wgmma::fence();
         let mut scores = Scores::product(q, k);
@@ -130,11 +147,9 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         scores
     }
 
-    /// Issues the products of weights with a stage of values, a group.
+    /// Issues the products of weights with a stage of values, as a group.
     #[inline(always)]
     unsafe fn add_values<O: Accumulators>(out: &mut O, weights: &Weights, values: &Values<STAGES>) {
-        mbarrier::wait(values.full(), values.parity);
-        fence_proxy_async();
         let v = Transposed::new(Self::values(values.stage), PANEL_BYTES);
         wgmma::fence();
         for step in 0..TILE / 16 {
