@@ -352,6 +352,41 @@ mod tests {
     }
 
     #[test]
+    fn prompts_are_cut_into_blocks_as_the_kernels_of_the_target_take_them() {
+        let at = Addr::new(256);
+        let page_size = PageSize::try_from(16).unwrap();
+        let cache = PagedKv { k: at, v: at, block_table: Addr::NULL, max_pages: 4, page_size, n_kv_heads: 8 };
+        let launch = |head_dim, has_wgmma| {
+            AttnPrefill {
+                head_dim,
+                q: Rows::new(at, 48 * 128),
+                out: Rows::new(at, 32 * 128),
+                cache,
+                q_starts: Addr::NULL,
+                kv_lens: Addr::NULL,
+                kv_head_of: Addr::NULL,
+                n_heads: 32,
+                n_sequences: 3,
+                max_q_len: 300,
+            }
+            .launch(Target::new(132, has_wgmma))
+        };
+        let shape = |launch: Launch| (launch.grid, launch.threads, launch.shared_bytes);
+        assert_eq!(shape(launch(HeadDim::D64, false)), ([3, 32, 3], 256, 32 << 10));
+        assert_eq!(shape(launch(HeadDim::D128, false)), ([3, 32, 3], 256, 64 << 10));
+        // One tile of queries; four or two stages of keys and values.
+        assert_eq!(shape(launch(HeadDim::D64, true)), ([32, 3, 3], 384, 9 * (16 << 10)));
+        assert_eq!(shape(launch(HeadDim::D128, true)), ([32, 3, 3], 384, 5 * (32 << 10)));
+        for ptx in &crate::kernels::PTX {
+            for head_dim in [HeadDim::D64, HeadDim::D128] {
+                let launch = launch(head_dim, ptx.has_wgmma());
+                let entry = ptx.entry(launch.entry).expect("in both files");
+                assert_eq!(entry.max_threads, launch.threads, "{} {}", ptx.arch, launch.entry);
+            }
+        }
+    }
+
+    #[test]
     fn splits_fill_the_gpu_and_never_outnumber_the_tiles() {
         // 8 KV heads on 132 multiprocessors: 33 × 8 = 264 blocks, two a multiprocessor.
         assert_eq!(decode_splits(1, 8, 4, 8192, 132), 33);
