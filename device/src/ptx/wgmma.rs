@@ -58,7 +58,8 @@ impl Transposed {
     /// The same from 16 · `step` of k on: 16 rows of 128 bytes each.
     #[inline(always)]
     pub fn at_step(self, step: u32) -> Self {
-        Self(self.0 + u64::from(step) * (16 * 128 >> 4))
+        const STEP_BYTES: u64 = 16 * 128;
+        Self(self.0 + u64::from(step) * (STEP_BYTES >> 4))
     }
 }
 

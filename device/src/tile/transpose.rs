@@ -7,7 +7,7 @@ use crate::ptx::special::lane;
 #[inline(always)]
 pub fn quad(mut x: [u32; 4]) -> [u32; 4] {
     // What lies off the diagonal changes places: single words of neighbours, then pairs.
-    let odd = lane() % 2 != 0;
+    let odd = lane() % 2 == 1;
     for i in [0, 2] {
         let other = xor::<1>(if odd { x[i] } else { x[i + 1] });
         if odd {

@@ -22,23 +22,24 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
     pub(super) unsafe fn copy(p: &AttnPrefill, work: &Work) {
         let row = Self::row_of_lane();
         let chunk = u64::from(lane() % Self::CHUNKS * CHUNK_BYTES);
-        let queries = p.q + u64::from(work.head * Self::ROW_BYTES) + chunk;
-        // Rows beyond the last are that one again: their results are dropped.
-        Self::copy_tile(Self::queries(), queries, p.ld_q * 2, work.token + row.min(work.n - 1));
-        async_copy::arrive_behind(queries_full());
-
         let look_up = |tile: u32| {
             // Keys beyond the last are that one again: nobody sees them.
             let token = (tile * TILE + row).min(work.kv_end - 1);
             // SAFETY: tokens below kv_end have pages.
             unsafe { paged::row(&p.cache, work.sequence, work.kv_head, token) as u32 }
         };
-        let (k, v) = (p.cache.k + chunk, p.cache.v + chunk);
-        let (mut keys, mut values) = (Keys::<STAGES>::FIRST, Values::<STAGES>::FIRST);
         let mut tile = work.n_tiles() - 1;
         let mut rows = look_up(tile);
+
+        // Rows beyond the last are that one again: their results are dropped.
+        let queries = p.q + u64::from(work.head * Self::ROW_BYTES) + chunk;
+        Self::copy_tile(Self::queries(), queries, p.ld_q * 2, work.token + row.min(work.n - 1));
+        async_copy::arrive_behind(queries_full());
+
+        let (k, v) = (p.cache.k + chunk, p.cache.v + chunk);
+        let (mut keys, mut values) = (Keys::<STAGES>::FIRST, Values::<STAGES>::FIRST);
         loop {
-            // The next tile's pages are looked up while this one's copies are issued.
+            // Pages are looked up a tile ahead.
             let next = look_up(tile.saturating_sub(1));
             // Before its first use a stage is empty.
             mbarrier::wait(keys.empty(), keys.parity ^ 1);
