@@ -116,7 +116,7 @@ pub(super) fn decode(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) ->
 /// (KV head of each query head, page size, (query tokens, tokens cached before them) of each sequence).
 type PrefillShape = (&'static [u32], usize, &'static [(usize, usize)]);
 
-const PREFILL_SHAPES: [PrefillShape; 10] = [
+const PREFILL_SHAPES: [PrefillShape; 11] = [
     (&[0], 16, &[(1, 0)]),
     (&[0, 0, 0, 1, 1, 1], 16, &[(5, 0)]),
     (&[0, 1], 16, &[(64, 0), (1, 10), (130, 7)]),
@@ -126,6 +126,7 @@ const PREFILL_SHAPES: [PrefillShape; 10] = [
     (&[0, 0, 0, 0, 1, 1, 1, 1], 16, &[(17, 2000)]),
     (&[0, 0], 16, &[(700, 0)]),
     // Few queries over many tiles of keys, and positions that begin within a tile.
+    (&[0], 16, &[(1, 200)]),
     (&[0], 16, &[(2, 1100)]),
     (&[0, 0], 8, &[(40, 100), (1, 255)]),
 ];

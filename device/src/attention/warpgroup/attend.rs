@@ -1,6 +1,6 @@
 //! The warpgroups that attend, 64 query tokens each.
 
-use super::softmax::{Rows, Scores, Weights, mask, scale_rows, weights};
+use super::softmax::{Rows, Scores, Weights, mask, scale_rows, shrink_rows, weights};
 use super::{
     CONSUMERS, GROUP_Q, Keys, PANEL_BYTES, PRODUCERS, Prefill, TAKES_TURNS, TILE, Values, Work, queries_full,
 };
@@ -107,7 +107,7 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
             tile_weights.iter().for_each(wgmma::keep);
             give_back(read.empty());
             read.advance();
-            scale_rows(out.as_mut(), shrink);
+            shrink_rows(out.as_mut(), shrink);
             tile_weights = weights(&scores);
         }
         turns.end();

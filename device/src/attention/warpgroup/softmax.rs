@@ -6,6 +6,7 @@
 use super::TILE;
 use crate::attention::flash::FLOOR;
 use crate::ptx::math::{bf16x2, exp2, fma, max};
+use crate::ptx::shuffle::ballot;
 use crate::ptx::special::lane;
 use crate::ptx::wgmma::Fragment;
 use crate::tile::reduce::{quad_max, quad_sum};
@@ -18,11 +19,16 @@ pub type Weights = [Fragment; TILE as usize / 16];
 /// Values that do not wait for each other, of which a maximum or sum is formed.
 const CHAINS: usize = 4;
 
+/// How far scores, times log2 e, may exceed what exponentials are relative to. Weights are below two to this power, so
+/// that nothing overflows, and as exact as below one; sums are hardly ever multiplied once a few tiles have been seen
+/// (as in FlashAttention-4).
+const SLACK: f32 = 8.0;
+
 /// What a thread's two rows have gathered.
 pub struct Rows {
-    /// Largest score so far, times log2 e.
+    /// What exponentials are relative to: the largest score so far, times log2 e, or up to [`SLACK`] less.
     max: [f32; 2],
-    /// Sum of exponentials relative to it; each lane of a quad has its columns' share.
+    /// Sum of exponentials; each lane of a quad has its columns' share.
     sum: [f32; 2],
 }
 
@@ -30,8 +36,8 @@ impl Rows {
     /// Rows that have seen no key.
     pub const NEW: Self = Self { max: [FLOOR; 2], sum: [0.0; 2] };
 
-    /// Turns scores into exponentials relative to the new maxima; `scale` includes log2 e. Returns what sums of earlier
-    /// tiles are to be multiplied with.
+    /// Turns scores into exponentials; `scale` includes log2 e. Returns what sums of earlier tiles are to be multiplied
+    /// with.
     #[inline(always)]
     pub fn exponentials(&mut self, scores: &mut Scores, scale: f32) -> [f32; 2] {
         let mut shrink = [0.0; 2];
@@ -42,7 +48,8 @@ impl Rows {
                 chains[pair % CHAINS] = max(chains[pair % CHAINS], max(scores[i], scores[i + 1]));
             }
             let tile_max = max(max(chains[0], chains[1]), max(chains[2], chains[3]));
-            let new_max = max(self.max[h], quad_max(tile_max) * scale);
+            let tile_max = quad_max(tile_max) * scale;
+            let new_max = if tile_max > self.max[h] + SLACK { tile_max } else { self.max[h] };
             shrink[h] = exp2(self.max[h] - new_max);
             self.max[h] = new_max;
         }
@@ -94,6 +101,14 @@ pub fn mask(scores: &mut Scores, visible: [i32; 2]) {
         if key >= visible[i / 2 % 2] {
             scores[i] = f32::NEG_INFINITY;
         }
+    }
+}
+
+/// Multiplies the two rows of a thread's sums where that changes any of the warp's.
+#[inline(always)]
+pub fn shrink_rows(sums: &mut [f32], factors: [f32; 2]) {
+    if ballot(factors[0] < 1.0 || factors[1] < 1.0) != 0 {
+        scale_rows(sums, factors);
     }
 }
 
