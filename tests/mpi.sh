@@ -50,7 +50,7 @@ for binary in plain mpi; do
         echo "tests/mpi.sh: $binary: 3 processes ran as 2x2" >&2
         exit 1
     fi
-    [ "$(grep -c '^error: 3 processes were started, but --topology asks for 4' "$scratch/notes")" = 1 ] ||
+    [ "$(grep -c 'error: 3 processes were started, but --topology asks for 4' "$scratch/notes")" = 1 ] ||
         { cat "$scratch/notes" >&2; exit 1; }
     "$scratch/$binary" "${generate[@]}" 2>/dev/null | cmp - "$scratch/expected"
 done

@@ -38,13 +38,19 @@ pub(super) fn write(text: &str) -> anyhow::Result<()> {
 /// Writes a line to stderr. Where nobody can read it, nobody misses it.
 pub(super) fn note(line: &str) {
     if !is_silent() {
-        let _ = writeln!(io::stderr(), "{line}");
+        write_line(line.to_owned());
     }
 }
 
 /// Says what went wrong, also in a process that is silent.
 pub(super) fn complain(sentence: &str) {
-    let _ = writeln!(io::stderr(), "error: {sentence}");
+    write_line(format!("error: {sentence}"));
+}
+
+/// In one piece: what a launcher gathers from several processes stays whole.
+fn write_line(mut line: String) {
+    line.push('\n');
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Whether an error is the reader of our output gone.

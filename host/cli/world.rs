@@ -7,18 +7,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 
 use super::layout::SyncArgs;
 use super::output;
+use crate::bench::allreduce::AllReduceBenchError;
 use crate::comm::CommError;
 use crate::comm::bootstrap::launch::{Address, Launch, LaunchError, Launcher, detect};
 use crate::comm::bootstrap::{Bootstrap, BootstrapError, Mesh, MeshOptions, mpi};
 use crate::comm::process::Lead;
 use crate::runner::RunError;
 
-/// Longest wait for the failures of others before one of them is told.
-const SETTLE: Duration = Duration::from_millis(300);
+/// Longest wait for the failures of others before one of them is told: ranks do not begin to wait at the same moment.
+const SETTLE: Duration = Duration::from_secs(1);
 /// A process that is silent for less is not given up, however short the waits for its messages are.
 const MIN_SILENCE: Duration = Duration::from_secs(10);
 /// Longest wait for a rank where nothing else is said.
@@ -32,6 +33,9 @@ pub(super) enum World {
     /// Processes; this is one of them.
     Processes(Arc<Mesh>),
 }
+
+/// Longest wait for the others of a process that only has to tell them that its command line is refused.
+const MISUSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the environment says of other processes.
 pub(super) fn launch() -> Result<Option<Launch>, LaunchError> {
@@ -120,10 +124,19 @@ impl World {
 
 /// The rank whose failure an error follows from.
 fn blames(error: &anyhow::Error) -> Option<usize> {
-    error.chain().find_map(|cause| match cause.downcast_ref::<RunError>() {
-        Some(RunError::Comm(comm)) => comm.blames(),
-        _ => cause.downcast_ref::<CommError>().and_then(CommError::blames),
-    })
+    // Errors that are nothing but a communicator's do not name it as their cause.
+    let comm = |cause: &(dyn std::error::Error + 'static)| {
+        let of_run = || match cause.downcast_ref() {
+            Some(RunError::Comm(comm)) => comm.blames(),
+            _ => None,
+        };
+        let of_bench = || match cause.downcast_ref() {
+            Some(AllReduceBenchError::Comm(comm)) => comm.blames(),
+            _ => None,
+        };
+        cause.downcast_ref().and_then(CommError::blames).or_else(of_run).or_else(of_bench)
+    };
+    error.chain().find_map(comm)
 }
 
 /// Says why a run cannot begin, unless rank 0 says it.
@@ -135,4 +148,35 @@ pub(super) fn refuse(rank: usize, error: &anyhow::Error) -> ExitCode {
         output::complain(&super::sentence(error));
     }
     ExitCode::FAILURE
+}
+
+/// Ends a process above rank 0 whose command line is refused. Where the others come up, theirs is another one: nobody
+/// else would say what is wrong, and they would wait.
+pub(super) fn misuse(launch: Result<Option<Launch>, LaunchError>, error: &clap::Error) -> ExitCode {
+    let sync = SyncArgs { start_limit: Some(MISUSE_LIMIT), ..SyncArgs::default() };
+    if let (true, Ok(Some(launch))) = (error.use_stderr(), launch)
+        && let rank = launch.rank
+        && let Ok(world) = World::join(launch, &sync)
+    {
+        let text = error.to_string();
+        let text = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+        let told = world.conclude(Err(anyhow!("rank {rank} does not understand its command line: {text}")));
+        told.err().flatten().iter().for_each(|sentence| output::complain(sentence));
+    }
+    ExitCode::from(error.exit_code() as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_blamed_is_found_in_whatever_an_error_is_part_of() {
+        let failed = || CommError::PeerFailed { rank: 0, peer: 2, cause: "a full disk".into() };
+        assert_eq!(blames(&failed().into()), Some(2));
+        assert_eq!(blames(&RunError::Comm(failed()).into()), Some(2));
+        assert_eq!(blames(&AllReduceBenchError::Comm(failed()).into()), Some(2));
+        assert_eq!(blames(&anyhow::Error::from(failed()).context("while it measured")), Some(2));
+        assert_eq!(blames(&AllReduceBenchError::NoSuchCall { call: "ncclAllReduce" }.into()), None);
+    }
 }

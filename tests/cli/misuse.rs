@@ -153,3 +153,29 @@ fn workloads_beyond_the_context() {
     fails_with(&[&bench[..], &["--prompt", "18446744073709551615"]].concat(), &needles);
     misuse(&[&bench[..], &["--batch", "0"]].concat(), &["at least 1"]);
 }
+
+/// A launcher of several processes gathers what they write, piece by piece.
+#[cfg(unix)]
+#[test]
+fn a_complaint_is_written_in_one_piece() {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use crate::common::command;
+
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    let mut run = command(&["generate", "--model", "nothere", "--prompt", "hi"]);
+    assert_eq!(run.stderr(OwnedFd::from(theirs)).status().unwrap().code(), Some(1));
+    drop(run);
+    let mut pieces = Vec::new();
+    let mut piece = [0; 4096];
+    ours.set_nonblocking(true).unwrap();
+    while let Ok(length) = ours.recv(&mut piece) {
+        pieces.push(String::from_utf8_lossy(&piece[..length]).into_owned());
+    }
+    let complaints: Vec<_> = pieces.iter().filter(|piece| piece.contains("nothere")).collect();
+    assert!(
+        matches!(complaints[..], [one] if one.starts_with("error: no model") && one.ends_with('\n')),
+        "{pieces:?}"
+    );
+}

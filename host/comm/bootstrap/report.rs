@@ -53,6 +53,13 @@ impl Reports {
         self.of(root).map(|report| (root, report))
     }
 
+    /// Whether `rank` has to give up for the failures of others. Those that only follow from its own silence are no
+    /// reason: it may itself be waiting for the rank that is at fault, and says so when its time is up.
+    pub fn stop(&self, rank: usize) -> bool {
+        let follows = |root: Option<(usize, &Report)>| root.is_some_and(|(_, it)| it.blames == Some(rank));
+        (0..self.by_rank.len()).any(|other| self.of(other).is_some() && !follows(self.root(other)))
+    }
+
     /// The rank that is to tell people, so that they are told once: who failed first in the chain, if it can speak,
     /// else the lowest one that can. Of several that have the same error, or wait for the same silent rank, the lowest.
     pub fn speaker(&self, rank: usize) -> Option<usize> {
@@ -101,6 +108,17 @@ mod tests {
             reports.add(rank, Report { cause: "no such model".into(), blames: None, spoken: true });
         }
         assert_eq!([0, 1, 2].map(|rank| reports.speaker(rank)), [Some(0); 3]);
+    }
+
+    #[test]
+    fn blame_of_a_rank_does_not_stop_it() {
+        // 0 waits for 1, which waits for the stopped 3; 2 hears of 0.
+        let waited = reports(&[(0, Some(1), true), (2, Some(0), true)]);
+        assert_eq!([1, 3].map(|rank| waited.stop(rank)), [false, true]);
+        // A failure of its own kind does, whoever told it first.
+        let mut broken = waited;
+        broken.add(3, Report { cause: "the disk is full".into(), blames: None, spoken: true });
+        assert!(broken.stop(1) && !reports(&[]).stop(1));
     }
 
     #[test]

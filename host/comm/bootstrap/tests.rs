@@ -3,6 +3,8 @@
 use std::{io::Write, net::TcpStream, sync::Arc, thread, time::Instant};
 
 use super::*;
+use crate::comm::cpu::Stop;
+use crate::comm::{Collective, DType, Header};
 
 fn options(limit_ms: u64) -> MeshOptions {
     let limit = Duration::from_millis(limit_ms);
@@ -104,6 +106,38 @@ fn a_failure_reaches_all_at_once() {
         }
     }
     assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+/// 0 waits for 1, which waits for 2: its time is up a little later, and its answer is the one that counts.
+#[test]
+fn who_waits_for_the_silent_one_is_not_interrupted_by_who_waits_for_it() {
+    const OWN_LIMIT: Duration = Duration::from_millis(500);
+    let expected =
+        Header { sequence: 1, collective: Collective::AllReduce, numel: 1, dtype: DType::F32, range: 0..1 };
+    let speakers = on_ranks(3, 60_000, |mesh| {
+        let inbox = mesh.inbox();
+        mesh.all_gather("begin", &[]).unwrap();
+        match mesh.rank() {
+            0 => mesh.fail("waited for rank 1", Some(1)),
+            1 => {
+                while mesh.reports().of(0).is_none() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                let late = inbox.take((2, 0), &expected, OWN_LIMIT, |_: &[f32]| ());
+                assert_eq!(late, Err(Stop::Late { seen: 0 }));
+                mesh.fail("waited for rank 2", Some(2));
+                // Of 0 itself nothing more is to be expected.
+                let gone = inbox.take((0, 0), &expected, Duration::from_secs(60), |_: &[f32]| ());
+                assert_eq!(gone, Err(Stop::Interrupted));
+            }
+            _ => {}
+        }
+        while (0..2).any(|rank| mesh.reports().of(rank).is_none()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        mesh.reports().speaker(0)
+    });
+    assert_eq!(speakers, [Some(1); 3]);
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Inbox {
                 break envelope;
             }
             let seen = inbox[peer].last;
-            if self.shared.failure(&state).is_some() || state.left[peer] {
+            if state.gave_up(peer) || state.reports.stop(self.shared.rank) {
                 return Err(Stop::Interrupted);
             }
             if countdown.is_over() {

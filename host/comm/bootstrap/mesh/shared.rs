@@ -62,6 +62,13 @@ pub(super) struct State {
     pub(super) spare: Vec<Words>,
 }
 
+impl State {
+    /// Whether nothing more is to be expected of `peer`.
+    pub(super) fn gave_up(&self, peer: usize) -> bool {
+        self.left[peer] || self.reports.of(peer).is_some()
+    }
+}
+
 /// What ranks have brought to a meeting: the call and the item of each.
 type Brought = BTreeMap<usize, (String, Vec<u8>)>;
 
@@ -217,7 +224,7 @@ impl Shared {
                 },
             }
             let state = self.lock();
-            if state.reports.first().is_some() || state.left[peer] {
+            if state.gave_up(peer) || state.reports.stop(self.rank) {
                 break Unwritten::Failed;
             }
             if countdown.is_over() {
