@@ -26,6 +26,7 @@ use crate::params::AttnPrefill;
 use crate::ptx::barrier::sync_block;
 use crate::ptx::global::ld_b32;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_y, tid_x};
+use crate::ptx::wgmma::Accumulators;
 use crate::ptx::{Shared, mbarrier, pdl, registers, shared};
 use crate::tile::ring::{self, BARRIER_BYTES, Barriers};
 
@@ -147,7 +148,7 @@ impl Work {
         Some(Self { sequence, head, kv_head, token: q_start + first, n, first_position, kv_end })
     }
 
-    /// Tiles of keys. They are taken from the last one down, so that masks are behind when the rest comes.
+    /// Tiles of keys. They are taken from the last one down: it has the masks, and most likely the largest scores.
     #[inline(always)]
     fn n_tiles(&self) -> u32 {
         self.kv_end.div_ceil(TILE)
@@ -177,7 +178,7 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
 
     /// The whole kernel; `O` are a thread's sums of weighted values.
     #[inline(always)]
-    unsafe fn run<O: crate::ptx::wgmma::Accumulators>(p: &AttnPrefill) {
+    unsafe fn run<O: Accumulators>(p: &AttnPrefill) {
         let kv_head = ld_b32(p.kv_head_of + u64::from(ctaid_x()) * 4);
         if tid_x() == 0 {
             Keys::<STAGES>::init(PRODUCERS, CONSUMER_WARPS);
