@@ -8,6 +8,7 @@ use crate::params::AttnPrefill;
 use crate::ptx::barrier::{arrive_at, fence_proxy_async, sync_at};
 use crate::ptx::global::st_v4;
 use crate::ptx::math::{bf16x2, rcp};
+use crate::ptx::shuffle::broadcast;
 use crate::ptx::special::{lane, tid_x, warp};
 use crate::ptx::wgmma::{self, Accumulators, Descriptor, Transposed};
 use crate::ptx::{Shared, mbarrier};
@@ -66,7 +67,9 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
     #[inline(always)]
     pub(super) unsafe fn attend<O: Accumulators>(p: &AttnPrefill, work: &Work) {
         const { assert!(O::N == HEAD_DIM) };
-        let group = (tid_x() - PRODUCERS) / 128;
+        // Of lane 0: so the assembler sees that it is the same in all lanes, and keeps what follows from it in uniform
+        // registers, where descriptors have to be.
+        let group = broadcast((tid_x() - PRODUCERS) / 128, 0);
         let q = Descriptor::new(Self::queries() + group * GROUP_Q * 128);
         let scale = p.scale * core::f32::consts::LOG2_E;
         // Values are given back a tile later than they are waited for.
@@ -83,7 +86,7 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         let mut scores = Self::scores(q, &keys);
         scores.wait();
         give_back(keys.empty());
-        Self::hide(&mut scores, work, tile);
+        Self::hide(&mut scores, work, group, tile);
         rows.exponentials(&mut scores, scale);
         Self::wait_for_next(&mut keys, &values, tile);
         let mut tile_weights = weights(&scores);
@@ -99,7 +102,7 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
             // This tile's exponentials, while the values of the one before are added up.
             scores.wait_until::<1>();
             give_back(keys.empty());
-            Self::hide(&mut scores, work, tile);
+            Self::hide(&mut scores, work, group, tile);
             let shrink = rows.exponentials(&mut scores, scale);
             Self::wait_for_next(&mut keys, &values, tile);
 
@@ -160,10 +163,9 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
 
     /// Hides what this thread's queries do not see of a tile.
     #[inline(always)]
-    fn hide(scores: &mut Scores, work: &Work, tile: u32) {
-        let group_row = (tid_x() - PRODUCERS) / 128 * GROUP_Q;
+    fn hide(scores: &mut Scores, work: &Work, group: u32, tile: u32) {
         // The first query of the warpgroup sees least.
-        if (tile + 1) * TILE <= work.first_position + group_row + 1 {
+        if (tile + 1) * TILE <= work.first_position + group * GROUP_Q + 1 {
             return;
         }
         let position = work.first_position + Self::first_row();

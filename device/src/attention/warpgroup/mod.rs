@@ -13,7 +13,7 @@
 //! | tensor cores, 4096 flop | 4 · 128³ flop | 2048 (1024) |
 //! | shared memory, 128 bytes | Q and K of S, V of O once a warpgroup; copies of K and V | 1792 (896) |
 //! | exponentials, 16 | 128² | 1024 (1024) |
-//! | instructions, 4 warps' | 435 (420) of each of 8 warps, 500 (310) of those that copy | 1000 (920) |
+//! | instructions, 4 warps' | 420 (410) of each of 8 warps, 500 (310) of those that copy | 960 (900) |
 //!
 //! So tensor cores bind at head_dim 128 as long as the rest overlaps with them; at 64 exponentials take as long as they
 //! do, and nothing has much to spare. K and V come from L2 at 32 bytes a cycle and multiprocessor.
