@@ -93,6 +93,14 @@ pub enum Error {
         /// What ptxas says.
         line: String,
     },
+    /// `setmaxnreg` has no effect.
+    #[error(
+        "registers would stay where they are; bound the launch, and give each warpgroup's role one side of a branch: {line}"
+    )]
+    RegistersStay {
+        /// What ptxas says.
+        line: String,
+    },
     /// Reading or writing a file.
     #[error("{path}: {source}")]
     Io {

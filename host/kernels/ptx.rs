@@ -1,6 +1,6 @@
 //! The embedded PTX, and the compile-time proof that typed launches and PTX belong together.
 
-use super::{attention, gemm, nvrar, params, pointwise, sampling};
+use super::{attention, gemm, nvrar, params, pointwise, prefill, sampling};
 
 /// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.1 (`sm_90a`) takes it.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +133,7 @@ families! {
     AdvancePositions: 2 addresses + 2 words => &sampling::ADVANCE_POSITIONS,
     Gemm: 4 addresses + 6 words => gemm::NAMES.as_flattened(),
     AttnDecode: 11 addresses + 8 words => &attention::DECODE,
-    AttnPrefill: 8 addresses + 8 words => &attention::PREFILL,
+    AttnPrefill: 8 addresses + 8 words => &prefill::PREFILL,
     Collective: 13 addresses + 12 words => nvrar::ALL_REDUCE.as_flattened(),
     Gather: 13 addresses + 46 words => nvrar::ALL_GATHER,
 }

@@ -14,6 +14,7 @@ use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, nctaid_y, opaque, ti
 use crate::ptx::wgmma::{self, Accumulators, Descriptor};
 use crate::ptx::{Global, Shared, async_copy, mbarrier, pdl, shared};
 use crate::tile::bf16::{BYTES, PER_VECTOR, gather8};
+use crate::tile::ring::{self, BARRIER_BYTES, Barriers};
 use crate::tile::swizzle;
 
 /// Threads of a block.
@@ -27,13 +28,24 @@ const CONSUMER_WARPS: u32 = CONSUMERS / 32;
 /// Tokens of a tile, and of a warpgroup.
 const TOKENS: u32 = 128;
 const GROUP_TOKENS: u32 = 64;
-/// Most stages.
-const MAX_STAGES: u32 = 16;
 
 shared_array! {
-    /// Two `mbarrier` a stage: all that are full, then all that are empty.
+    /// Those of the ring.
     barriers: 256 bytes, align 16
 }
+const _: () = assert!(BARRIER_BYTES == 256);
+
+/// The ring's.
+struct Stages;
+
+impl Barriers for Stages {
+    #[inline(always)]
+    fn barriers() -> Shared {
+        barriers()
+    }
+}
+
+type Place<const STAGES: u32> = ring::Place<Stages, STAGES>;
 
 macro_rules! gemm_kernels {
     ($($name:ident: $sums:literal sums, $stages:literal stages, $epilogue:ident, $doc:literal;)*) => {$(
@@ -78,35 +90,6 @@ gemm_kernels! {
     wgmma_bf16_128x256_f32: 128 sums, 4 stages, StoreF32, "`out = a · wᵀ` in f32.";
     wgmma_bf16_128x256_add: 128 sums, 4 stages, Add, "`out += a · wᵀ` in bf16.";
     wgmma_bf16_128x256_swiglu: 128 sums, 4 stages, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
-}
-
-/// A place in the ring: its stage, and the parity of the phase that its barriers are in.
-struct Place<const STAGES: u32> {
-    stage: u32,
-    parity: u32,
-}
-
-impl<const STAGES: u32> Place<STAGES> {
-    const FIRST: Self = Self { stage: 0, parity: 0 };
-
-    #[inline(always)]
-    fn advance(&mut self) {
-        self.stage += 1;
-        if self.stage == STAGES {
-            self.stage = 0;
-            self.parity ^= 1;
-        }
-    }
-
-    #[inline(always)]
-    fn full(&self) -> Shared {
-        barriers() + self.stage * 8
-    }
-
-    #[inline(always)]
-    fn empty(&self) -> Shared {
-        barriers() + (MAX_STAGES + self.stage) * 8
-    }
 }
 
 /// A block's tiles, and its part of k.
@@ -235,13 +218,8 @@ impl<const STAGES: u32> Tile<STAGES> {
     /// The whole kernel.
     #[inline(always)]
     unsafe fn product<A: Accumulators, E: Eight>(p: &Gemm) {
-        const { assert!(STAGES > 2 && STAGES <= MAX_STAGES) };
         if tid_x() == 0 {
-            for stage in 0..opaque(STAGES) {
-                let place = Place::<STAGES> { stage, parity: 0 };
-                mbarrier::init(place.full(), PRODUCERS);
-                mbarrier::init(place.empty(), CONSUMER_WARPS);
-            }
+            Place::<STAGES>::init(PRODUCERS, CONSUMER_WARPS);
         }
         sync_block();
         pdl::launch_dependents();

@@ -17,6 +17,8 @@ pub mod math;
 pub mod mbarrier;
 pub mod mma;
 pub mod pdl;
+#[cfg(cuda_arch = "sm_90a")]
+pub mod registers;
 pub mod shuffle;
 pub mod special;
 pub mod system;

@@ -276,9 +276,7 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
             read_lane(context.memory, &access, from, &mut data[..read as usize])?;
         }
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let fills = read == 0;
-        let copy =
-            Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data, fills };
+        let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data };
         groups_of(context, lane, false).open.copies.push(copy);
     }
     Ok(())
@@ -350,8 +348,7 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
         let access = Access::weak(reader.unwrap_or(agent), context.site);
         context.memory.read_by(&access, from, &mut data)?;
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let fills = false;
-        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data, fills };
+        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data };
         match barriers {
             Some(row) => context.asynchronous.signal_bytes(row[lane], copy),
             None => groups_of(context, lane, true).open.copies.push(copy),
@@ -390,8 +387,7 @@ fn store(
         let thread = context.thread(lane);
         let agent = context.memory.begin_async(thread);
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let fills = false;
-        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes, fills };
+        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes };
         let rank = rank.unwrap_or_else(|| context.environment.cluster_rank());
         context.cluster.parcels.push(Parcel { rank, barrier, store });
     }

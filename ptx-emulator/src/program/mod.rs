@@ -151,6 +151,7 @@ pub(crate) enum Op {
     Matrix(Box<exec::matrix::MatrixAccess>),
     Wmma(Box<exec::wmma::Wmma>),
     Wgmma(exec::wgmma::Operation),
+    Registers(exec::registers::Change),
     Async(Box<exec::asynchronous::Async>),
     Mbarrier(Box<exec::mbarrier::Operation>),
     Cluster(exec::cluster::Operation),

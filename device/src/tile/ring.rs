@@ -1,0 +1,68 @@
+//! A ring of stages in shared memory, between warps that fill them and warps that use them.
+
+use core::marker::PhantomData;
+
+use crate::ptx::special::opaque;
+use crate::ptx::{Shared, mbarrier};
+
+/// Most stages of a ring.
+pub const MAX_STAGES: u32 = 16;
+/// Bytes of a ring's barriers.
+pub const BARRIER_BYTES: u32 = 2 * MAX_STAGES * 8;
+
+/// Where a ring's barriers are: two `mbarrier` a stage, first all that tell that a stage is full, then all that tell
+/// that it is empty.
+pub trait Barriers {
+    /// The first of them, 8-byte aligned, with [`BARRIER_BYTES`].
+    fn barriers() -> Shared;
+}
+
+/// A place in the ring: its stage, and the parity of the phase that the barriers of the stage are in.
+pub struct Place<B, const STAGES: u32> {
+    /// Below `STAGES`.
+    pub stage: u32,
+    /// Of the phase in which the stage is filled and used; the empty barrier's other parity stands for "not used yet".
+    pub parity: u32,
+    barriers: PhantomData<B>,
+}
+
+impl<B: Barriers, const STAGES: u32> Place<B, STAGES> {
+    /// Where both sides begin.
+    pub const FIRST: Self = Self { stage: 0, parity: 0, barriers: PhantomData };
+
+    /// Makes the barriers, in one thread: `fills` arrivals fill a stage, `uses` empty it.
+    ///
+    /// # Safety
+    /// Nobody uses them before a barrier of the block behind this.
+    #[inline(always)]
+    pub unsafe fn init(fills: u32, uses: u32) {
+        const { assert!(STAGES >= 2 && STAGES <= MAX_STAGES) };
+        for stage in 0..opaque(STAGES) {
+            let place = Self { stage, ..Self::FIRST };
+            mbarrier::init(place.full(), fills);
+            mbarrier::init(place.empty(), uses);
+        }
+    }
+
+    /// On to the next stage.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.stage += 1;
+        if self.stage == STAGES {
+            self.stage = 0;
+            self.parity ^= 1;
+        }
+    }
+
+    /// The barrier at which who fills arrives.
+    #[inline(always)]
+    pub fn full(&self) -> Shared {
+        B::barriers() + self.stage * 8
+    }
+
+    /// The barrier at which who uses arrives.
+    #[inline(always)]
+    pub fn empty(&self) -> Shared {
+        B::barriers() + (MAX_STAGES + self.stage) * 8
+    }
+}
