@@ -152,6 +152,7 @@ pub(crate) enum Op {
     Wmma(Box<exec::wmma::Wmma>),
     Wgmma(exec::wgmma::Operation),
     Async(Box<exec::asynchronous::Async>),
+    TensorCopy(Box<exec::tensor::TensorCopy>),
     Mbarrier(Box<exec::mbarrier::Operation>),
     Cluster(exec::cluster::Operation),
     Grid(exec::control::GridControl),
