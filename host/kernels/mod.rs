@@ -33,6 +33,7 @@ pub mod params;
 mod pointwise;
 mod ptx;
 mod sampling;
+mod tensor_map;
 mod tiling;
 
 pub use address::{Addr, Rows};
@@ -45,4 +46,5 @@ pub use launch::{Launch, MAX_CLUSTER, Target};
 pub use pointwise::{Add, AddRmsNorm, Embedding, RmsNorm};
 pub use ptx::{Entry, NVSHMEM_PTX, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};
+pub use tensor_map::TensorMap;
 pub use tiling::{Tile, Tiling};
