@@ -12,9 +12,21 @@ use crate::comm::bootstrap::Bootstrap;
 use crate::model::{DIGEST_BYTES, Fingerprint};
 
 /// Options, by their ids, that are not compared: what only rank 0 reads or writes, how long a rank waits, and what is
-/// compared by what it names (`PLAN.json` and a model's folder may lie elsewhere on each host).
-const OWN: [&str; 10] =
-    ["json", "csv", "plot", "join", "start_limit", "sync_limit", "model", "spd", "prompt_file", "text"];
+/// compared by what it names (`PLAN.json`, a tuning file and a model's folder may lie elsewhere on each host).
+const OWN: [&str; 12] = [
+    "json",
+    "csv",
+    "plot",
+    "join",
+    "out",
+    "start_limit",
+    "sync_limit",
+    "model",
+    "spd",
+    "prompt_file",
+    "text",
+    "tuning",
+];
 
 /// Something that all processes must have in common.
 #[derive(Debug)]
@@ -61,16 +73,20 @@ impl World {
     /// called there.
     pub(super) fn agree(&self, items: impl FnOnce() -> anyhow::Result<Vec<Item>>) -> anyhow::Result<()> {
         let Self::Processes(mesh) = self else { return Ok(()) };
-        let items = items()?;
-        let mine: Vec<u8> = items.iter().flat_map(|item| item.digest).collect();
-        let all = mesh.all_gather("compare what is to be done", &mine)?;
-        match first_difference(&items, &all) {
-            None => Ok(()),
-            Some((rank, name)) => bail!(
-                "rank {rank} has another {name} than rank 0: start all ranks with the same command, and give them the \
-                 same files"
-            ),
-        }
+        compare(&**mesh, &items()?)
+    }
+}
+
+/// Collective: compares this process's items with those of the others.
+pub(super) fn compare(mesh: &dyn Bootstrap, items: &[Item]) -> anyhow::Result<()> {
+    let mine: Vec<u8> = items.iter().flat_map(|item| item.digest).collect();
+    let all = mesh.all_gather("compare what is to be done", &mine)?;
+    match first_difference(items, &all) {
+        None => Ok(()),
+        Some((rank, name)) => bail!(
+            "rank {rank} has another {name} than rank 0: start all ranks with the same command, and give them the same \
+             files"
+        ),
     }
 }
 

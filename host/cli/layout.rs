@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 
-use super::output;
+use super::agreement::{self, Item};
 use super::world::World;
+use crate::bench::allreduce::setup::Setup;
 use crate::bench::allreduce::tuning_file::TuningFile;
 use crate::comm::Shape;
-use crate::comm::bootstrap::{Bootstrap, shape_of_hosts};
+use crate::comm::bootstrap::{Bootstrap, Mesh, shape_of_hosts};
 use crate::comm::gpu::{GroupOptions, PeerMemory, Tuning};
 use crate::driver::Device;
 
@@ -115,13 +116,17 @@ impl SyncArgs {
     /// As the communicator of these GPUs takes it. A tuning file that was measured with others is an error.
     pub(super) fn group(&self, devices: &[Device], shape: Shape) -> anyhow::Result<GroupOptions> {
         let options = self.untuned();
+        let Some(path) = self.tuning_file(shape) else { return Ok(options) };
+        let setup = Setup::of_threads(devices, shape, options.memory);
+        let table = TuningFile::read(&path)?.table(&path, &setup)?;
+        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+    }
+
+    /// The one that an option or the environment names; a group of one has no use for it.
+    fn tuning_file(&self, shape: Shape) -> Option<PathBuf> {
         let variable =
             || std::env::var_os(TUNING_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
-        let Some(path) = self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1) else {
-            return Ok(options);
-        };
-        let table = TuningFile::read(&path)?.table(&path, devices, shape, &options)?;
-        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+        self.tuning.clone().or_else(variable).filter(|_| shape.world() > 1)
     }
 
     /// Without a tuning file.
@@ -138,22 +143,31 @@ impl SyncArgs {
 }
 
 impl SyncArgs {
-    /// As GPUs of several processes take it, which meet in NVSHMEM's heap alone.
-    pub(super) fn group_of_processes(&self) -> anyhow::Result<GroupOptions> {
+    /// As GPUs of several processes take it, of which this one has `device`. Collective: all have to have the same tuning
+    /// file, or none. One that was measured with others is an error.
+    pub(super) fn group_of_processes(
+        &self,
+        mesh: &dyn Bootstrap,
+        device: &Device,
+        shape: Shape,
+    ) -> anyhow::Result<GroupOptions> {
+        let options = self.untuned_of_processes()?;
+        let path = self.tuning_file(shape);
+        let file = path.as_ref().map(|path| TuningFile::read(path)).transpose()?;
+        agreement::compare(mesh, &[Item::new("tuning file", file.as_ref().map(TuningFile::text))])?;
+        let (Some(path), Some(file)) = (path, file) else { return Ok(options) };
+        let setup = Setup::of_processes(mesh, device, shape, options.memory)?;
+        let table = file.table(&path, &setup)?;
+        Ok(GroupOptions { table: Some(Arc::new(table)), ..options })
+    }
+
+    /// As GPUs of several processes take it, which meet in NVSHMEM's heap alone; without a tuning file.
+    pub(super) fn untuned_of_processes(&self) -> anyhow::Result<GroupOptions> {
         ensure!(
             matches!(self.peer_memory, None | Some(PeerMemoryChoice::Nvshmem)),
             "GPUs of several processes reach each other through NVSHMEM alone: give --peer-memory nvshmem, or start one \
              process for all GPUs"
         );
-        ensure!(
-            self.tuning.is_none(),
-            "--tuning is for GPUs of one process, and a file for several over NVSHMEM cannot be made yet: leave it out"
-        );
-        if std::env::var_os(TUNING_VARIABLE).is_some_and(|name| !name.is_empty()) {
-            output::note(&format!(
-                "note: {TUNING_VARIABLE} is for GPUs of one process, so it changes nothing in several"
-            ));
-        }
         Ok(GroupOptions { memory: PeerMemory::Nvshmem { direct: !self.no_direct }, ..self.untuned() })
     }
 }
@@ -188,24 +202,119 @@ impl LayoutArgs {
     /// The layout over `world`: processes are laid out by their hosts, unless --topology says how.
     pub(super) fn shape_in(&self, world: &World) -> anyhow::Result<Shape> {
         let World::Processes(mesh) = world else { return self.shape() };
-        let processes = mesh.world();
-        let given = (self.tp.is_some() || self.topology.is_some()).then(|| self.shape()).transpose()?;
-        if let Some(shape) = given.filter(|shape| shape.world() != processes) {
-            bail!(
-                "{processes} processes were started, but --{} asks for {} ranks: each process is one, so start as many \
-                 or leave the option out",
-                if self.topology.is_some() { "topology" } else { "tp" },
-                shape.world()
-            );
-        }
-        match self.topology {
-            Some(shape) => Ok(shape),
-            None => Ok(shape_of_hosts(mesh.hosts())?),
-        }
+        self.shape()?;
+        shape_of_processes(mesh, self.tp, self.topology)
     }
+}
+
+/// The layout of processes: by their hosts, unless a topology says how.
+pub(super) fn shape_of_processes(
+    mesh: &Mesh,
+    tp: Option<usize>,
+    topology: Option<Shape>,
+) -> anyhow::Result<Shape> {
+    let processes = mesh.world();
+    let given = [("topology", topology.map(|shape| shape.world())), ("tp", tp)];
+    let other =
+        given.into_iter().find_map(|(option, ranks)| Some((option, ranks.filter(|&n| n != processes)?)));
+    if let Some((option, ranks)) = other {
+        bail!(
+            "{processes} processes were started, but --{option} asks for {ranks} ranks: each process is one, so start as \
+             many or leave the option out"
+        );
+    }
+    Ok(topology.map_or_else(|| shape_of_hosts(mesh.hosts()), Ok)?)
 }
 
 /// A number of at least `MIN`, for clap.
 pub(super) fn at_least<const MIN: usize>(s: &str) -> Result<usize, String> {
     s.parse().ok().filter(|&n| n >= MIN).ok_or_else(|| format!("expected a whole number of at least {MIN}"))
+}
+
+#[cfg(test)]
+#[cfg(feature = "emulate")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::comm::bootstrap::{Listener, MeshOptions};
+
+    const SHAPE: Shape = Shape { nodes: 2, gpus_per_node: 1 };
+
+    /// What ranks get that are given these options, each a thread with an emulated device.
+    fn groups(all: [SyncArgs; 2]) -> [Result<GroupOptions, String>; 2] {
+        let devices = Device::emulate(2).unwrap();
+        let listener = Listener::bind("127.0.0.1:0").unwrap();
+        let address = format!("127.0.0.1:{}", listener.port().unwrap());
+        let group = |args: &SyncArgs, mesh: Mesh, device| {
+            let found = args.group_of_processes(&mesh, device, SHAPE).map_err(|error| error.to_string());
+            // As a process that ends with an error.
+            found.inspect_err(|error| mesh.fail(error, None))
+        };
+        let options = MeshOptions::default;
+        std::thread::scope(|scope| {
+            let join = || group(&all[1], Mesh::join(&address, 1, 2, options()).unwrap(), &devices[1]);
+            let other = scope.spawn(join);
+            let first = group(&all[0], Mesh::host(listener, 2, options()).unwrap(), &devices[0]);
+            [first, other.join().unwrap()]
+        })
+    }
+
+    fn given(tuning: Option<&Path>, no_direct: bool) -> SyncArgs {
+        SyncArgs { tuning: tuning.map(Path::to_owned), no_direct, ..SyncArgs::default() }
+    }
+
+    /// A file with one choice, for two processes of this host with an emulated device each.
+    fn write(path: &Path, memory: PeerMemory, blocks: u32) {
+        let name = Device::emulate(1).unwrap()[0].properties().name.clone();
+        let file = serde_json::json!({
+            "format_version": 2,
+            "setup": {
+                "fewsync": crate::kernels::release(),
+                "topology": SHAPE.to_string(),
+                "hosts": [2],
+                "gpus": [name, name],
+                "peer_memory": memory.name(),
+            },
+            "entries": [{
+                "dtype": "bf16", "bytes": 1024, "algorithm": "two-shot", "format": "words", "blocks": blocks,
+                "workers": 32, "us": 1.0, "built_in_us": 2.0,
+            }],
+        });
+        std::fs::write(path, file.to_string()).unwrap();
+    }
+
+    #[test]
+    fn processes_take_the_same_tuning_file_for_what_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name| folder.path().join(name);
+        let [puts, same, other, stores] = ["puts", "same", "other", "stores"].map(at);
+        write(&puts, PeerMemory::Nvshmem { direct: false }, 3);
+        write(&same, PeerMemory::Nvshmem { direct: false }, 3);
+        write(&other, PeerMemory::Nvshmem { direct: false }, 4);
+        write(&stores, PeerMemory::Nvshmem { direct: true }, 3);
+
+        for options in groups([given(Some(&puts), true), given(Some(&same), true)]).map(Result::unwrap) {
+            assert_eq!(options.memory, PeerMemory::Nvshmem { direct: false });
+            let choice = options.table.unwrap().lookup(crate::comm::DType::Bf16, None, 1024).unwrap();
+            assert_eq!((choice.blocks, choice.workers), (Some(3), Some(32)));
+        }
+        let none = groups([given(None, false), given(None, false)]).map(Result::unwrap);
+        assert!(none.iter().all(|options| options.table.is_none()));
+
+        // Without the same file on all ranks there is none; each of them notices.
+        for unlike in [Some(&*other), None] {
+            for refusal in groups([given(Some(&puts), true), given(unlike, true)]).map(Result::unwrap_err) {
+                assert!(refusal.starts_with("rank 1 has another tuning file than rank 0"), "{refusal}");
+            }
+        }
+        let refusals = groups([given(Some(&stores), true), given(Some(&stores), true)]);
+        for refusal in refusals.map(Result::unwrap_err) {
+            assert!(refusal.contains("measured with peer memory nvshmem, and this is"), "{refusal}");
+            assert!(refusal.contains("peer memory nvshmem, all put: measure again"), "{refusal}");
+        }
+        let [here, there] = groups([given(Some(&puts), true), given(Some(&at("missing")), true)]);
+        assert!(there.unwrap_err().contains("missing"));
+        assert!(here.unwrap_err().contains("rank 1 failed"), "the other one's error");
+    }
 }

@@ -86,6 +86,7 @@ impl Command {
             Self::Eval(args) => Some(args.sync()),
             Self::Bench(bench::Command::Decode(args)) => Some(args.sync()),
             Self::Bench(bench::Command::AllReduce(args)) => Some(args.sync()),
+            Self::Tune(tune::Command::AllReduce(args)) => Some(args.sync()),
             _ => None,
         }
     }
@@ -97,7 +98,7 @@ impl Command {
             Self::Eval(args) => eval::run(args, json, world),
             Self::Spd(command) => spd::run(command, json),
             Self::Bench(command) => bench::run(command, json, world),
-            Self::Tune(command) => tune::run(command, json),
+            Self::Tune(command) => tune::run(command, json, world),
             Self::Selftest(args) => selftest::run(args, json),
             #[cfg(feature = "nvshmem")]
             Self::BuildKernels(args) => build_kernels::run(args, json),
@@ -143,13 +144,9 @@ fn join(command: &Command, launch: Option<Launch>) -> anyhow::Result<World> {
     match (launch, command.sync()) {
         (None, _) => Ok(World::Threads),
         (Some(launch), Some(sync)) => World::join(launch, sync),
-        (Some(Launch { launcher, world, .. }), None) if matches!(command, Command::Tune(_)) => bail!(
-            "{launcher} started {world} processes, but tune allreduce measures ranks of one: start it without a \
-             launcher; a file for ranks that are processes, over NVSHMEM, cannot be made yet"
-        ),
         (Some(Launch { launcher, world, .. }), None) => bail!(
             "{launcher} started {world} processes, but this command runs in one: start it without a launcher; \
-             generate, eval, demo, bench decode and bench allreduce run in several"
+             generate, eval, demo, bench decode, bench allreduce and tune allreduce run in several"
         ),
     }
 }

@@ -197,7 +197,7 @@ fn load_process(
         kv_tokens: layout.kv_tokens,
         shape: Some(shape),
         processes: Some(Arc::<Mesh>::clone(mesh)),
-        comm: layout.sync.group_of_processes()?,
+        comm: layout.sync.group_of_processes(&**mesh, &devices[0], shape)?,
         ..EngineOptions::default()
     };
     let weight_bytes = Engine::weight_bytes(&model.config, plan)? / shape.world() as u64;

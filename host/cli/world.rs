@@ -11,6 +11,7 @@ use anyhow::{anyhow, bail, ensure};
 
 use super::layout::SyncArgs;
 use super::output;
+use crate::bench::allreduce::AllReduceBenchError;
 use crate::comm::CommError;
 use crate::comm::bootstrap::launch::{Address, Launch, LaunchError, Launcher, detect};
 use crate::comm::bootstrap::{Bootstrap, BootstrapError, Mesh, MeshOptions, mpi};
@@ -123,10 +124,19 @@ impl World {
 
 /// The rank whose failure an error follows from.
 fn blames(error: &anyhow::Error) -> Option<usize> {
-    error.chain().find_map(|cause| match cause.downcast_ref::<RunError>() {
-        Some(RunError::Comm(comm)) => comm.blames(),
-        _ => cause.downcast_ref::<CommError>().and_then(CommError::blames),
-    })
+    // Errors that are nothing but a communicator's do not name it as their cause.
+    let comm = |cause: &(dyn std::error::Error + 'static)| {
+        let of_run = || match cause.downcast_ref() {
+            Some(RunError::Comm(comm)) => comm.blames(),
+            _ => None,
+        };
+        let of_bench = || match cause.downcast_ref() {
+            Some(AllReduceBenchError::Comm(comm)) => comm.blames(),
+            _ => None,
+        };
+        cause.downcast_ref().and_then(CommError::blames).or_else(of_run).or_else(of_bench)
+    };
+    error.chain().find_map(comm)
 }
 
 /// Says why a run cannot begin, unless rank 0 says it.
@@ -154,4 +164,19 @@ pub(super) fn misuse(launch: Result<Option<Launch>, LaunchError>, error: &clap::
         told.err().flatten().iter().for_each(|sentence| output::complain(sentence));
     }
     ExitCode::from(error.exit_code() as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_blamed_is_found_in_whatever_an_error_is_part_of() {
+        let failed = || CommError::PeerFailed { rank: 0, peer: 2, cause: "a full disk".into() };
+        assert_eq!(blames(&failed().into()), Some(2));
+        assert_eq!(blames(&RunError::Comm(failed()).into()), Some(2));
+        assert_eq!(blames(&AllReduceBenchError::Comm(failed()).into()), Some(2));
+        assert_eq!(blames(&anyhow::Error::from(failed()).context("while it measured")), Some(2));
+        assert_eq!(blames(&AllReduceBenchError::NoSuchCall { call: "ncclAllReduce" }.into()), None);
+    }
 }

@@ -26,6 +26,16 @@ pub struct Entry {
     pub max_threads: u32,
 }
 
+/// Digits of the hash of the kernels' sources in a release.
+const HASH_DIGITS: usize = 12;
+
+/// The version and what the kernels were made from: ranks whose kernels differ do not understand each other, and what
+/// was measured of some says nothing of others.
+pub(crate) fn release() -> String {
+    let kernels = PTX[0].sources();
+    format!("{} with kernels {}", env!("CARGO_PKG_VERSION"), kernels.get(..HASH_DIGITS).unwrap_or(kernels))
+}
+
 impl Ptx {
     /// The best file for a compute capability such as (9, 0); none below 8.0.
     pub const fn for_capability(major: u32, minor: u32) -> Option<&'static Ptx> {

@@ -36,7 +36,9 @@ fn choices_are_measured_written_and_used_where_they_belong() {
     let out = path.to_str().unwrap();
     let file = tune(out);
     assert_eq!(file, serde_json::from_slice::<Value>(&fs::read(&path).unwrap()).unwrap());
-    assert_eq!((&file["topology"], &file["peer_memory"]), (&json!("1x2"), &json!("direct")));
+    let setup = &file["setup"];
+    assert_eq!((&setup["topology"], &setup["peer_memory"]), (&json!("1x2"), &json!("direct")));
+    assert_eq!(setup["hosts"], json!([2]));
     let entries = file["entries"].as_array().unwrap();
     let keys: Vec<_> =
         entries.iter().map(|entry| (entry["bytes"].as_u64().unwrap(), entry["hidden"].as_u64())).collect();
@@ -63,10 +65,11 @@ fn choices_are_measured_written_and_used_where_they_belong() {
 
     let wrong = folder.path().join("wrong.json");
     for (at, value, needles) in [
-        ("/format_version", json!(2), ["no tuning file", "format_version is 2"]),
-        ("/fewsync", json!("0.0.1"), ["measured with fewsync 0.0.1", "measure again"]),
-        ("/gpus/1", json!("NVIDIA A100"), ["NVIDIA A100", "measure again"]),
-        ("/peer_memory", json!("host-staged"), ["peer memory host-staged", "peer memory direct"]),
+        ("/format_version", json!(1), ["no tuning file", "format_version is 1"]),
+        ("/setup/fewsync", json!("0.0.1"), ["measured with fewsync 0.0.1", "measure again"]),
+        ("/setup/hosts", json!([1, 1]), ["1 + 1 ranks on 2 hosts", "2 ranks on 1 host"]),
+        ("/setup/gpus/1", json!("NVIDIA A100"), ["NVIDIA A100", "measure again"]),
+        ("/setup/peer_memory", json!("host-staged"), ["peer memory host-staged", "peer memory direct"]),
         ("/entries/0/algorithm", json!("ring"), ["entry 0", "'ring' is no algorithm"]),
         ("/entries/3/blocks", json!(0), ["entry 3", "blocks is 0"]),
         ("/entries", json!(7), ["no tuning file", "invalid type"]),

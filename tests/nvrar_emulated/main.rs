@@ -19,3 +19,5 @@ mod schedules;
 mod seeds;
 mod soak;
 mod stops;
+#[cfg(feature = "model")]
+mod tuning;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fewsync::comm::bootstrap::Bootstrap;
 use fewsync::comm::gpu::{GpuComm, SymmetricHeap};
-use fewsync::driver::{Device, DevicePtr, KernelLibrary, PutUnit};
+use fewsync::driver::{Device, DevicePtr, EmulatorOptions, KernelLibrary, PutUnit};
 use fewsync::kernels::Ptx;
 
 use crate::inputs::Inputs;
@@ -18,7 +18,7 @@ const HEAP_BYTES: usize = 16 << 20;
 
 /// One rank's view of all heaps.
 #[derive(Debug)]
-struct Heap {
+pub(crate) struct Heap {
     heaps: Arc<[DevicePtr]>,
     rank: usize,
     gpus_per_node: usize,
@@ -46,6 +46,35 @@ impl SymmetricHeap for Heap {
     fn abandon(&self) {}
 }
 
+/// The kernels and the heap of each PE of a new machine, whose devices store to those of their node. `files` are a
+/// rank's: the one for stores and the one for puts.
+pub(crate) fn machine(
+    options: &EmulatorOptions,
+    gpus_per_node: usize,
+    files: impl Fn(usize) -> [&'static Ptx; 2],
+    unit: PutUnit,
+    dependent_launch: bool,
+) -> Result<Vec<(Arc<KernelLibrary>, Arc<Heap>)>> {
+    let made = Device::emulated_pes(options, HEAP_BYTES, unit)?;
+    let (devices, heaps): (Vec<Device>, Vec<DevicePtr>) = made.into_iter().unzip();
+    for node in devices.chunks(gpus_per_node) {
+        for (a, b) in node.iter().flat_map(|a| node.iter().map(move |b| (a, b))) {
+            a.gpu().enable_peer_access(b.properties().ordinal)?;
+        }
+    }
+    let heaps: Arc<[DevicePtr]> = heaps.into();
+    let pe = |(rank, device): (usize, &Device)| {
+        let load = |ptx| -> Result<Arc<KernelLibrary>> {
+            let library = KernelLibrary::load_file(device, ptx)?;
+            Ok(Arc::new(library.programmatic(dependent_launch)))
+        };
+        let [kernels, puts] = files(rank).map(load);
+        let (kernels, puts, heaps) = (kernels?, puts?, Arc::clone(&heaps));
+        Ok((kernels, Arc::new(Heap { heaps, rank, gpus_per_node, puts })))
+    };
+    devices.iter().enumerate().map(pe).collect()
+}
+
 /// The ranks of a scenario.
 pub(crate) struct Pes {
     pub(crate) ranks: Vec<Rank>,
@@ -60,24 +89,11 @@ impl Pes {
         puts: &'static Ptx,
         unit: PutUnit,
     ) -> Result<Self> {
-        let made = Device::emulated_pes(&scenario.machine, HEAP_BYTES, unit)?;
-        let (devices, heaps): (Vec<Device>, Vec<DevicePtr>) = made.into_iter().unzip();
-        let gpus_per_node = scenario.shape.gpus_per_node;
-        for node in devices.chunks(gpus_per_node) {
-            for (a, b) in node.iter().flat_map(|a| node.iter().map(move |b| (a, b))) {
-                a.gpu().enable_peer_access(b.properties().ordinal)?;
-            }
-        }
-        let load = |device: &Device, ptx| {
-            let library = KernelLibrary::load_file(device, ptx)?;
-            Ok(Arc::new(library.programmatic(scenario.options.dependent_launch)))
-        };
-        let all = |ptx| devices.iter().map(|device| load(device, ptx)).collect::<Result<Vec<_>>>();
-        let (libraries, puts) = (all(shipped(scenario.arch))?, all(puts)?);
-        let (chairs, heaps): (_, Arc<[DevicePtr]>) = (Chair::all(devices.len()), heaps.into());
-        let ranks = one_by_one(&chairs, vec![(); chairs.len()], |rank, ()| {
-            let (heaps, puts) = (Arc::clone(&heaps), Arc::clone(&puts[rank]));
-            let heap = Arc::new(Heap { heaps, rank, gpus_per_node, puts });
+        let (files, dependent) = (|_| [shipped(scenario.arch), puts], scenario.options.dependent_launch);
+        let pes = machine(&scenario.machine, scenario.shape.gpus_per_node, files, unit, dependent)?;
+        let (libraries, heaps): (Vec<_>, Vec<_>) = pes.into_iter().unzip();
+        let chairs = Chair::all(libraries.len());
+        let ranks = one_by_one(&chairs, heaps, |rank, heap| {
             let chair = Arc::clone(&chairs[rank]) as Arc<dyn Bootstrap>;
             let (shape, options) = (scenario.shape, scenario.options.clone());
             let comm = GpuComm::in_processes(&libraries[rank], shape, options, chair, heap)?;

@@ -18,12 +18,12 @@ const SCHEDULES: u64 = 400;
 const CALLS: usize = 24;
 
 /// The committed file for an architecture.
-fn shipped(arch: &str) -> &'static Ptx {
+pub(crate) fn shipped(arch: &str) -> &'static Ptx {
     NVSHMEM_PTX.iter().find(|ptx| ptx.arch == arch).expect("a committed architecture")
 }
 
 /// As long as it lives, no file is read twice.
-fn keep_all_loaded() -> impl Sized {
+pub(crate) fn keep_all_loaded() -> impl Sized {
     [keep_loaded(&PTX.each_ref()), keep_loaded(&NVSHMEM_PTX.each_ref())]
 }
 

@@ -8,6 +8,8 @@ use super::AllReduceBenchError as Error;
 use super::nvshmem;
 use super::race::{Contestant, Effort, Task, time, verify};
 use super::record::{Call, Launching, Measurement};
+#[cfg(feature = "nvshmem")]
+use super::tune::{Found, Tuned, tune_in_processes};
 use super::{nccl, ours};
 use crate::comm::bootstrap::Bootstrap;
 #[cfg(feature = "nvshmem")]
@@ -134,7 +136,8 @@ impl Process {
         Ok(Self { kernels, heap: Arc::new(heap), bootstrap })
     }
 
-    /// Collective: [`run_ours`] with ranks that are processes.
+    /// Collective: [`run_ours`] with ranks that are processes; the variant's name also says whether messages to other
+    /// nodes are stored or put.
     ///
     /// # Errors
     /// As [`run_ours`].
@@ -146,12 +149,32 @@ impl Process {
         done: impl FnMut(&Measurement),
     ) -> Result<Vec<Measurement>, Error> {
         let tasks = sweep.tasks();
-        let (heap, others) = (Arc::clone(&self.heap), Arc::clone(&self.bootstrap));
-        let comm = GpuComm::in_processes(&self.kernels, sweep.shape, options.clone(), others, heap)?;
+        let comm = self.communicator(sweep, options)?;
+        let variant = format!("{variant} {}", if comm.puts_between_nodes() { "puts" } else { "stores" });
         let all: Vec<Task> = tasks.iter().map(|(task, _)| *task).collect();
         let kernels = Arc::clone(&self.kernels);
         let rank = ours::rank(comm, kernels, sweep.dtype, ours::room_for(&all))?;
-        run(&mut [rank], variant, sweep, &tasks, Some(&*self.bootstrap), done)
+        run(&mut [rank], &variant, sweep, &tasks, Some(&*self.bootstrap), done)
+    }
+
+    fn communicator(&self, sweep: &Sweep, options: &GroupOptions) -> Result<GpuComm, Error> {
+        let (heap, others) = (Arc::clone(&self.heap), Arc::clone(&self.bootstrap));
+        Ok(GpuComm::in_processes(&self.kernels, sweep.shape, options.clone(), others, heap)?)
+    }
+
+    /// Collective: [`tune`](super::tune::tune) with ranks that are processes.
+    ///
+    /// # Errors
+    /// As [`tune_in_processes`].
+    pub fn tune(
+        &self,
+        sweep: &Sweep,
+        options: &GroupOptions,
+        effort: Effort,
+        done: impl FnMut(&Tuned),
+    ) -> Result<Found, Error> {
+        let comm = self.communicator(sweep, options)?;
+        tune_in_processes(comm, &self.kernels, sweep, effort, &*self.bootstrap, done)
     }
 
     /// Collective: NVSHMEM's own sum on a stream.

@@ -17,6 +17,7 @@ mod nvshmem;
 mod ours;
 pub mod race;
 pub mod record;
+pub mod setup;
 pub mod sizes;
 pub mod tune;
 pub mod tuning_file;

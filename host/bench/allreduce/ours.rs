@@ -113,6 +113,11 @@ impl OurRank {
         self.comm.set_tuning(tuning);
     }
 
+    /// Whether messages to other nodes are put.
+    pub(super) fn puts_between_nodes(&self) -> bool {
+        self.comm.puts_between_nodes()
+    }
+
     /// What a task is executed with.
     pub(super) fn tuning_of(&self, task: &Task) -> Result<Tuning, Error> {
         let hidden = (task.call == Call::Fused).then_some(task.hidden);

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::setup::Setup;
 use super::tune::Tuned;
-use crate::comm::gpu::{Algorithm, Format, GroupOptions, Measured, PeerMemory, Tuning, TuningTable};
-use crate::comm::{DType, Shape};
-use crate::driver::Device;
+use crate::comm::DType;
+use crate::comm::gpu::{Algorithm, Format, Measured, Tuning, TuningTable};
 
 /// What this reads and writes.
-const FORMAT_VERSION: u32 = 1;
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+const FORMAT_VERSION: u32 = 2;
 const LARGEST_GRID: u32 = 1 << 16;
 
 /// Choices, and where they were measured.
@@ -20,14 +19,7 @@ const LARGEST_GRID: u32 = 1 << 16;
 pub struct TuningFile {
     /// Of this layout.
     format_version: u32,
-    /// Of the program that measured: its kernels are what was measured.
-    fewsync: String,
-    /// The GPUs' product names, by rank.
-    gpus: Vec<String>,
-    /// Nodes × ranks per node.
-    topology: String,
-    /// `direct` or `host-staged`.
-    peer_memory: String,
+    setup: Setup,
     entries: Vec<Entry>,
 }
 
@@ -70,7 +62,10 @@ pub enum TuningFileError {
         reason: String,
     },
     /// It was measured with something else than what is used now.
-    #[error("{path} was measured with {measured}, and this is {here}: {what_to_do}")]
+    #[error(
+        "{path} was measured with {measured}, and this is {here}: measure again with fewsync tune allreduce, started \
+         in the same way as this command"
+    )]
     Elsewhere {
         /// The file.
         path: PathBuf,
@@ -78,14 +73,12 @@ pub enum TuningFileError {
         measured: String,
         /// What is used.
         here: String,
-        /// What helps.
-        what_to_do: &'static str,
     },
 }
 
 impl TuningFile {
-    /// From what was found on these devices.
-    pub fn new(devices: &[Device], shape: Shape, memory: PeerMemory, found: &[Tuned]) -> Self {
+    /// From what was found there.
+    pub fn new(setup: Setup, found: &[Tuned]) -> Self {
         let entry = |tuned: &Tuned| {
             let Measured { dtype, hidden, bytes, tuning } = tuned.measured;
             Entry {
@@ -101,14 +94,7 @@ impl TuningFile {
                 built_in_us: tuned.built_in_us,
             }
         };
-        Self {
-            format_version: FORMAT_VERSION,
-            fewsync: VERSION.to_owned(),
-            gpus: names(devices),
-            topology: shape.to_string(),
-            peer_memory: memory.name().to_owned(),
-            entries: found.iter().map(entry).collect(),
-        }
+        Self { format_version: FORMAT_VERSION, setup, entries: found.iter().map(entry).collect() }
     }
 
     /// Reads a file.
@@ -140,40 +126,24 @@ impl TuningFile {
     /// What the system says.
     pub fn write(&self, path: &Path) -> Result<(), TuningFileError> {
         let io = |source| TuningFileError::Io { path: path.to_owned(), source };
-        let text = serde_json::to_string_pretty(self).map_err(|e| io(e.into()))?;
-        std::fs::write(path, text + "\n").map_err(io)
+        std::fs::write(path, self.text() + "\n").map_err(io)
     }
 
-    /// Its choices for these devices, if they are what it was measured on; `path` is for messages.
+    /// As it is written: of two files that say the same, the same.
+    pub fn text(&self) -> String {
+        serde_json::to_string_pretty(self).expect("names and numbers")
+    }
+
+    /// Its choices, if this is what it was measured on; `path` is for messages.
     ///
     /// # Errors
     /// What differs.
-    pub fn table(
-        &self,
-        path: &Path,
-        devices: &[Device],
-        shape: Shape,
-        options: &GroupOptions,
-    ) -> Result<TuningTable, TuningFileError> {
-        let pairs = [
-            (format!("fewsync {}", self.fewsync), format!("fewsync {VERSION}")),
-            (format!("topology {}", self.topology), format!("topology {shape}")),
-            (self.gpus.join(" + "), names(devices).join(" + ")),
-            (format!("peer memory {}", self.peer_memory), format!("peer memory {}", options.memory.name())),
-        ];
-        if let Some((measured, here)) = pairs.into_iter().find(|(measured, here)| measured != here) {
-            let what_to_do = match options.memory {
-                PeerMemory::Nvshmem { .. } => "no file can be made for NVSHMEM yet, so leave it out",
-                PeerMemory::Direct | PeerMemory::HostStaged => "measure again with fewsync tune allreduce",
-            };
-            return Err(TuningFileError::Elsewhere { path: path.to_owned(), measured, here, what_to_do });
+    pub fn table(&self, path: &Path, here: &Setup) -> Result<TuningTable, TuningFileError> {
+        if let Some((measured, here)) = self.setup.difference(here) {
+            return Err(TuningFileError::Elsewhere { path: path.to_owned(), measured, here });
         }
         Ok(TuningTable::new(self.entries.iter().filter_map(|entry| entry.measured().ok()).collect()))
     }
-}
-
-fn names(devices: &[Device]) -> Vec<String> {
-    devices.iter().map(|device| device.properties().name.clone()).collect()
 }
 
 impl Entry {

@@ -14,7 +14,7 @@ use crate::bench::report::Report;
 use crate::cli::output;
 use crate::cli::session::local_gpu;
 use crate::comm::bootstrap::{Bootstrap, Mesh, shape_of_hosts};
-use crate::comm::gpu::{GroupOptions, PeerMemory};
+use crate::comm::gpu::GroupOptions;
 
 pub(super) fn run(args: &Args, json: bool, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let shape = args.shape_or(shape_of_hosts(mesh.hosts()))?;
@@ -30,11 +30,12 @@ pub(super) fn run(args: &Args, json: bool, mesh: &Arc<Mesh>) -> anyhow::Result<(
     mesh.meet(&all, "the begin of the measurement", &[], None)?;
 
     let device = local_gpu(&**mesh)?;
-    let options = GroupOptions { tuning: args.forced.tuning(), ..args.sync().group_of_processes()? };
+    let options = GroupOptions {
+        tuning: args.forced.tuning(),
+        ..args.sync().group_of_processes(&**mesh, &device, shape)?
+    };
     let process = Process::start(&device, &options, Arc::<Mesh>::clone(mesh))?;
-    let way = if options.memory == (PeerMemory::Nvshmem { direct: true }) { "stores" } else { "puts" };
-    let variant = format!("{} {way}", args.variant(&options));
-    let mut measured = process.run_ours(&sweep, &options, &variant, |_| {})?;
+    let mut measured = process.run_ours(&sweep, &options, &args.variant(&options), |_| {})?;
     match process.run_nvshmem(&sweep) {
         Ok(theirs) => measured.extend(theirs),
         Err(reason) => notes.push(format!("NVSHMEM's own sum: not measured, since {reason}")),

@@ -17,13 +17,11 @@ use super::{
     listen,
     wire::{Packer, Unpacker, nonsense},
 };
-use crate::kernels::PTX;
+use crate::kernels::release;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"fewsync\0");
 /// Changes with every change of what processes say to each other.
 const PROTOCOL: u32 = 1;
-/// Digits of the hash of the kernels' sources in a release.
-const HASH_DIGITS: usize = 12;
 
 const WELCOME: u8 = 1;
 const CALLED_OFF: u8 = 0;
@@ -33,12 +31,6 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(50);
 /// How often the door is looked at.
 const KNOCK: Duration = Duration::from_millis(5);
-
-/// The version and what the kernels were made from: ranks whose kernels differ do not understand each other either.
-fn release() -> String {
-    let kernels = PTX[0].sources();
-    format!("{} with kernels {}", env!("CARGO_PKG_VERSION"), kernels.get(..HASH_DIGITS).unwrap_or(kernels))
-}
 
 /// A rank's connections, one to each other rank.
 #[derive(Debug)]

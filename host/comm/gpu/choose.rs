@@ -394,6 +394,16 @@ mod tests {
                 let last = site.last_pass(task, e.algorithm, e.pass_units, e.passes);
                 prop_assert!(last >= e.blocks / e.row_blocks * row.unwrap_or(e.workers));
             }
+            // What is written down as the choice of a tensor is executed the same.
+            let named = Tuning {
+                algorithm: Some(e.algorithm),
+                format: Some(e.format),
+                blocks: Some(e.blocks),
+                workers: Some(e.workers),
+                row_blocks: row.map(|_| e.row_blocks),
+                pass_units: None,
+            };
+            prop_assert_eq!(site.execution(task, &layout, named), Some(e));
             if let Some(row) = row {
                 prop_assert!((1..=8).contains(&e.row_blocks), "a cluster");
                 prop_assert!((e.row_blocks - 1) * e.workers < row, "each of its blocks has units");

@@ -199,6 +199,11 @@ impl GpuComm {
         self.tuning.set(tuning);
     }
 
+    /// Whether messages to other nodes are put, rather than stored into their memory.
+    pub fn puts_between_nodes(&self) -> bool {
+        self.topology.nodes > 1 && self.crew.puts.is_some()
+    }
+
     /// What a sum would be executed with, everything named. `hidden` is the length of a row where residual and norm
     /// follow.
     ///

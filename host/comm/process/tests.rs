@@ -1,5 +1,5 @@
 //! Ranks joined by sockets, in threads of one process: the same bits as ranks joined by memory, and every misfortune
-//! named. `tests/processes.rs` has real processes.
+//! named. `tests/processes/` has real processes.
 
 use std::{
     thread,
