@@ -109,12 +109,11 @@ mod tests {
         let (n, k) = (96, 64);
         let map = TensorMap::of_weights(Addr::new(0), (n, k), 192).unwrap();
         assert_eq!(map.box_dims()[1..].iter().product::<u32>(), 192);
-        let sizes = map.box_dims();
         for row in 0..n {
             let (mut left, mut bytes) = (row, 0);
-            for d in 1..sizes.len() {
-                bytes += u64::from(left % sizes[d]) * map.strides_bytes()[d - 1];
-                left /= sizes[d];
+            for (size, stride_bytes) in map.box_dims()[1..].iter().zip(map.strides_bytes()) {
+                bytes += u64::from(left % size) * stride_bytes;
+                left /= size;
             }
             let (q, j, t, e) = (row / 32, row / 8 % 4, row / 2 % 4, row % 2);
             assert_eq!(bytes, u64::from(32 * q + 8 * t + 2 * j + e) * u64::from(k) * 2, "row {row}");
