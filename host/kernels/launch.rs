@@ -50,8 +50,8 @@ impl Target {
 /// above 1 the launch is `cuLaunchKernelEx` with `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION` (the fused all-reduce, and
 /// products whose blocks share k).
 ///
-/// A launch with [`tensor_maps`](Self::tensor_maps) runs as it is, and faster once the driver has encoded them
-/// ([`with_tensor_maps`](Self::with_tensor_maps), as [`KernelLibrary`](crate::driver::KernelLibrary) does by itself).
+/// A launch with [`tensor_maps`](Self::tensor_maps) runs as it is, and faster once the driver has encoded them:
+/// [`with_tensor_maps`](Self::with_tensor_maps).
 ///
 /// # Safety of a launch
 /// Building one is safe, launching it is not: the kernel reads and writes the addresses it was given. The
