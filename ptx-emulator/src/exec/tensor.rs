@@ -33,16 +33,17 @@ pub(super) fn decode(line: &mut Line<'_, '_>) -> Decoded<Op> {
         return Err(Refusal::Modifier("prefetch.tensor".to_owned()));
     }
     let rank = line.choice(&[("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)]);
+    line.flag("tile");
     if line.flag("multicast::cluster") {
         return Err(Refusal::Cluster("multicast copies"));
     }
-    // A cluster of one block is that block; elsewhere, its own memory is what the 32-bit addresses name.
-    let to_shared = line.flag("shared::cluster") || line.flag("shared::cta");
-    let signals = line.flag("mbarrier::complete_tx::bytes");
-    if !to_shared || !line.flag("global") || !signals {
+    // In a cluster, too, 32-bit addresses without a block's rank name the own block.
+    let sides =
+        [("shared::cluster", Space::Shared), ("shared::cta", Space::Shared), ("global", Space::Global)];
+    let to_shared = (line.choice(&sides), line.choice(&sides)) == (Some(Space::Shared), Some(Space::Global));
+    if !line.flag("mbarrier::complete_tx::bytes") || !to_shared {
         return line.refuse();
     }
-    line.flag("tile");
     let policy = line.flag("L2::cache_hint");
     line.done()?;
     line.exactly(3 + usize::from(policy))?;
