@@ -6,6 +6,7 @@ use super::ring::{Place, Work};
 use super::{TOKENS, stage_bytes};
 use crate::gemm::loader::{BLOCK_K, ROW_BYTES};
 use crate::params::PrefillGemm;
+use crate::ptx::barrier::sync_warp;
 use crate::ptx::special::{opaque, tid_x};
 use crate::ptx::wgmma::Accumulators;
 use crate::ptx::{Shared, mbarrier, pdl, shared, tensor_copy};
@@ -44,8 +45,7 @@ pub(super) unsafe fn fill<const STAGES: u32, A: Accumulators>(p: &PrefillGemm, p
     let (base, stage_bytes) = (shared::dynamic(), stage_bytes(A::N));
     let maps = Maps { params };
     let is_elected = tid_x() == 0;
-    let mut work = Work::new(&p.gemm, A::N);
-    let mut to = Place::<STAGES>::FIRST;
+    let work = Work::new(&p.gemm, A::N);
 
     // The first weights do not wait for the predecessor.
     let early = work.early(STAGES);
@@ -59,10 +59,18 @@ pub(super) unsafe fn fill<const STAGES: u32, A: Accumulators>(p: &PrefillGemm, p
         }
     }
     pdl::wait();
-    if !is_elected {
-        return;
+    if is_elected {
+        fill_from::<STAGES, A>(&maps, work, early);
     }
+    // What comes next may be a barrier of the cluster, for whole warps.
+    sync_warp();
+}
 
+/// Fills the stages of all tiles, of which `early` have their weights already.
+#[inline(always)]
+unsafe fn fill_from<const STAGES: u32, A: Accumulators>(maps: &Maps, mut work: Work, early: u32) {
+    let (base, stage_bytes) = (shared::dynamic(), stage_bytes(A::N));
+    let mut to = Place::<STAGES>::FIRST;
     let mut loaded = 0;
     while work.tile < work.n_tiles {
         let (token, row) = work.origin(A::N);
