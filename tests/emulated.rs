@@ -9,5 +9,7 @@ mod engine;
 mod faults;
 #[path = "emulated/kernels.rs"]
 mod kernels;
+#[path = "emulated/network.rs"]
+mod network;
 #[path = "emulated/peers.rs"]
 mod peers;

@@ -7,8 +7,8 @@ use device_builder::{Arch, Llvm};
 use serde_json::json;
 
 use super::output;
-use crate::comm::gpu::nvshmem::kernels::{FUNCTIONS, VARIABLES, cache_folder, join, write};
-use crate::kernels::{NVSHMEM_PTX, Ptx};
+use crate::comm::gpu::nvshmem::kernels::{VARIABLES, cache_folder, join, write};
+use crate::kernels::{NVSHMEM_FUNCTIONS, NVSHMEM_PTX, Ptx};
 
 /// Ten times the PTX version of what NVSHMEM's code becomes: from 3.8 on it asks for `.mmio`. Any driver of CUDA 12.2
 /// takes it, and NVSHMEM for CUDA 13 needs a newer one.
@@ -43,7 +43,8 @@ pub(super) fn run(args: &Args, as_json: bool) -> anyhow::Result<()> {
         let arch: Arch = ptx.arch.parse()?;
         let bitcode = bitcode(&args.nvshmem, arch)?;
         output::note(&format!("{}: {}", ptx.arch, bitcode.display()));
-        let theirs = llvm.lower(&bitcode, &[&FUNCTIONS[..], &VARIABLES].concat(), arch, PTX_VERSION)?;
+        let theirs =
+            llvm.lower(&bitcode, &[&NVSHMEM_FUNCTIONS[..], &VARIABLES].concat(), arch, PTX_VERSION)?;
         let (text, release) = join(ptx, &theirs).with_context(|| bitcode.display().to_string())?;
         let path = write(&folder, ptx, release, &text).with_context(|| folder.display().to_string())?;
         if as_json {

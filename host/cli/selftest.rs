@@ -107,7 +107,8 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         Choice::Emulated(_) => opened?,
     };
     let files = files(args.arch.as_deref(), &device);
-    let known = files.iter().flat_map(|ptx| ptx.entries).any(|entry| entry.name.starts_with(&args.kernel));
+    let mut names = files.iter().flat_map(|ptx| selftest::entries(ptx)).map(|entry| entry.name);
+    let known = names.any(|name| name.starts_with(&args.kernel));
     ensure!(known, "--kernel {}: no kernel's name begins like this", args.kernel);
     let recording = args.compare.as_deref().map(read).transpose()?;
     let is_small = matches!(args.device, Choice::Emulated(_)) || args.record.is_some() || recording.is_some();

@@ -188,7 +188,7 @@ impl Device {
     }
 
     /// An error unless `what`, made on `owner`, can be used here.
-    pub(super) fn expect_same(&self, owner: &Device, what: &'static str) -> Result<()> {
+    pub(crate) fn expect_same(&self, owner: &Device, what: &'static str) -> Result<()> {
         if self.same_as(owner) { Ok(()) } else { Err(self.wrong_device(owner, what)) }
     }
 

@@ -45,7 +45,7 @@ pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product};
 pub use launch::{Launch, MAX_CLUSTER, Target};
 pub use pointwise::{Add, AddRmsNorm, Embedding, RmsNorm};
 pub(crate) use ptx::release;
-pub use ptx::{Entry, NVSHMEM_PTX, PTX, Ptx};
+pub use ptx::{Entry, NVSHMEM_FUNCTIONS, NVSHMEM_PTX, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};
 pub use tensor_map::TensorMap;
 pub use tiling::{Tile, Tiling};

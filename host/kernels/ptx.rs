@@ -80,11 +80,28 @@ impl Ptx {
         line.unwrap_or("unknown")
     }
 
+    /// The text with definitions of functions that it leaves open, as names and PTX, in place of their declarations.
+    ///
+    /// # Errors
+    /// The first function that it does not declare.
+    pub fn text_with<'a>(&self, definitions: &[(&'a str, &str)]) -> Result<String, &'a str> {
+        let mut text = self.text.to_owned();
+        for (function, definition) in definitions {
+            let begin = text.find(&format!(".extern .func {function}\n")).ok_or(*function)?;
+            let end = text[begin..].find(";\n").map_or(text.len(), |length| begin + length + 2);
+            text.replace_range(begin..end, definition);
+        }
+        Ok(text)
+    }
+
     /// What the file declares about a kernel.
     pub fn entry(&self, name: &str) -> Option<&'static Entry> {
         self.entries.iter().find(|entry| entry.name == name)
     }
 }
+
+/// The functions of NVSHMEM that the files of [`NVSHMEM_PTX`] leave open.
+pub const NVSHMEM_FUNCTIONS: [&str; 2] = ["nvshmem_putmem_nbi", "nvshmemx_putmem_nbi_warp"];
 
 /// The kernels that share a parameter struct.
 struct Family {
@@ -222,6 +239,20 @@ mod tests {
             let hash = ptx.sources();
             assert!(hash.len() == 64 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()), "{hash}");
         }
+    }
+
+    #[test]
+    fn definitions_stand_in_for_declarations() {
+        for ptx in &NVSHMEM_PTX {
+            let [first, second] = NVSHMEM_FUNCTIONS;
+            let text = ptx.text_with(&[(first, "// one\n"), (second, "// two\n")]).unwrap();
+            assert!(!text.contains(".extern .func"), "{}", ptx.arch);
+            let rest = text.replace("// one\n// two\n", "");
+            let (kept, lost) = (rest.lines().count(), 2 * 8);
+            assert_eq!(kept + lost, ptx.text.lines().count(), "{}", ptx.arch);
+            assert_eq!(ptx.text_with(&[(first, ""), ("nvshmem_put", "")]), Err("nvshmem_put"));
+        }
+        assert_eq!(PTX[0].text_with(&[("f", "")]), Err("f"));
     }
 
     #[test]

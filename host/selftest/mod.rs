@@ -3,14 +3,16 @@
 //! A case runs its kernel over many shapes, odd ones too. Inputs are seeded random numbers followed by NaN;
 //! outputs and scratch are poisoned first and lie between guard regions that are looked at afterwards; kernels
 //! that keep counters run twice without a reset, as a replayed graph would. [`case_of`] knows every entry: one
-//! without a case fails.
+//! without a case fails. Kernels that put between GPUs run over a network within the one device.
 
 mod attention;
 pub mod bounds;
 mod collective;
+mod group;
 mod matrix;
 mod paging;
 mod pointwise;
+mod puts;
 pub mod record;
 pub mod reference;
 mod rig;
@@ -26,7 +28,7 @@ use std::sync::mpsc;
 use serde::Serialize;
 
 use crate::driver::{Device, GpuError, KernelLibrary, Result};
-use crate::kernels::{Entry, HeadDim, Ptx};
+use crate::kernels::{Entry, HeadDim, NVSHMEM_PTX, Ptx};
 
 use record::{Agreement, Recording, StoredOutput};
 pub use rig::Extent;
@@ -114,7 +116,14 @@ pub struct Plan<'a> {
     pub recording: Option<&'a Recording>,
 }
 
-/// Runs the cases of the kernels in `ptx`, telling `done` of each in the file's order. Every worker opens a device,
+/// The kernels for the architecture of `ptx`: those of that file, then those that put between GPUs.
+pub fn entries(ptx: &Ptx) -> impl Iterator<Item = &'static Entry> {
+    let arch = ptx.arch;
+    let puts = NVSHMEM_PTX.iter().filter(move |puts| puts.arch == arch);
+    ptx.entries.iter().chain(puts.flat_map(|puts| puts.entries))
+}
+
+/// Runs the cases of the [`entries`] of `ptx`, telling `done` of each in the file's order. Every worker opens a device,
 /// and another one when an emulated one has stopped, which is its kernel's failure.
 ///
 /// # Errors
@@ -125,7 +134,7 @@ pub fn run(
     plan: Plan<'_>,
     mut done: impl FnMut(&Outcome),
 ) -> Result<Vec<Outcome>> {
-    let entries: Vec<_> = ptx.entries.iter().filter(|entry| entry.name.starts_with(plan.prefix)).collect();
+    let entries: Vec<_> = entries(ptx).filter(|entry| entry.name.starts_with(plan.prefix)).collect();
     let queue = Queue { ptx, entries: &entries, next: AtomicUsize::new(0), plan };
     let mut outcomes = Vec::new();
     std::thread::scope(|scope| {
@@ -219,8 +228,14 @@ mod tests {
 
     #[test]
     fn every_kernel_has_a_case() {
-        for (ptx, entry) in PTX.iter().flat_map(|ptx| ptx.entries.iter().map(move |entry| (ptx, entry))) {
-            assert!(case_of(entry.name).is_some(), "{}.ptx: {} has no case", ptx.arch, entry.name);
+        for ptx in &PTX {
+            let found: Vec<_> = entries(ptx).map(|entry| entry.name).collect();
+            for file in PTX.iter().chain(&NVSHMEM_PTX).filter(|file| file.arch == ptx.arch) {
+                for Entry { name, .. } in file.entries {
+                    assert!(found.contains(name), "{}: {name} is not run", ptx.arch);
+                    assert!(case_of(name).is_some(), "{}: {name} has no case", ptx.arch);
+                }
+            }
         }
         for unknown in [
             "gemm_bf16_16x32",
@@ -228,6 +243,9 @@ mod tests {
             "gemv_bf16_m1_relu",
             "argmax",
             "allreduce_bf16_oneshot",
+            "allreduce_put",
+            "allreduce_f64_put",
+            "allgather_puts",
         ] {
             assert!(case_of(unknown).is_none(), "{unknown}");
         }

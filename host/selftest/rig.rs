@@ -1,6 +1,6 @@
 //! Device memory between guards, launches that are waited for, seeded inputs.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use bytemuck::Pod;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::comm::gpu::LoopbackPuts;
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Result, Stream};
 use crate::kernels::{Addr, Launch, Rows};
 
@@ -56,6 +57,7 @@ impl Extent {
 pub(super) struct Rig<'a> {
     device: &'a Device,
     library: &'a Arc<KernelLibrary>,
+    puts: OnceCell<LoopbackPuts>,
     stream: Stream,
     extent: Extent,
     seed: Cell<u64>,
@@ -63,7 +65,8 @@ pub(super) struct Rig<'a> {
 
 impl<'a> Rig<'a> {
     pub(super) fn new(device: &'a Device, library: &'a Arc<KernelLibrary>, extent: Extent) -> Result<Self> {
-        Ok(Self { device, library, stream: device.stream()?, extent, seed: Cell::new(0) })
+        let (puts, stream, seed) = (OnceCell::new(), device.stream()?, Cell::new(0));
+        Ok(Self { device, library, puts, stream, extent, seed })
     }
 
     /// Begins the random numbers anew, so that a kernel's inputs do not depend on what ran before it.
@@ -77,6 +80,15 @@ impl<'a> Rig<'a> {
 
     pub(super) fn library(&self) -> &Arc<KernelLibrary> {
         self.library
+    }
+
+    /// The kernels that put; loaded when the first of them is run.
+    pub(super) fn puts(&self) -> Result<&LoopbackPuts> {
+        if let Some(puts) = self.puts.get() {
+            return Ok(puts);
+        }
+        let loaded = LoopbackPuts::load(self.library)?;
+        Ok(self.puts.get_or_init(|| loaded))
     }
 
     /// Whether a shape of this many multiply-adds is to be run.

@@ -1,7 +1,7 @@
 //! The shipped kernels: all of them, and one of each kind under race check in every order.
 
 use fewsync::driver::{Device, EmulatorOptions, Schedule};
-use fewsync::kernels::PTX;
+use fewsync::kernels::{NVSHMEM_PTX, PTX};
 use fewsync::selftest::record::{Recording, StoredKernel};
 use fewsync::selftest::{self, Extent, Plan};
 
@@ -26,7 +26,9 @@ fn every_kernel_of_every_file_computes_what_it_should() {
         let plan = Plan { prefix: "", extent: Extent::Small, workers, recording: None };
         let outcomes = selftest::run(&open, ptx, plan, |_| ()).unwrap();
         let names: Vec<_> = outcomes.iter().map(|outcome| outcome.kernel).collect();
-        assert_eq!(names, ptx.entries.iter().map(|entry| entry.name).collect::<Vec<_>>());
+        let files = PTX.iter().chain(&NVSHMEM_PTX).filter(|file| file.arch == ptx.arch);
+        let shipped: Vec<_> = files.flat_map(|file| file.entries).map(|entry| entry.name).collect();
+        assert_eq!(names, shipped);
         for outcome in outcomes {
             assert_eq!(outcome.failures, [""; 0], "{} of {}", outcome.kernel, ptx.arch);
         }

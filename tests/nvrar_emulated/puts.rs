@@ -9,11 +9,13 @@ use crate::inputs::Inputs;
 use crate::mutations::{Mutation, ONE_WORD, WORDS_STAY, assert_caught};
 use crate::pes::Pes;
 use crate::scenario::{Home, Scenario, TIME_LIMIT};
-use crate::schedules::{attempt, keep_loaded, try_all};
+use crate::schedules::{self, attempt, keep_loaded, try_all};
 use crate::seeds::search;
 
 /// Tried by a run of continuous integration.
 const SCHEDULES: u64 = 400;
+/// The same of ranks that share a GPU.
+const SCHEDULES_WITHIN_A_GPU: u64 = 200;
 /// Of calls that follow each other without the host.
 const CALLS: usize = 24;
 
@@ -32,6 +34,15 @@ pub(crate) fn keep_all_loaded() -> impl Sized {
 fn schedules_of_puts() {
     let _loaded = keep_all_loaded();
     try_all("schedules_of_puts", SCHEDULES, Scenario::of_puts, |scenario| shipped(scenario.arch));
+}
+
+/// Nor where the ranks share launches and the network is a few lines of PTX, as in the self test; no slot keeps anything.
+#[test]
+fn schedules_of_puts_within_a_gpu() {
+    let _loaded = keep_all_loaded();
+    let scenario = |seed| Scenario::of_puts(seed).within_a_gpu();
+    let ptx = |scenario: &Scenario| schedules::shipped(scenario.arch);
+    try_all("schedules_of_puts_within_a_gpu", SCHEDULES_WITHIN_A_GPU, scenario, ptx);
 }
 
 /// Kinds, types and sizes alternate on two buffers and streams, over the wrap of the number.

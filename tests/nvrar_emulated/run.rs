@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use fewsync::comm::gpu::{DeviceSlice, GpuBuffer, GpuComm, Loopback, LoopbackBuffer, LoopbackSlices};
+use fewsync::comm::gpu::{
+    DeviceSlice, GpuBuffer, GpuComm, Loopback, LoopbackBuffer, LoopbackPuts, LoopbackSlices,
+};
 use fewsync::comm::{AllGather, AllReduce, CommError, Communicator, Epilogue, Stage};
 use fewsync::driver::{Device, DeviceBuffer, DevicePtr, KernelLibrary, Stream};
 use fewsync::kernels::nvrar::NormAfter;
@@ -62,7 +64,7 @@ pub(crate) fn run(scenario: &Scenario, inputs: &Inputs, ptx: &'static Ptx) -> Re
     };
     let libraries = devices.iter().map(load).collect::<Result<Vec<_>>>()?;
     match scenario.home {
-        Home::Loopback { .. } => loopback(scenario, inputs, &libraries),
+        Home::Loopback { .. } | Home::LoopbackPuts => loopback(scenario, inputs, &libraries),
         Home::Group | Home::Pes { .. } => group(scenario, inputs, &libraries),
     }
 }
@@ -129,7 +131,13 @@ fn stride(call: &Call) -> usize {
 }
 
 fn loopback(scenario: &Scenario, inputs: &Inputs, libraries: &[Arc<KernelLibrary>]) -> Result<Found> {
-    let ranks = Loopback::new(libraries, scenario.shape, scenario.options.clone())?;
+    let (shape, options) = (scenario.shape, scenario.options.clone());
+    let ranks = match scenario.home {
+        Home::LoopbackPuts => {
+            Loopback::over_puts(&libraries[0], &LoopbackPuts::load(&libraries[0])?, shape, options)?
+        }
+        _ => Loopback::new(libraries, shape, options)?,
+    };
     let (per_gpu, world) = (ranks.ranks_per_gpu(), scenario.shape.world());
     let mut bufs: Vec<LoopbackBuffer> =
         (0..scenario.buffers()).map(|_| ranks.register(scenario.bytes())).collect::<Result<_>>()?;

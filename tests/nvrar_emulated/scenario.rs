@@ -28,6 +28,8 @@ pub(crate) enum Home {
     Group,
     /// The ranks dealt to so many GPUs, each GPU's in one launch.
     Loopback { gpus: usize },
+    /// All ranks in one GPU's launches; messages to other nodes are put within it.
+    LoopbackPuts,
     /// A GPU per rank, a PE of NVSHMEM: messages to other nodes are puts, of which so much arrives whole.
     Pes { unit: PutUnit },
 }
@@ -143,6 +145,14 @@ impl Scenario {
         self.home = Home::Pes { unit: PutUnit::B8 };
         self.machine.devices = self.shape.world() as u32;
         self.options.memory = PeerMemory::Nvshmem { direct: true };
+        self
+    }
+
+    /// The same with all ranks on one GPU.
+    pub(crate) fn within_a_gpu(mut self) -> Self {
+        self.home = Home::LoopbackPuts;
+        self.machine.devices = 1;
+        self.options.memory = PeerMemory::Direct;
         self
     }
 

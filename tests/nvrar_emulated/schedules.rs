@@ -50,6 +50,7 @@ impl Coverage {
         note(match scenario.home {
             Home::Group => "schedules, a thread per rank".into(),
             Home::Pes { .. } => "schedules, PEs".into(),
+            Home::LoopbackPuts => "schedules, puts within a GPU".into(),
             _ if has_own => "schedules, a launch per rank".into(),
             _ => "schedules, ranks that share launches".into(),
         });

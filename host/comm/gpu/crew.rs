@@ -6,13 +6,11 @@ use half::bf16;
 
 use super::choose::{self, Site, Task, Tuning};
 use super::failure::{Alarms, Meta};
-use super::heap::Place;
 use super::layout::Layout;
 use super::options::{GroupOptions, PeerMemory};
+use super::region::{Region, Regions};
 use crate::comm::{Collective, CommError, DType, Phase, Shape, sequence};
-use crate::driver::{
-    Device, DeviceBuffer, DevicePtr, GpuError, KernelLibrary, Pattern, PinnedBuffer, Stream,
-};
+use crate::driver::{Device, DeviceBuffer, GpuError, KernelLibrary, Stream};
 use crate::kernels::nvrar::{self, Elements, Execution, Far, Format, NormAfter, Ranks, Slices};
 use crate::kernels::{AddRmsNorm, Addr, Launch, params};
 
@@ -38,25 +36,6 @@ pub(super) struct Crew {
     pub(super) group: u32,
     /// The kernels that put between nodes, where messages go that way.
     pub(super) puts: Option<Arc<KernelLibrary>>,
-}
-
-/// What peers write into: one rank's region of one buffer.
-#[derive(Debug)]
-pub(super) enum Region {
-    Device(DeviceBuffer<u8>),
-    Pinned(PinnedBuffer<u8>),
-    Symmetric(Place),
-}
-
-/// The regions of all ranks for one buffer, as one rank's kernels name them.
-#[derive(Debug)]
-pub(super) struct Regions {
-    /// Of each rank: its address, or its number in the world where messages to it are put.
-    pub(super) names: Vec<u64>,
-    /// Where messages to be put are staged; 0 if none are.
-    pub(super) staging: u64,
-    /// None is freed while this rank's kernels may write into it.
-    pub(super) kept: Arc<[Arc<Region>]>,
 }
 
 /// A buffer as a crew has it.
@@ -96,6 +75,7 @@ impl Part {
         match &*self.regions[rank] {
             Region::Device(region) => region.download_at(0, &mut bytes, stream)?,
             Region::Pinned(region) => bytes.copy_from_slice(region),
+            Region::Slice(memory, at) => memory.download_at(*at, &mut bytes, stream)?,
             Region::Symmetric(_) => unreachable!("the ranks of a loopback are of one process"),
         }
         let words = self.layout.area(Format::Words);
@@ -104,66 +84,6 @@ impl Part {
             word.iter().any(|&byte| byte != if words.contains(&(4 * index)) { u8::MAX } else { 0 })
         };
         Ok(bytes.chunks_exact(4).enumerate().filter(|&word| is_untaken(word)).count())
-    }
-}
-
-impl Region {
-    /// A region in which nothing has arrived.
-    pub(super) fn new(
-        device: &Device,
-        layout: &Layout,
-        memory: PeerMemory,
-        stream: &Stream,
-    ) -> Result<Self, GpuError> {
-        let words = layout.area(Format::Words);
-        if memory == PeerMemory::HostStaged {
-            let mut region = device.allocate_pinned::<u8>(layout.bytes)?;
-            region[words.offset..][..2 * words.bytes].fill(u8::MAX);
-            return Ok(Self::Pinned(region));
-        }
-        let region = Self::Device(device.allocate::<u8>(layout.bytes)?);
-        region.empty(device, layout, stream)?;
-        Ok(region)
-    }
-
-    /// A place of a symmetric heap as a region in which nothing has arrived.
-    pub(super) fn in_heap(
-        place: Place,
-        device: &Device,
-        layout: &Layout,
-        stream: &Stream,
-    ) -> Result<Self, GpuError> {
-        let region = Self::Symmetric(place);
-        region.empty(device, layout, stream)?;
-        Ok(region)
-    }
-
-    /// Marks every place as empty; returns when that is done.
-    fn empty(&self, device: &Device, layout: &Layout, stream: &Stream) -> Result<(), GpuError> {
-        let words = layout.area(Format::Words);
-        let all = DevicePtr(self.address());
-        let (gpu, places) = (device.gpu(), all.add_bytes(words.offset));
-        // SAFETY: within the region, which nobody else has yet; the stream has run both on return.
-        unsafe {
-            gpu.fill(stream.id(), all, Pattern::U8(0), layout.bytes)?;
-            gpu.fill(stream.id(), places, Pattern::U8(u8::MAX), 2 * words.bytes)?;
-        }
-        stream.synchronize()
-    }
-
-    pub(super) fn address(&self) -> u64 {
-        match self {
-            Self::Device(region) => region.ptr().0,
-            Self::Pinned(region) => region.ptr().0,
-            Self::Symmetric(place) => place.address(),
-        }
-    }
-}
-
-impl Regions {
-    /// Of ranks whose regions are at hand.
-    pub(super) fn of(all: Arc<[Arc<Region>]>) -> Self {
-        Self { names: all.iter().map(|region| region.address()).collect(), staging: 0, kept: all }
     }
 }
 
@@ -190,14 +110,15 @@ impl Crew {
         // Kernels read the first unit of a tensor whatever its length.
         let stride = bytes.next_multiple_of(DATA_ALIGN).max(DATA_ALIGN);
         let mut rows = vec![0_u8; self.count * params::ROW_BYTES as usize];
-        for (index, row) in rows.chunks_exact_mut(params::ROW_BYTES as usize).enumerate() {
+        let with_views = rows.chunks_exact_mut(params::ROW_BYTES as usize).zip(&regions.views);
+        for (index, (row, view)) in with_views.enumerate() {
             let mut put = |at: u64, value: u64| {
                 row[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
             };
             put(params::ROW_SEQUENCE, sequence::valid(options.first_sequence));
             put(params::ROW_RECORD, self.alarms.record(self.first_alarm + index));
-            put(params::ROW_STAGING, regions.staging);
-            for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&regions.names) {
+            put(params::ROW_STAGING, view.staging);
+            for (at, &name) in (params::ROW_REGIONS..).step_by(8).zip(&view.names) {
                 put(at, name);
             }
         }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::crew::Region;
 use super::failure::Alarms;
 use super::meeting::Meeting;
 use super::options::GroupOptions;
 use super::processes::Processes;
+use super::region::Region;
 use crate::comm::topology::same_colour;
 use crate::comm::{CommError, Shape};
 

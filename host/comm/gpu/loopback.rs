@@ -3,15 +3,21 @@
 //! The ranks of one GPU share each launch, since separate ones could wait for each other's multiprocessors for
 //! ever. Kernels, regions, numbers and failures are those of [`super::GpuComm`]; only the host's side of a rank is
 //! missing. For tests and measurement.
+//!
+//! Between nodes ranks store, or, on one GPU, put ([`LoopbackPuts`]).
+
+mod puts;
 
 use std::sync::Arc;
 
 use half::bf16;
 
-use super::crew::{Crew, Part, Regions, Sum, max_blocks};
+pub use self::puts::LoopbackPuts;
+use super::crew::{Crew, Part, Sum, max_blocks};
 use super::failure::Alarms;
 use super::group::{Group, World};
 use super::layout::Layout;
+use super::region::Regions;
 use super::{GroupOptions, MAX_RANKS, PeerMemory, open_paths};
 use crate::comm::{CommError, DType, Phase, Shape};
 use crate::driver::{KernelLibrary, Stream};
@@ -99,6 +105,25 @@ impl Loopback {
         Ok(Self { crews, group })
     }
 
+    /// The ranks of `shape` on the GPU of `kernels`, which store to their neighbours and put to other nodes.
+    ///
+    /// # Errors
+    /// `puts` of another GPU, regions in host memory, more ranks than there can be, and what the driver refuses.
+    pub fn over_puts(
+        kernels: &Arc<KernelLibrary>,
+        puts: &LoopbackPuts,
+        shape: Shape,
+        options: GroupOptions,
+    ) -> Result<Self, CommError> {
+        kernels.device().expect_same(puts.0.device(), "the kernels that put")?;
+        if options.memory == PeerMemory::HostStaged {
+            return Err(CommError::Unsupported { what: "puts into host memory between ranks of one GPU" });
+        }
+        let mut ranks = Self::new(std::slice::from_ref(kernels), shape, options)?;
+        ranks.crews[0].puts = Some(Arc::clone(&puts.0));
+        Ok(ranks)
+    }
+
     fn options(&self) -> &GroupOptions {
         &self.group.world.options
     }
@@ -114,13 +139,18 @@ impl Loopback {
     /// What the driver refuses.
     pub fn register(&self, bytes: usize) -> Result<LoopbackBuffer, CommError> {
         let layout = Layout::new(self.group.shape, bytes);
-        let mut regions = Vec::new();
-        for crew in &self.crews {
-            regions.extend(crew.regions(&layout, self.options().memory)?);
-        }
-        let regions: Arc<[_]> = regions.into();
-        let part = |crew: &Crew| crew.part(bytes, layout, Regions::of(Arc::clone(&regions)), self.options());
-        let parts = self.crews.iter().map(part).collect::<Result<_, _>>()?;
+        let parts = match &self.crews[..] {
+            [crew] if crew.puts.is_some() => {
+                vec![crew.part(bytes, layout, puts::regions(crew, &layout)?, self.options())?]
+            }
+            crews => {
+                let regions = crews.iter().map(|crew| crew.regions(&layout, self.options().memory));
+                let regions: Arc<[_]> = regions.collect::<Result<Vec<_>, _>>()?.concat().into();
+                let seen_by = |crew: &Crew| Regions::of(Arc::clone(&regions), crew.count);
+                let part = |crew: &Crew| crew.part(bytes, layout, seen_by(crew), self.options());
+                crews.iter().map(part).collect::<Result<_, _>>()?
+            }
+        };
         Ok(LoopbackBuffer { owner: Arc::clone(&self.group), parts, bytes })
     }
 

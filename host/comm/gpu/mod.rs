@@ -10,6 +10,7 @@
 //! A rank that is alone exchanges nothing, but addend and epilogue are computed all the same, so that an engine
 //! synchronises only through the trait, whatever the number of ranks.
 
+mod checks;
 mod choose;
 mod crew;
 mod failure;
@@ -22,6 +23,7 @@ mod meeting;
 pub mod nvshmem;
 mod options;
 mod processes;
+mod region;
 #[cfg(test)]
 mod schedule_tests;
 mod solo;
@@ -32,15 +34,17 @@ use std::sync::Arc;
 
 use half::bf16;
 
+use self::checks::{check_devices, check_distinct, check_in_flight, check_rows, check_slices, open_paths};
 pub use self::choose::Tuning;
-use self::crew::{Crew, Part, Regions, Sum, max_blocks};
+use self::crew::{Crew, Part, Sum, max_blocks};
 use self::failure::Alarms;
 use self::group::{Group, Item, World};
 pub use self::heap::SymmetricHeap;
 use self::layout::Layout;
-pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackSlices};
+pub use self::loopback::{Loopback, LoopbackBuffer, LoopbackPuts, LoopbackSlices};
 pub use self::options::{GroupOptions, PeerMemory};
 use self::processes::Processes;
+use self::region::Regions;
 pub use self::table::{Measured, TuningTable};
 use super::{AllGather, AllReduce, CommError, Communicator, Counts, DType, Epilogue, Shape, Stage, Topology};
 use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
@@ -249,7 +253,7 @@ impl GpuComm {
             Item::Region(region) => Arc::clone(region),
             other => unreachable!("ranks agreed to register, not on {other:?}"),
         };
-        Ok(Regions::of(items.iter().map(region).collect()))
+        Ok(Regions::of(items.iter().map(region).collect(), 1))
     }
 
     /// No rank's kernels wait for a rank that is still asking the driver for memory.
@@ -287,83 +291,6 @@ impl GpuComm {
             self.counts.set(counts);
         }
     }
-}
-
-/// Refuses a number of GPUs that is not the shape's, and a GPU that is there twice.
-fn check_devices(kernels: &[Arc<KernelLibrary>], shape: Shape) -> Result<(), CommError> {
-    if kernels.len() != shape.world() {
-        return Err(CommError::WrongDevices { shape, devices: kernels.len() });
-    }
-    if kernels.len() > MAX_RANKS {
-        return Err(CommError::Unsupported { what: "more than 32 ranks in one process" });
-    }
-    check_distinct(kernels)
-}
-
-/// Refuses dependent launch where several collectives may run at once: a kernel that is launched early and waits
-/// for the one ahead of it takes the place that another rank's partner needs.
-fn check_in_flight(kernels: &[Arc<KernelLibrary>], options: &GroupOptions) -> Result<(), CommError> {
-    if options.in_flight > 1 && kernels.iter().any(|kernels| kernels.is_programmatic()) {
-        let what = "dependent launch with several collectives in flight; load the kernels with `programmatic(false)`";
-        return Err(CommError::Unsupported { what });
-    }
-    Ok(())
-}
-
-/// Refuses a GPU that is there twice.
-fn check_distinct(kernels: &[Arc<KernelLibrary>]) -> Result<(), CommError> {
-    let same = |a: &KernelLibrary, b: &KernelLibrary| a.device().same_as(b.device());
-    if (0..kernels.len()).any(|i| kernels[..i].iter().any(|other| same(other, &kernels[i]))) {
-        let what = "two ranks on one GPU, each with launches of its own; they share launches in a Loopback";
-        return Err(CommError::Unsupported { what });
-    }
-    Ok(())
-}
-
-/// Lets every GPU write into every other one's memory.
-fn open_paths(kernels: &[Arc<KernelLibrary>]) -> Result<(), CommError> {
-    for (i, one) in kernels.iter().enumerate() {
-        for other in kernels.iter().enumerate().filter(|&(j, _)| j != i).map(|(_, other)| other) {
-            one.device().enable_peer_access(other.device())?;
-        }
-    }
-    Ok(())
-}
-
-/// Checks the slices of a sum; `dtype` other than bf16 has none.
-fn check_slices(op: &AllReduce<'_, GpuComm>) -> Result<(), CommError> {
-    let length = |what, slice: &DeviceSlice| match slice.len {
-        found if found == op.numel => Ok(()),
-        found => Err(CommError::Length { what, expected: op.numel, found }),
-    };
-    if let Some(addend) = op.addend {
-        length("the addend", addend)?;
-    }
-    let mut hidden = None;
-    if let Epilogue::ResidualRmsNorm { residual, gain, out, .. } = &op.epilogue {
-        length("the residual", residual)?;
-        length("the norm's output", out)?;
-        hidden = Some(gain.len);
-    }
-    check_rows((op.numel, op.dtype), op.addend.is_some(), hidden)
-}
-
-/// Refuses rows that do not make up the tensor, and what kernels do in bf16 alone.
-fn check_rows(
-    (numel, dtype): (usize, DType),
-    has_addend: bool,
-    hidden: Option<usize>,
-) -> Result<(), CommError> {
-    if let Some(hidden) = hidden
-        && (hidden == 0 || !numel.is_multiple_of(hidden))
-    {
-        return Err(CommError::Rows { numel, hidden });
-    }
-    if dtype != DType::Bf16 && (has_addend || hidden.is_some()) {
-        let what = "an addend or an epilogue over other types than bf16 on a GPU";
-        return Err(CommError::Unsupported { what });
-    }
-    Ok(())
 }
 
 impl Communicator for GpuComm {

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use super::crew::{Crew, Region, Regions};
+use super::crew::Crew;
 use super::failure::Alarms;
 use super::group::{Group, Wish, World};
 use super::heap::{Arena, SymmetricHeap, common_gap, pack, unpack};
 use super::layout::Layout;
+use super::region::{Region, Regions, View};
 use super::{GpuComm, GroupOptions, MAX_RANKS, PeerMemory, check_in_flight};
 use crate::comm::bootstrap::Bootstrap;
 use crate::comm::{CommError, Shape};
@@ -106,7 +107,8 @@ impl Processes {
         let full = || CommError::HeapFull { needed_bytes: needed, heap_bytes: heap.bytes() };
         let place = self.arena.take(common_gap(&gaps, needed).ok_or_else(full)?, needed);
         let (offset, staging) = (place.offset as u64, place.address() + layout.bytes as u64);
-        let region = Region::in_heap(place, crew.device(), layout, &crew.device().stream()?)?;
+        let (device, region) = (crew.device(), Region::Symmetric(place));
+        let region = region.emptied(device, layout, &device.stream()?)?;
         let node = |rank: usize| rank / group.shape.gpus_per_node;
         let name = |(peer, &number): (usize, &usize)| {
             if peer == rank {
@@ -120,7 +122,7 @@ impl Processes {
         };
         let names = group.members.iter().enumerate().map(name).collect::<Result<_, _>>()?;
         let staging = if self.puts.is_some() { staging } else { 0 };
-        Ok(Regions { names, staging, kept: Arc::new([Arc::new(region)]) })
+        Ok(Regions { views: vec![View { names, staging }], kept: Arc::new([Arc::new(region)]) })
     }
 
     /// Collective: which rank could not make its part of a new buffer, if there is one.

@@ -11,7 +11,7 @@ use nvshmem_sys::Release;
 
 use crate::comm::CommError;
 use crate::driver::Properties;
-use crate::kernels::{NVSHMEM_PTX, Ptx};
+use crate::kernels::{NVSHMEM_FUNCTIONS, NVSHMEM_PTX, Ptx};
 
 /// Names a folder of such files, which is looked into first.
 pub const KERNELS_VARIABLE: &str = "FEWSYNC_KERNELS";
@@ -20,8 +20,6 @@ const RELEASE_LINE: &str = "// nvshmem: ";
 /// Digits of the hash in a file's name.
 const HASH_DIGITS: usize = 12;
 
-/// NVSHMEM's functions that our kernels call, and what the host library needs to see of a module.
-pub const FUNCTIONS: [&str; 2] = ["nvshmem_putmem_nbi", "nvshmemx_putmem_nbi_warp"];
 /// Variables that NVSHMEM's host library looks for in a module; the second half exists from 3.8 on.
 pub const VARIABLES: [&str; 4] = [
     "nvshmemi_device_state_d",
@@ -127,23 +125,24 @@ pub enum JoinError {
 /// Text that is not PTX for that architecture, or lacks what the kernels call.
 pub fn join(ptx: &Ptx, nvshmem: &str) -> Result<(String, Release), JoinError> {
     let release = Release::of_ptx(nvshmem).ok_or(JoinError::NoRelease)?;
-    let (ours_head, ours) = split_header("our PTX", ptx.text, ptx.arch)?;
+    let completed = ptx.text_with(&NVSHMEM_FUNCTIONS.map(|function| (function, "")));
+    let completed = completed.map_err(|function| JoinError::NoFunction { function })?;
+    let (ours_head, ours) = split_header("our PTX", &completed, ptx.arch)?;
     let (theirs_head, theirs) = split_header("NVSHMEM's PTX", nvshmem, ptx.arch)?;
     let is_comment = |line: &&str| line.starts_with("//");
     let comments: String = ours_head.lines().filter(is_comment).map(|line| format!("{line}\n")).collect();
     let directives = theirs_head.lines().filter(|line| !is_comment(line) && !line.is_empty());
     let directives: String = directives.map(|line| format!("{line}\n")).collect();
-    let mut body = ours.to_owned();
-    for function in FUNCTIONS {
-        let defined = theirs.lines().any(|line| line == format!(".visible .func {function}("));
-        let declared = body.find(&format!(".extern .func {function}\n"));
-        let (Some(begin), true) = (declared, defined) else { return Err(JoinError::NoFunction { function }) };
-        let end = body[begin..].find(";\n").map_or(body.len(), |length| begin + length + 2);
-        body.replace_range(begin..end, "");
+    let is_defined = |function: &&str| {
+        let begin = format!(".visible .func {function}(");
+        theirs.lines().any(|line| line == begin)
+    };
+    if let Some(function) = NVSHMEM_FUNCTIONS.into_iter().find(|function| !is_defined(function)) {
+        return Err(JoinError::NoFunction { function });
     }
     let text = format!(
         "// Made by fewsync build-kernels. Contains device code of NVSHMEM, under NVIDIA's licence: do not pass on.\n\
-         {RELEASE_LINE}{release}\n{comments}{directives}{theirs}\n{body}"
+         {RELEASE_LINE}{release}\n{comments}{directives}{theirs}\n{ours}"
     );
     Ok((text, release))
 }
@@ -197,13 +196,13 @@ mod tests {
     #[test]
     fn a_joined_module_defines_what_it_calls_and_declares_nothing_twice() {
         for ptx in &NVSHMEM_PTX {
-            let (text, release) = join(ptx, &theirs(ptx.arch, &FUNCTIONS)).unwrap();
+            let (text, release) = join(ptx, &theirs(ptx.arch, &NVSHMEM_FUNCTIONS)).unwrap();
             assert_eq!(release.to_string(), "3.4.5");
             assert_eq!(text.matches(".version 8.2\n").count(), 1);
             assert_eq!(text.matches(".version ").count(), 1);
             assert_eq!(text.matches(".target ").count(), 1);
             assert!(!text.contains(".extern .func"), "{}: something is left open", ptx.arch);
-            for function in FUNCTIONS {
+            for function in NVSHMEM_FUNCTIONS {
                 assert_eq!(text.matches(&format!(".func {function}")).count(), 1, "{function}");
                 assert!(text.contains(&format!("\t{function},\n")) || text.contains(function), "{function}");
             }
@@ -215,8 +214,8 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let ptx = ours("sm_80");
         let error = |theirs: &str| join(ptx, theirs).unwrap_err().to_string();
-        assert!(error(&theirs("sm_90a", &FUNCTIONS)).contains("'.target sm_80'"));
-        assert!(error(&theirs("sm_80", &FUNCTIONS[..1])).contains(FUNCTIONS[1]));
+        assert!(error(&theirs("sm_90a", &NVSHMEM_FUNCTIONS)).contains("'.target sm_80'"));
+        assert!(error(&theirs("sm_80", &NVSHMEM_FUNCTIONS[..1])).contains(NVSHMEM_FUNCTIONS[1]));
         assert!(error(".version 8.0\n").contains("release"));
     }
 
@@ -224,7 +223,7 @@ mod tests {
     fn a_file_is_found_by_release_and_its_absence_names_the_command() {
         let folder = std::env::temp_dir().join(format!("fewsync-kernels-{}", std::process::id()));
         let ptx = ours("sm_80");
-        let (text, release) = join(ptx, &theirs("sm_80", &FUNCTIONS)).unwrap();
+        let (text, release) = join(ptx, &theirs("sm_80", &NVSHMEM_FUNCTIONS)).unwrap();
         let folders = [folder.join("empty"), folder.clone()];
         let missing = find_in(&folders, ptx, release).unwrap_err().to_string();
         assert!(missing.contains("build-kernels") && missing.contains("3.4.5"), "{missing}");
