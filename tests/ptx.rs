@@ -146,6 +146,33 @@ fn products_on_hopper_are_of_warpgroups_and_read_shared_memory_behind_a_proxy_fe
     }
 }
 
+/// What the launch's tensor maps are for: boxes of both matrices by one thread, and no fence behind them.
+#[test]
+fn products_for_prompts_take_boxes_by_tensor_copies() {
+    let products = kernels(file("sm_90a").text).into_iter().filter(|(name, _)| name.starts_with("wgmma_"));
+    let mut found = 0;
+    for (name, text) in products {
+        let of_prompts = name.starts_with("wgmma_bf16_128x");
+        let maps = text.contains(&format!(".param .align 64 .b8 {name}_param_0["));
+        assert_eq!(maps, of_prompts, "{name}");
+        if !of_prompts {
+            assert!(!text.contains("cp.async.bulk"), "{name}");
+            continue;
+        }
+        for (dimensions, copies) in [("5d", 2), ("2d", 1)] {
+            let copy = format!(
+                "cp.async.bulk.tensor.{dimensions}.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+            );
+            assert_eq!(text.matches(&copy).count(), copies, "{name}: {copy}");
+        }
+        assert_eq!(text.matches("mbarrier.arrive.expect_tx").count(), 2, "{name}");
+        // Behind the initialisation, and behind what threads have copied.
+        assert_eq!(text.matches("fence.proxy.async.shared::cta").count(), 2, "{name}");
+        found += 1;
+    }
+    assert_eq!(found, 12);
+}
+
 #[test]
 fn prompts_on_hopper_are_attended_to_by_warpgroups_whose_exponentials_overlap_with_products() {
     let kernels = kernels(file("sm_90a").text);
@@ -238,6 +265,7 @@ fn parameter_blocks_have_the_size_of_their_struct() {
         _ if name.starts_with("attn_prefill") => size_of::<params::AttnPrefill>(),
         _ if name.starts_with("allreduce") => size_of::<params::Collective>(),
         _ if name.starts_with("allgather") => size_of::<params::Gather>(),
+        _ if name.starts_with("wgmma_bf16_128x") => size_of::<params::PrefillGemm>(),
         _ if name.starts_with("gem") || name.starts_with("wgmma") => size_of::<params::Gemm>(),
         _ => panic!("{name} has no parameter struct here"),
     };

@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// Launch bounds that cannot be read, or that belong to no kernel.
     #[error(
-        "symbol `{symbol}` is no launch bound of an exported kernel; export `launch_bounds$KERNEL$MAX_THREADS$MIN_BLOCKS`"
+        "symbol `{symbol}` is no launch bound of an exported kernel; export `launch_bounds$KERNEL$MAX_THREADS$MIN_BLOCKS`, and `$ALIGN` where its parameters are to be aligned"
     )]
     LaunchBounds {
         /// The symbol.

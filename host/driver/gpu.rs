@@ -16,6 +16,7 @@ use std::ptr::NonNull;
 use bytemuck::{Pod, Zeroable};
 
 use super::{GpuError, LaunchConfig, PtxVersion, Result};
+use crate::kernels::TensorMap;
 
 /// An address in device memory, as kernels take it: 8 bytes of a launch's parameters.
 #[repr(transparent)]
@@ -219,6 +220,8 @@ pub trait GpuModules {
         block_threads: u32,
         dynamic_shared_bytes: u32,
     ) -> Result<u32>;
+    /// The map as kernels' parameters hold it (`cuTensorMapEncodeTiled`).
+    fn encode_tensor_map(&self, map: &TensorMap) -> Result<[u8; TensorMap::BYTES]>;
     /// Launches a kernel. `parameters` is the PTX parameter space: each `.param` at its natural alignment.
     /// The configuration has been checked; additionally, what the kernel does with these parameters is within
     /// the module's safety rules.

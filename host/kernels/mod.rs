@@ -34,6 +34,7 @@ mod pointwise;
 mod prefill;
 mod ptx;
 mod sampling;
+mod tensor_map;
 mod tiling;
 
 pub use address::{Addr, Rows};
@@ -47,4 +48,5 @@ pub use prefill::AttnPrefill;
 pub(crate) use ptx::release;
 pub use ptx::{Entry, NVSHMEM_FUNCTIONS, NVSHMEM_PTX, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};
+pub use tensor_map::TensorMap;
 pub use tiling::{Tile, Tiling};

@@ -22,6 +22,8 @@ pub mod registers;
 pub mod shuffle;
 pub mod special;
 pub mod system;
+#[cfg(cuda_arch_min = "90")]
+pub mod tensor_copy;
 #[cfg(cuda_arch = "sm_90a")]
 pub mod wgmma;
 

@@ -28,7 +28,13 @@ pub struct Place<B, const STAGES: u32> {
 
 impl<B: Barriers, const STAGES: u32> Place<B, STAGES> {
     /// Where both sides begin.
-    pub const FIRST: Self = Self { stage: 0, parity: 0, barriers: PhantomData };
+    pub const FIRST: Self = Self::first(0);
+
+    /// The first use of a stage.
+    #[inline(always)]
+    pub const fn first(stage: u32) -> Self {
+        Self { stage, parity: 0, barriers: PhantomData }
+    }
 
     /// Makes the barriers, in one thread: `fills` arrivals fill a stage, `uses` empty it.
     ///
@@ -38,7 +44,7 @@ impl<B: Barriers, const STAGES: u32> Place<B, STAGES> {
     pub unsafe fn init(fills: u32, uses: u32) {
         const { assert!(STAGES >= 2 && STAGES <= MAX_STAGES) };
         for stage in 0..opaque(STAGES) {
-            let place = Self { stage, ..Self::FIRST };
+            let place = Self::first(stage);
             mbarrier::init(place.full(), fills);
             mbarrier::init(place.empty(), uses);
         }

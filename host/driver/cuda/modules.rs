@@ -2,14 +2,19 @@
 
 use std::ffi::{CStr, c_void};
 
-use cuda_lazy::newer::{CUlaunchAttribute, CUlaunchConfig, cuLaunchKernelEx};
+use cuda_lazy::newer::{
+    CUlaunchAttribute, CUlaunchConfig, CUtensorMap, cuLaunchKernelEx, cuTensorMapEncodeTiled, tensor_map,
+};
 use cust::sys::{self, CUfunction_attribute, CUjit_option, CUresult};
 
 use super::{CudaGpu, call_error, handle, id};
 use crate::driver::{
     Dim3, GpuError, GpuModules, KernelAttributes, KernelId, LaunchConfig, ModuleId, Result, StreamId,
 };
+use crate::kernels::TensorMap;
 
+/// What L2 fetches for a box's rows of 128 bytes: the next box's beside them.
+const L2_PROMOTION: u32 = tensor_map::L2_PROMOTION_256B;
 const JIT_LOG_BYTES: usize = 8192;
 /// `CU_LAUNCH_PARAM_BUFFER_POINTER` and `_SIZE`: pointers in cuda.h, which the bindings leave out.
 const PARAM_BUFFER_POINTER: u64 = 1;
@@ -106,6 +111,32 @@ impl GpuModules for CudaGpu {
         Ok(blocks.unsigned_abs())
     }
 
+    fn encode_tensor_map(&self, map: &TensorMap) -> Result<[u8; TensorMap::BYTES]> {
+        self.enter()?;
+        let mut encoded = CUtensorMap::zeroed();
+        let (dims, strides, boxes) = (map.dims(), map.strides_bytes(), map.box_dims());
+        let element_strides = vec![1; dims.len()];
+        // SAFETY: the arrays have as many elements as the rank asks for; the address is only noted.
+        let result = unsafe {
+            cuTensorMapEncodeTiled(
+                &mut encoded,
+                tensor_map::BFLOAT16,
+                dims.len() as u32,
+                handle(map.address().raw()),
+                dims.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                element_strides.as_ptr(),
+                tensor_map::INTERLEAVE_NONE,
+                tensor_map::SWIZZLE_128B,
+                L2_PROMOTION,
+                tensor_map::OUT_OF_BOUNDS_ZERO,
+            )
+        };
+        self.check_newer("cuTensorMapEncodeTiled", result, "tensor maps need a driver of CUDA 12.0")?;
+        Ok(encoded.to_bytes())
+    }
+
     unsafe fn launch(
         &self,
         stream: StreamId,
@@ -172,18 +203,21 @@ impl CudaGpu {
             attribute_count: attributes.len() as u32,
         };
         // SAFETY: stream and kernel are alive, the attributes outlive the call, the rest is the caller's promise.
-        match unsafe { cuLaunchKernelEx(&config, handle(kernel.0), std::ptr::null_mut(), extra) } {
+        let result = unsafe { cuLaunchKernelEx(&config, handle(kernel.0), std::ptr::null_mut(), extra) };
+        self.check_newer("cuLaunchKernelEx", result, "launch attributes need a driver of CUDA 11.8")
+    }
+
+    /// The result of a call that older drivers do not have, and what it takes.
+    fn check_newer(&self, call: &'static str, result: CUresult, needs: &str) -> Result<()> {
+        match result {
             CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND => Err(GpuError::Call {
-                call: "cuLaunchKernelEx",
+                call,
                 device: self.properties.label.clone(),
                 code: CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND as u32,
                 name: "CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND".into(),
-                reason: format!(
-                    "launch attributes need a driver of CUDA 11.8, this is {}",
-                    self.properties.driver
-                ),
+                reason: format!("{needs}, this is {}", self.properties.driver),
             }),
-            result => self.check("cuLaunchKernelEx", result),
+            result => self.check(call, result),
         }
     }
 

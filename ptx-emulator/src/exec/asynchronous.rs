@@ -4,7 +4,7 @@
 //! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses; a bulk copy that is only
 //! waited for with `.read`, at the end of its block. So whoever reads a destination too early sees what was there
 //! before. Nothing but such a wait completes a copy (PTX ISA, "cp.async"): one that still uses shared memory of its
-//! block when that ends is a fault. Tensor maps and clusters are refused.
+//! block when that ends is a fault. Clusters are refused.
 
 use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
@@ -12,6 +12,7 @@ use super::mbarrier;
 pub(crate) use super::pending::{AsyncState, Late};
 use super::pending::{Groups, Parcel, Pending};
 use super::rows::Class;
+use super::tensor;
 use crate::memory::{Access, Memory, SHARED_WINDOW, Thread, Width, cluster_offset};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{ScalarType as T, Space};
@@ -160,7 +161,7 @@ fn groups(line: &mut Line<'_, '_>, bulk: bool) -> Decoded<Option<Async>> {
 
 fn bulk(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if line.flag("tensor") {
-        return Err(Refusal::Modifier("tensor".to_owned()));
+        return tensor::decode(line);
     }
     if let Some(op) = groups(line, true)? {
         return Ok(boxed(op));

@@ -192,6 +192,8 @@ pub enum Cause {
     MbarrierCount { address: u64, why: &'static str },
     #[error("an asynchronous copy of {bytes} bytes from {from:#x} to {to:#x}: {why}")]
     AsyncCopy { bytes: u64, from: u64, to: u64, why: &'static str },
+    #[error("the tensor map of a copy ({address:#x}): {why}")]
+    TensorMap { address: u64, why: &'static str },
     #[error("an asynchronous store of {bytes} bytes to {to:#x} is on its way when the block there ends")]
     LateStore { bytes: u64, to: u64 },
     #[error(

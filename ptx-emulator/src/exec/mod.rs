@@ -34,6 +34,7 @@ mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod subbyte;
+pub(crate) mod tensor;
 pub(crate) mod warp;
 mod warpgroup;
 pub(crate) mod wgmma;

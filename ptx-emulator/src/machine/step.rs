@@ -9,7 +9,7 @@ use crate::exec::rows::{Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{
     Cause, access, address, asynchronous, atomic, atomic128, cluster, matrix, mbarrier, mma, registers,
-    special, subbyte, warp, wgmma, wmma,
+    special, subbyte, tensor, warp, wgmma, wmma,
 };
 use crate::external;
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
@@ -265,6 +265,7 @@ impl Warp {
             Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),
             Op::Async(op) => asynchronous::execute(&mut context, op)?,
+            Op::TensorCopy(op) => tensor::execute(&mut context, op)?,
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),

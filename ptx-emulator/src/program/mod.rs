@@ -153,6 +153,7 @@ pub(crate) enum Op {
     Wgmma(exec::wgmma::Operation),
     Registers(exec::registers::Change),
     Async(Box<exec::asynchronous::Async>),
+    TensorCopy(Box<exec::tensor::TensorCopy>),
     Mbarrier(Box<exec::mbarrier::Operation>),
     Cluster(exec::cluster::Operation),
     Grid(exec::control::GridControl),

@@ -1,25 +1,29 @@
 //! The product over `wgmma` for prompts: tensor cores kept busy by warps that do nothing else.
 //!
-//! One warpgroup copies, two multiply, 64 tokens each by all weight rows of the tile; they meet at two barriers a
-//! stage, full and empty, so that copies run ahead over the end of a tile and both warpgroups at their own pace. The
-//! weight rows lie permuted in shared memory, and a lane's sums are eight neighbouring columns, stored from registers.
+//! One warpgroup fills the stages, two multiply, 64 tokens each by all weight rows of the tile; they meet at two barriers
+//! a stage, full and empty, so that copies run ahead over the end of a tile and both warpgroups at their own pace. Of each
+//! 32 weight rows, row 8t + 2j + e lies at row 8j + 2t + e in shared memory (t, j below 4, e below 2), so that a lane's
+//! sums of 32 columns are eight neighbours, stored from registers.
 
+mod by_maps;
+mod by_threads;
+mod work;
+
+use self::work::Work;
 use crate::gemm::cluster_sum::Partial;
 use crate::gemm::eight::{Eight, is_eights, write_pairs};
 use crate::gemm::epilogue::{Add, Store, StoreF32, SwiGlu};
-use crate::gemm::loader::{BLOCK_K, CHUNKS, ROW_BYTES};
-use crate::params::Gemm;
+use crate::gemm::loader::{BLOCK_K, ROW_BYTES};
+use crate::params::{Gemm, PrefillGemm};
 use crate::ptx::barrier::{fence_proxy_async, sync_block, sync_some};
-use crate::ptx::special::{ctaid_x, ctaid_y, lane, nctaid_x, nctaid_y, opaque, tid_x, warp};
+use crate::ptx::special::{lane, nctaid_x, tid_x, warp};
 use crate::ptx::wgmma::{self, Accumulators, Descriptor};
-use crate::ptx::{Global, Shared, async_copy, mbarrier, pdl, shared};
-use crate::tile::bf16::{BYTES, PER_VECTOR, gather8};
+use crate::ptx::{Shared, mbarrier, pdl, shared};
 use crate::tile::ring::{self, BARRIER_BYTES, Barriers};
-use crate::tile::swizzle;
 
 /// Threads of a block.
 const THREADS: u32 = 384;
-/// Those of the first warpgroup, which copy, and their warps.
+/// Those of the first warpgroup, which fill the stages, and their warps.
 const PRODUCERS: u32 = 128;
 const PRODUCER_WARPS: u32 = PRODUCERS / 32;
 /// Those of the other two, which multiply, and their warps.
@@ -28,6 +32,12 @@ const CONSUMER_WARPS: u32 = CONSUMERS / 32;
 /// Tokens of a tile, and of a warpgroup.
 const TOKENS: u32 = 128;
 const GROUP_TOKENS: u32 = 64;
+
+/// Bytes of a stage: the tokens, then so many weight rows.
+#[inline(always)]
+const fn stage_bytes(weight_rows: u32) -> u32 {
+    (TOKENS + weight_rows) * ROW_BYTES
+}
 
 shared_array! {
     /// Those of the ring.
@@ -54,8 +64,8 @@ macro_rules! gemm_kernels {
             /// The name gives the tile: tokens × weight rows.
             ///
             /// # Shape and layout
-            /// See [`Gemm`]: any `m`, `n`, `k`; `cp.async` where `k` and `ld_a` are multiples of 8, else
-            /// element by element. `norm_weight` is not used.
+            /// See [`PrefillGemm`]: any `m`, `n`, `k`; tensor copies where the launch has maps, else `cp.async`
+            /// where `k` and `ld_a` are multiples of 8, else element by element. `norm_weight` is not used.
             ///
             /// # Thread mapping
             /// Grid (parts of k, blocks). With one part a block takes every `blocks`-th tile, m tiles first.
@@ -63,15 +73,18 @@ macro_rules! gemm_kernels {
             /// stages · (128 + weight rows) · 128 bytes.
             ///
             /// # Memory order
-            /// Copies arrive at their stage's full barrier; who has waited for it fences them for the asynchronous
-            /// proxy. Consumers' warps arrive at the empty one when their products have been waited for.
-            /// Partial sums are read between two barriers of the cluster.
+            /// The copy engine tells a stage's full barrier of its bytes; threads that fill one arrive there, and
+            /// who has waited for them fences what they wrote for the asynchronous proxy. Consumers' warps arrive at
+            /// the empty one when their products have been waited for. Partial sums are read between two barriers
+            /// of the cluster.
             ///
             /// # Safety
-            /// All rows exist; `w` is written by no kernel in flight; `out` overlaps no input.
-            #[launch_bounds(384, 1)]
-            pub fn $name(p: Gemm) {
-                Tile::<$stages>::product::<[f32; $sums], $epilogue>(&p);
+            /// All rows exist; `w` is written by no kernel in flight; `out` overlaps no input; maps are of these
+            /// matrices and this tile.
+            // Tensor maps lie at multiples of 64.
+            #[launch_bounds(384, 1, align = 64)]
+            pub fn $name(p: PrefillGemm) {
+                Tile::<$stages>::product::<[f32; $sums], $epilogue>(&p, param_address!($name));
             }
         }
     )*};
@@ -92,142 +105,27 @@ gemm_kernels! {
     wgmma_bf16_128x256_swiglu: 128 sums, 4 stages, SwiGlu, "`out = silu(gate) · up` of interleaved `a · wᵀ`.";
 }
 
-/// A block's tiles, and its part of k.
-struct Work {
-    tile: u32,
-    n_tiles: u32,
-    m_tiles: u32,
-    begin: u32,
-    count: u32,
-}
-
-impl Work {
-    #[inline(always)]
-    fn new(p: &Gemm, cols: u32) -> Self {
-        let (n_k_tiles, parts) = (p.k.div_ceil(BLOCK_K), nctaid_x().max(1));
-        let begin = n_k_tiles * ctaid_x() / parts;
-        let count = n_k_tiles * (ctaid_x() + 1) / parts - begin;
-        let m_tiles = p.m.div_ceil(TOKENS).max(1);
-        Self { tile: ctaid_y(), n_tiles: m_tiles * p.n.div_ceil(cols), m_tiles, begin, count }
-    }
-
-    /// First token and first weight row of the tile at hand.
-    #[inline(always)]
-    fn origin(&self, cols: u32) -> (u32, u32) {
-        (self.tile % self.m_tiles * TOKENS, self.tile / self.m_tiles * cols)
-    }
-
-    #[inline(always)]
-    fn advance(&mut self) {
-        self.tile += nctaid_y();
-    }
-}
-
-/// A thread's chunks of the rows of one matrix in a tile. Rows beyond the matrix are its last one again, since their
-/// results are dropped; columns beyond it are zeros.
-struct Source {
-    /// The tile's first row.
-    rows: Global,
-    stride: u32,
-    /// The tile's last row that exists, and this thread's first.
-    last: u32,
-    row: u32,
-    column: u32,
-    k: u32,
-    /// Where the tile's rows are in a stage, and whether they are permuted.
-    at: Shared,
-    permuted: bool,
-    aligned: bool,
-}
-
-impl Source {
-    #[inline(always)]
-    fn of_tokens(p: &Gemm, token: u32) -> Self {
-        Self {
-            rows: p.a + u64::from(token) * u64::from(p.ld_a) * BYTES,
-            stride: p.ld_a,
-            last: p.m - 1 - token,
-            row: tid_x() / CHUNKS,
-            column: tid_x() % CHUNKS * PER_VECTOR,
-            k: p.k,
-            at: 0,
-            permuted: false,
-            aligned: is_aligned(p),
-        }
-    }
-
-    /// Of each 32 rows, row 8t + 2j + e lies at row 8j + 2t + e (t, j below 4, e below 2), so that a lane's sums of 32
-    /// columns are eight neighbours.
-    #[inline(always)]
-    fn of_weights(p: &Gemm, row: u32) -> Self {
-        let r = tid_x() / CHUNKS;
-        Self {
-            rows: p.w + u64::from(row) * u64::from(p.k) * BYTES,
-            stride: p.k,
-            last: p.n - 1 - row,
-            row: r % 8 / 2 * 8 + r / 8 * 2 + r % 2,
-            column: tid_x() % CHUNKS * PER_VECTOR,
-            k: p.k,
-            at: TOKENS * ROW_BYTES,
-            permuted: true,
-            aligned: is_aligned(p),
-        }
-    }
-
-    /// The tile's rows of `k_tile`, 16 at a time.
-    #[inline(always)]
-    unsafe fn load<A: Accumulators>(&self, stage: Shared, k_tile: u32) {
-        const PER_PASS: u32 = PRODUCERS / CHUNKS;
-        let n_passes = if self.permuted { A::N } else { TOKENS } / PER_PASS;
-        let row = |pass: u32| {
-            let offset = if self.permuted { pass / 2 * 32 + pass % 2 * 4 } else { pass * PER_PASS };
-            let row = (self.row + offset).min(self.last);
-            u64::from(row * BYTES as u32) * u64::from(self.stride)
-        };
-        let target = swizzle::address::<CHUNKS>(stage + self.at, tid_x() / CHUNKS, tid_x() % CHUNKS);
-        let column = self.column + k_tile * BLOCK_K;
-        if self.aligned {
-            // Where nothing is read the address must still be one of the matrix.
-            let inside = column < self.k;
-            let source = self.rows + if inside { u64::from(column) * BYTES } else { 0 };
-            for pass in 0..n_passes {
-                // Rows a multiple of 8 apart are swizzled alike.
-                let to = target + pass * PER_PASS * ROW_BYTES;
-                async_copy::copy_16(to, source + row(pass), if inside { 16 } else { 0 });
-            }
-            return;
-        }
-        for pass in 0..opaque(n_passes) {
-            shared::st_v4(
-                target + pass * PER_PASS * ROW_BYTES,
-                gather8(self.rows + row(pass), column, self.k),
-            );
-        }
-    }
-}
-
-/// The rows of both matrices are 16-byte aligned, so that asynchronous copies can take them.
-#[inline(always)]
-fn is_aligned(p: &Gemm) -> bool {
-    p.ld_a.is_multiple_of(PER_VECTOR) && p.k.is_multiple_of(PER_VECTOR)
-}
-
 struct Tile<const STAGES: u32>;
 
 impl<const STAGES: u32> Tile<STAGES> {
-    /// The whole kernel.
+    /// The whole kernel, whose parameters are at this generic address.
     #[inline(always)]
-    unsafe fn product<A: Accumulators, E: Eight>(p: &Gemm) {
+    unsafe fn product<A: Accumulators, E: Eight>(params: &PrefillGemm, at: u64) {
+        let (p, has_maps) = (&params.gemm, params.has_maps != 0);
         if tid_x() == 0 {
-            Place::<STAGES>::init(PRODUCERS, CONSUMER_WARPS);
+            Place::<STAGES>::init(if has_maps { 1 } else { PRODUCERS }, CONSUMER_WARPS);
+            // The copy engine must find them initialised.
+            fence_proxy_async();
         }
         sync_block();
         pdl::launch_dependents();
-        if tid_x() < PRODUCERS {
-            Self::produce::<A>(p);
-        } else {
+        if tid_x() >= PRODUCERS {
             pdl::wait();
-            Self::consume::<A, E>(p);
+            Self::consume::<A, E>(p, has_maps);
+        } else if has_maps {
+            by_maps::fill::<STAGES, A>(params, at);
+        } else {
+            by_threads::fill::<STAGES, A>(p);
         }
         if nctaid_x() > 1 {
             let (token, col) = Work::new(p, A::N).origin(A::N);
@@ -237,48 +135,8 @@ impl<const STAGES: u32> Tile<STAGES> {
     }
 
     #[inline(always)]
-    unsafe fn produce<A: Accumulators>(p: &Gemm) {
-        let (base, stage_bytes) = (shared::dynamic(), (TOKENS + A::N) * ROW_BYTES);
-        let mut work = Work::new(p, A::N);
-        let mut to = Place::<STAGES>::FIRST;
-
-        // The first weights do not wait for the predecessor.
-        let early = if work.tile < work.n_tiles { work.count.min(STAGES) } else { 0 };
-        let w = Source::of_weights(p, work.origin(A::N).1.min(p.n - 1));
-        for i in 0..opaque(early) {
-            w.load::<A>(base + i * stage_bytes, work.begin + i);
-        }
-        pdl::wait();
-
-        let mut loaded = 0;
-        while work.tile < work.n_tiles {
-            let (token, row) = work.origin(A::N);
-            let (a, w) = (Source::of_tokens(p, token), Source::of_weights(p, row));
-            for i in work.begin..work.begin + work.count {
-                // Before its first use a stage is empty.
-                mbarrier::wait(to.empty(), to.parity ^ 1);
-                let stage = base + to.stage * stage_bytes;
-                a.load::<A>(stage, i);
-                if loaded >= early {
-                    w.load::<A>(stage, i);
-                }
-                if is_aligned(p) {
-                    async_copy::arrive_behind(to.full());
-                } else {
-                    mbarrier::arrive(to.full());
-                }
-                loaded += 1;
-                to.advance();
-            }
-            work.advance();
-        }
-        // Nobody leaves with copies in flight.
-        async_copy::wait_all();
-    }
-
-    #[inline(always)]
-    unsafe fn consume<A: Accumulators, E: Eight>(p: &Gemm) {
-        let (base, stage_bytes) = (shared::dynamic(), (TOKENS + A::N) * ROW_BYTES);
+    unsafe fn consume<A: Accumulators, E: Eight>(p: &Gemm, has_maps: bool) {
+        let (base, stage_bytes) = (shared::dynamic(), stage_bytes(A::N));
         let group_at = (tid_x() - PRODUCERS) / 128 * GROUP_TOKENS * ROW_BYTES;
         let mut work = Work::new(p, A::N);
         let (mut at, mut read) = (Place::<STAGES>::FIRST, Place::<STAGES>::FIRST);
@@ -286,7 +144,9 @@ impl<const STAGES: u32> Tile<STAGES> {
             let mut sums = A::ZERO;
             for i in 0..work.count {
                 mbarrier::wait(at.full(), at.parity);
-                fence_proxy_async();
+                if !has_maps {
+                    fence_proxy_async();
+                }
                 let stage = base + at.stage * stage_bytes;
                 let (tokens, rows) =
                     (Descriptor::new(stage + group_at), Descriptor::new(stage + TOKENS * ROW_BYTES));
