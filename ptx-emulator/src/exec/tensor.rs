@@ -121,7 +121,7 @@ fn start(
         permute(map.swizzle, to + (index * row_bytes) as u64, &row, place);
     }
     let (site, number) = (context.site, context.asynchronous.next_number());
-    let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes, fills: false };
+    let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes };
     context.asynchronous.signal_bytes(barrier, copy);
     Ok(())
 }
