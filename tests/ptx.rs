@@ -42,9 +42,9 @@ fn the_file_for_hopper_has_products_over_wgmma_besides() {
 }
 
 #[test]
-fn versions_are_the_oldest_that_have_the_instructions() {
+fn versions_are_those_that_the_oldest_drivers_meant_take() {
     assert!(file("sm_80").text.contains("\n.version 7.4\n.target sm_80\n"));
-    assert!(file("sm_90a").text.contains("\n.version 8.1\n.target sm_90a\n"));
+    assert!(file("sm_90a").text.contains("\n.version 8.4\n.target sm_90a\n"));
 }
 
 #[test]
@@ -142,7 +142,8 @@ fn products_on_hopper_are_of_warpgroups_and_read_shared_memory_behind_a_proxy_fe
             text.contains("mapa.shared::cluster") && text.contains("barrier.cluster.wait.acquire"),
             "{name}"
         );
-        assert_eq!(text.contains("cp.async.mbarrier.arrive.noinc"), !streams, "{name}");
+        // Racecheck does not follow it.
+        assert!(!text.contains("cp.async.mbarrier.arrive"), "{name}");
     }
 }
 
@@ -166,8 +167,13 @@ fn products_for_prompts_take_boxes_by_tensor_copies() {
             assert_eq!(text.matches(&copy).count(), copies, "{name}: {copy}");
         }
         assert_eq!(text.matches("mbarrier.arrive.expect_tx").count(), 2, "{name}");
-        // Behind the initialisation, and behind what threads have copied.
-        assert_eq!(text.matches("fence.proxy.async.shared::cta").count(), 2, "{name}");
+        // Behind the initialisation of the barriers, and behind what threads have copied, before they arrive.
+        let behind = text.split("fence.proxy.async.shared::cta;").skip(2);
+        let next = behind.filter_map(|text| text.split_once("mbarrier.")).map(|(_, next)| next);
+        assert!(
+            next.clone().count() >= 2 && next.into_iter().all(|next| next.starts_with("arrive.shared")),
+            "{name}"
+        );
         found += 1;
     }
     assert_eq!(found, 12);
@@ -191,8 +197,8 @@ fn prompts_on_hopper_are_attended_to_by_warpgroups_whose_exponentials_overlap_wi
         for once in ["setmaxnreg.dec.sync.aligned.u32 40;", "setmaxnreg.inc.sync.aligned.u32 232;"] {
             assert_eq!(text.matches(once).count(), 1, "{name}: {once}");
         }
-        // Queries, keys and values.
-        assert_eq!(text.matches("cp.async.mbarrier.arrive.noinc").count(), 3, "{name}");
+        // Racecheck does not follow it.
+        assert!(!text.contains("cp.async.mbarrier.arrive"), "{name}");
         // In the loop: both groups are issued, the first one is waited for, and exponentials come before the second
         // wait, with a branch between, beyond which the assembler moves no wait.
         let (_, behind) =

@@ -150,6 +150,9 @@ pub struct KernelAttributes {
     pub max_threads_per_block: u32,
     /// Dynamic shared memory that a launch may ask for until it is raised.
     pub dynamic_shared_bytes: u32,
+    /// Where the first parameter lies in the block that a launch passes. Not 0 where a parameter is aligned to more than
+    /// the architecture's parameter space, as those with tensor maps are.
+    pub parameters_at: u32,
 }
 
 /// Device and pinned host memory.

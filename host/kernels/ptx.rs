@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use super::{TensorMap, attention, gemm, nvrar, params, pointwise, prefill, sampling};
 
-/// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.1 (`sm_90a`) takes it.
+/// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.4 (`sm_90a`) takes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Ptx {
     /// `sm_80` runs on compute capability 8.0 and everything later, `sm_90a` on 9.0 alone.

@@ -2,8 +2,9 @@
 
 use core::marker::PhantomData;
 
+use crate::ptx::barrier::fence_proxy_async;
 use crate::ptx::special::opaque;
-use crate::ptx::{Shared, mbarrier};
+use crate::ptx::{Shared, async_copy, mbarrier};
 
 /// Most stages of a ring.
 pub const MAX_STAGES: u32 = 16;
@@ -70,5 +71,65 @@ impl<B: Barriers, const STAGES: u32> Place<B, STAGES> {
     #[inline(always)]
     pub fn empty(&self) -> Shared {
         B::barriers() + (MAX_STAGES + self.stage) * 8
+    }
+}
+
+/// What a thread that fills stages by `cp.async` has to tell: the barrier of the last stage it has issued, once the copies
+/// have arrived.
+///
+/// That is a copy later, or before it has to wait. `cp.async.mbarrier.arrive.noinc` would tell by itself, but
+/// compute-sanitizer's racecheck does not follow it.
+pub struct Landing {
+    is_due: bool,
+    full: Shared,
+}
+
+impl Landing {
+    /// Nothing is in flight.
+    pub const NONE: Self = Self { is_due: false, full: 0 };
+
+    /// Waits until the stage is empty, which it is before its first use.
+    ///
+    /// # Safety
+    /// `place` is of a ring whose other side gives stages back.
+    #[inline(always)]
+    pub unsafe fn make_room<B: Barriers, const STAGES: u32>(&mut self, place: &Place<B, STAGES>) {
+        let (empty, used) = (place.empty(), place.parity ^ 1);
+        if !mbarrier::has_ended(empty, used) {
+            // It may be emptied by who waits for what this thread has in flight.
+            self.tell::<0>();
+            mbarrier::wait(empty, used);
+        }
+    }
+
+    /// The copies of a stage have been issued, of which `full` is to be told.
+    ///
+    /// # Safety
+    /// `full` takes an arrival of this thread for them.
+    #[inline(always)]
+    pub unsafe fn issued(&mut self, full: Shared) {
+        async_copy::commit();
+        self.tell::<1>();
+        (self.is_due, self.full) = (true, full);
+    }
+
+    /// Nothing more comes; nobody leaves with copies in flight.
+    ///
+    /// # Safety
+    /// As for [`issued`](Self::issued).
+    #[inline(always)]
+    pub unsafe fn end(mut self) {
+        self.tell::<0>();
+    }
+
+    /// Tells of the stage whose copies are all but the last `BEHIND` in flight.
+    #[inline(always)]
+    unsafe fn tell<const BEHIND: usize>(&mut self) {
+        if self.is_due {
+            async_copy::wait::<BEHIND>();
+            fence_proxy_async();
+            mbarrier::arrive(self.full);
+            self.is_due = false;
+        }
     }
 }

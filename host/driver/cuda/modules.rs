@@ -3,7 +3,8 @@
 use std::ffi::{CStr, c_void};
 
 use cuda_lazy::newer::{
-    CUlaunchAttribute, CUlaunchConfig, CUtensorMap, cuLaunchKernelEx, cuTensorMapEncodeTiled, tensor_map,
+    CUlaunchAttribute, CUlaunchConfig, CUtensorMap, cuFuncGetParamInfo, cuLaunchKernelEx,
+    cuTensorMapEncodeTiled, tensor_map,
 };
 use cust::sys::{self, CUfunction_attribute, CUjit_option, CUresult};
 
@@ -79,6 +80,7 @@ impl GpuModules for CudaGpu {
             local_bytes: attribute(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             max_threads_per_block: attribute(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             dynamic_shared_bytes: attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?,
+            parameters_at: self.parameters_at(kernel)?,
         })
     }
 
@@ -181,6 +183,17 @@ impl GpuModules for CudaGpu {
 }
 
 impl CudaGpu {
+    /// Where the kernel's first parameter lies in the block of `CU_LAUNCH_PARAM_BUFFER_POINTER`: 0 without parameters.
+    /// Drivers before CUDA 12.4 cannot say; they take no PTX whose parameters are aligned to more than 16 bytes.
+    fn parameters_at(&self, kernel: KernelId) -> Result<u32> {
+        let (mut offset, mut bytes) = (0, 0);
+        // SAFETY: writes two sizes; the kernel is alive.
+        match unsafe { cuFuncGetParamInfo(handle(kernel.0), 0, &mut offset, &mut bytes) } {
+            CUresult::CUDA_ERROR_INVALID_VALUE | CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND => Ok(0),
+            result => self.check("cuFuncGetParamInfo", result).map(|()| offset as u32),
+        }
+    }
+
     /// # Safety
     /// As for `launch`; `extra` describes the parameters as `cuLaunchKernel` takes them.
     unsafe fn launch_with_attributes(

@@ -90,6 +90,7 @@ impl LoadedKernel {
             local_bytes: self.local_bytes,
             max_threads_per_block: self.max_threads,
             dynamic_shared_bytes: PLAIN_SHARED_BYTES,
+            parameters_at: 0,
         }
     }
 

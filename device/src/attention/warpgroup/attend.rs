@@ -5,7 +5,7 @@ use super::{
     CONSUMERS, GROUP_Q, Keys, PANEL_BYTES, PRODUCERS, Prefill, TAKES_TURNS, TILE, Values, Work, queries_full,
 };
 use crate::params::AttnPrefill;
-use crate::ptx::barrier::{arrive_at, fence_proxy_async, sync_at};
+use crate::ptx::barrier::{arrive_at, sync_at};
 use crate::ptx::global::st_v4;
 use crate::ptx::math::{bf16x2, rcp};
 use crate::ptx::shuffle::broadcast;
@@ -82,7 +82,6 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         let mut tile = work.n_tiles() - 1;
         mbarrier::wait(queries_full(), 0);
         mbarrier::wait(keys.full(), keys.parity);
-        fence_proxy_async();
         let mut scores = Self::scores(q, &keys);
         scores.wait();
         give_back(keys.empty());
@@ -133,7 +132,6 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
             mbarrier::wait(keys.full(), keys.parity);
         }
         mbarrier::wait(values.full(), values.parity);
-        fence_proxy_async();
     }
 
     /// Issues the products of the queries with a stage of keys, as a group.

@@ -5,8 +5,9 @@ use crate::attention::paged;
 use crate::params::AttnPrefill;
 use crate::ptx::shuffle::broadcast;
 use crate::ptx::special::{lane, tid_x, warp};
-use crate::ptx::{Global, Shared, async_copy, mbarrier};
+use crate::ptx::{Global, Shared, async_copy};
 use crate::tile::bf16::PER_VECTOR;
+use crate::tile::ring::Landing;
 use crate::tile::swizzle::{self, CHUNK_BYTES};
 
 impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
@@ -34,20 +35,20 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         // Rows beyond the last are that one again: their results are dropped.
         let queries = p.q + u64::from(work.head * Self::ROW_BYTES) + chunk;
         Self::copy_tile(Self::queries(), queries, p.ld_q * 2, work.token + row.min(work.n - 1));
-        async_copy::arrive_behind(queries_full());
+        let mut landing = Landing::NONE;
+        landing.issued(queries_full());
 
         let (k, v) = (p.cache.k + chunk, p.cache.v + chunk);
         let (mut keys, mut values) = (Keys::<STAGES>::FIRST, Values::<STAGES>::FIRST);
         loop {
             // Pages are looked up a tile ahead.
             let next = look_up(tile.saturating_sub(1));
-            // Before its first use a stage is empty.
-            mbarrier::wait(keys.empty(), keys.parity ^ 1);
+            landing.make_room(&keys);
             Self::copy_tile(Self::keys(keys.stage), k, Self::ROW_BYTES, rows);
-            async_copy::arrive_behind(keys.full());
-            mbarrier::wait(values.empty(), values.parity ^ 1);
+            landing.issued(keys.full());
+            landing.make_room(&values);
             Self::copy_tile(Self::values(values.stage), v, Self::ROW_BYTES, rows);
-            async_copy::arrive_behind(values.full());
+            landing.issued(values.full());
             if tile == 0 {
                 break;
             }
@@ -56,8 +57,7 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
             keys.advance();
             values.advance();
         }
-        // Nobody leaves with copies in flight.
-        async_copy::wait_all();
+        landing.end();
     }
 
     /// The row of a tile that this lane looks up for its warp: those that the warp copies, in the order of lanes.

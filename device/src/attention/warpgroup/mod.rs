@@ -96,7 +96,7 @@ kernel! {
     /// queries and four stages of keys and values.
     ///
     /// # Memory order
-    /// Copies arrive at their stage's full barrier; who has waited for it fences them for the asynchronous proxy.
+    /// Who copies waits for its copies, fences them for the asynchronous proxy and arrives at their stage's full barrier.
     /// Consumers' warps arrive at the empty one when their products have been waited for.
     ///
     /// # Safety

@@ -4,10 +4,12 @@ use super::work::Work;
 use super::{PRODUCERS, Place, TOKENS, stage_bytes};
 use crate::gemm::loader::{BLOCK_K, CHUNKS, ROW_BYTES};
 use crate::params::Gemm;
+use crate::ptx::barrier::fence_proxy_async;
 use crate::ptx::special::{opaque, tid_x};
 use crate::ptx::wgmma::Accumulators;
 use crate::ptx::{Global, Shared, async_copy, mbarrier, pdl, shared};
 use crate::tile::bf16::{BYTES, PER_VECTOR, gather8};
+use crate::tile::ring::Landing;
 use crate::tile::swizzle;
 
 /// A thread's chunks of the rows of one matrix in a tile. Rows beyond the matrix are its last one again, since their
@@ -98,8 +100,7 @@ fn is_aligned(p: &Gemm) -> bool {
     p.ld_a.is_multiple_of(PER_VECTOR) && p.k.is_multiple_of(PER_VECTOR)
 }
 
-/// Fills the stages of all tiles: copies arrive at the full barrier of their stage by themselves, or the thread does
-/// behind its stores.
+/// Fills the stages of all tiles; every thread arrives at the full barrier of a stage, behind its copies or stores.
 ///
 /// # Safety
 /// As of the kernel; the producers' threads call it together.
@@ -118,20 +119,21 @@ pub(super) unsafe fn fill<const STAGES: u32, A: Accumulators>(p: &Gemm) {
     pdl::wait();
 
     let mut loaded = 0;
+    let mut landing = Landing::NONE;
     while work.tile < work.n_tiles {
         let (token, row) = work.origin(A::N);
         let (a, w) = (Source::of_tokens(p, token), Source::of_weights(p, row));
         for i in work.begin..work.begin + work.count {
-            // Before its first use a stage is empty.
-            mbarrier::wait(to.empty(), to.parity ^ 1);
+            landing.make_room(&to);
             let stage = base + to.stage * stage_bytes;
             a.load::<A>(stage, i);
             if loaded >= early {
                 w.load::<A>(stage, i);
             }
             if is_aligned(p) {
-                async_copy::arrive_behind(to.full());
+                landing.issued(to.full());
             } else {
+                fence_proxy_async();
                 mbarrier::arrive(to.full());
             }
             loaded += 1;
@@ -139,6 +141,5 @@ pub(super) unsafe fn fill<const STAGES: u32, A: Accumulators>(p: &Gemm) {
         }
         work.advance();
     }
-    // Nobody leaves with copies in flight.
-    async_copy::wait_all();
+    landing.end();
 }

@@ -73,10 +73,9 @@ macro_rules! gemm_kernels {
             /// stages · (128 + weight rows) · 128 bytes.
             ///
             /// # Memory order
-            /// The copy engine tells a stage's full barrier of its bytes; threads that fill one arrive there, and
-            /// who has waited for them fences what they wrote for the asynchronous proxy. Consumers' warps arrive at
-            /// the empty one when their products have been waited for. Partial sums are read between two barriers
-            /// of the cluster.
+            /// The copy engine tells a stage's full barrier of its bytes; threads that fill one fence what they have
+            /// written for the asynchronous proxy and arrive there. Consumers' warps arrive at the empty one when
+            /// their products have been waited for. Partial sums are read between two barriers of the cluster.
             ///
             /// # Safety
             /// All rows exist; `w` is written by no kernel in flight; `out` overlaps no input; maps are of these
@@ -121,7 +120,7 @@ impl<const STAGES: u32> Tile<STAGES> {
         pdl::launch_dependents();
         if tid_x() >= PRODUCERS {
             pdl::wait();
-            Self::consume::<A, E>(p, has_maps);
+            Self::consume::<A, E>(p);
         } else if has_maps {
             by_maps::fill::<STAGES, A>(params, at);
         } else {
@@ -135,7 +134,7 @@ impl<const STAGES: u32> Tile<STAGES> {
     }
 
     #[inline(always)]
-    unsafe fn consume<A: Accumulators, E: Eight>(p: &Gemm, has_maps: bool) {
+    unsafe fn consume<A: Accumulators, E: Eight>(p: &Gemm) {
         let (base, stage_bytes) = (shared::dynamic(), stage_bytes(A::N));
         let group_at = (tid_x() - PRODUCERS) / 128 * GROUP_TOKENS * ROW_BYTES;
         let mut work = Work::new(p, A::N);
@@ -144,9 +143,6 @@ impl<const STAGES: u32> Tile<STAGES> {
             let mut sums = A::ZERO;
             for i in 0..work.count {
                 mbarrier::wait(at.full(), at.parity);
-                if !has_maps {
-                    fence_proxy_async();
-                }
                 let stage = base + at.stage * stage_bytes;
                 let (tokens, rows) =
                     (Descriptor::new(stage + group_at), Descriptor::new(stage + TOKENS * ROW_BYTES));
