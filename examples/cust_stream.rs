@@ -73,6 +73,8 @@ fn run() -> Result<(), Box<dyn Error>> {
 /// A launch of fewsync on any cust stream: all but those in clusters (fused all-reduces, products over `wgmma`), which
 /// take `cuLaunchKernelEx`, and those with more than 48 KiB of shared memory, which the function has to be told of.
 ///
+/// Tensor maps stay unencoded ([`Launch::with_tensor_maps`]), so that products for prompts copy by their threads.
+///
 /// # Safety
 /// As the kernel's documentation says of its arguments.
 unsafe fn enqueue(launch: &Launch, module: &Module, stream: &Stream) -> Result<(), Box<dyn Error>> {

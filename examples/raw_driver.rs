@@ -1,7 +1,8 @@
 //! One kernel on a stream of the raw driver API, without any CUDA crate.
 //!
 //! Shows: a typed launch handed to `cuLaunchKernel` by an engine that has its own driver bindings. What launches in
-//! clusters or with more than 48 KiB of shared memory need beside is said at `fewsync::kernels::Launch`.
+//! clusters, with tensor maps or with more than 48 KiB of shared memory need beside is said at
+//! `fewsync::kernels::Launch`.
 //! Needs: an NVIDIA GPU of compute capability 8.0 or newer and its driver; nothing to build.
 //! Run:   cargo run --release --example raw_driver --no-default-features
 

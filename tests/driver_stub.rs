@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytemuck::{Pod, Zeroable};
 use fewsync::driver::{Device, DevicePtr, GpuError, LaunchConfig, Result};
+use fewsync::kernels::{Addr, Gemm, Product, Rows, Tile, Tiling};
 use stub::{StubDriver, answer_of, is_child};
 
 /// The parameters of the stub's only kernel.
@@ -159,6 +160,35 @@ fn child_peers() {
     print(a.enable_peer_access(&c));
 }
 
+/// Child: a product's maps as the driver was asked for them.
+#[test]
+#[ignore = "run by the tests below"]
+fn child_maps() {
+    if !is_child() {
+        return;
+    }
+    let encode = || {
+        let device = Device::cuda(0)?;
+        let (a, out) = (Rows::new(Addr::new(0x100), 80), Product::Store(Rows::new(Addr::new(0x300), 96)));
+        let tiling = Tiling::of(Tile::W128x192);
+        let launch = Gemm { a, w: Addr::new(0x200), out, m: 7, n: 96, k: 72, tiling }.launch();
+        let maps: Vec<_> = launch.tensor_maps().collect();
+        assert_eq!(maps.len(), 2);
+        // bf16, the 128-byte swizzle, 256 bytes to L2, zeros; all elements of a box.
+        let (head, each) = (|rank: u64| 9 | rank << 8 | 3 << 20 | 3 << 24, |size: u64| size | 1 << 32);
+        let tokens = [head(2), 0x100, 72, 7, 0, 0, 0, 160, 0, 0, 0, each(64), each(128), 0, 0, 0];
+        let boxes = [64, 2, 4, 4, 6].map(each);
+        let mut weights = [head(5), 0x200, 72, 2, 4, 4, 3, 144, 1152, 288, 4608, 0, 0, 0, 0, 0];
+        weights[11..].copy_from_slice(&boxes);
+        for (map, expected) in maps.into_iter().zip([tokens, weights]) {
+            let words: [u64; 16] = bytemuck::cast(device.gpu().encode_tensor_map(map)?);
+            assert_eq!(words, expected);
+        }
+        Ok(())
+    };
+    print(encode());
+}
+
 struct Stub {
     _driver: StubDriver,
     path: PathBuf,
@@ -266,6 +296,21 @@ fn failing_calls_are_named_with_device_and_reason() {
         "cuStreamSynchronize on cuda:0 (Stub GPU) failed: an illegal memory access was encountered; an earlier kernel \
          on this device did it, and the process must be restarted (CUDA_ERROR_STUB, code 700)"
     );
+}
+
+#[test]
+fn tensor_maps_are_asked_of_the_driver_and_an_old_one_is_named() {
+    let Some(stub) = Stub::build() else { return };
+    assert_eq!(stub.answer("child_maps", &[]), "ok ()");
+    let fail = |result: &str| {
+        stub.answer("child_maps", &[("STUB_FAIL", &format!("cuTensorMapEncodeTiled={result}"))])
+    };
+    assert_eq!(
+        fail("302"),
+        "cuTensorMapEncodeTiled on cuda:0 (Stub GPU) failed: tensor maps need a driver of CUDA 12.0, this is CUDA 13.0 \
+         (CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND, code 302)"
+    );
+    assert!(fail("1").starts_with("cuTensorMapEncodeTiled on cuda:0 (Stub GPU) failed: "));
 }
 
 #[test]

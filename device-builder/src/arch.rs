@@ -24,7 +24,7 @@ pub enum Arch {
     Sm89,
     /// Hopper and everything after it, PTX 8.1.
     Sm90,
-    /// Hopper only, with its own instructions (`wgmma`, `setmaxnreg`), PTX 8.1.
+    /// Hopper only, with its own instructions (`wgmma`, `setmaxnreg`), PTX 8.4.
     Sm90a,
     /// Blackwell data centre and everything after it, PTX 8.6.
     Sm100,
@@ -68,7 +68,9 @@ impl Arch {
             Self::Sm70 | Self::Sm75 => 70,
             Self::Sm80 | Self::Sm86 => 74,
             Self::Sm89 => 78,
-            Self::Sm90 | Self::Sm90a => 81,
+            Self::Sm90 => 81,
+            // Taken by drivers that can say where kernel parameters of wide alignment lie (cuFuncGetParamInfo).
+            Self::Sm90a => 84,
             Self::Sm100 => 86,
         }
     }

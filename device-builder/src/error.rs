@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// Launch bounds that cannot be read, or that belong to no kernel.
     #[error(
-        "symbol `{symbol}` is no launch bound of an exported kernel; export `launch_bounds$KERNEL$MAX_THREADS$MIN_BLOCKS`"
+        "symbol `{symbol}` is no launch bound of an exported kernel; export `launch_bounds$KERNEL$MAX_THREADS$MIN_BLOCKS`, and `$ALIGN` where its parameters are to be aligned"
     )]
     LaunchBounds {
         /// The symbol.
@@ -90,6 +90,14 @@ pub enum Error {
         "products by wgmma would not overlap; leave their accumulators alone until they are waited for: {line}"
     )]
     Serialized {
+        /// What ptxas says.
+        line: String,
+    },
+    /// `setmaxnreg` has no effect.
+    #[error(
+        "registers would stay where they are; bound the launch, and give each warpgroup's role one side of a branch: {line}"
+    )]
+    RegistersStay {
         /// What ptxas says.
         line: String,
     },

@@ -2,8 +2,10 @@
 //!
 //! The language has no launch bounds, so a kernel crate exports a marker static per bounded kernel,
 //! named `launch_bounds$KERNEL$MAX_THREADS$MIN_BLOCKS`; it becomes `.maxntid` and `.minnctapersm`
-//! on the entry and vanishes from the PTX.
+//! on the entry and vanishes from the PTX. Nor can the compiler align a kernel's parameters beyond 16 bytes: a fourth
+//! part, `$ALIGN`, does.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -122,7 +124,8 @@ fn apply_launch_bounds(ptx: &str, symbols: &[String]) -> Result<String> {
             let _ =
                 writeln!(text, ".maxntid {}, 1, 1\n.minnctapersm {}", bounds.max_threads, bounds.min_blocks);
         }
-        text.push_str(line);
+        let align = open.as_ref().and_then(|bounds| bounds.param_align);
+        text.push_str(&align.map_or(Cow::Borrowed(line), |align| align_param(line, align)));
         text.push('\n');
     }
     match pending.first() {
@@ -131,10 +134,24 @@ fn apply_launch_bounds(ptx: &str, symbols: &[String]) -> Result<String> {
     }
 }
 
+/// A line of an entry's parameters, aligned to at least so many bytes.
+fn align_param(line: &str, least: u32) -> Cow<'_, str> {
+    const KEY: &str = ".param .align ";
+    let parts = line.split_once(KEY).and_then(|(indent, rest)| Some((indent, rest.split_once(' ')?)));
+    match parts {
+        Some((indent, (found, rest))) if found.parse().is_ok_and(|found: u32| found < least) => {
+            format!("{indent}{KEY}{least} {rest}").into()
+        }
+        _ => line.into(),
+    }
+}
+
 struct LaunchBounds<'a> {
     kernel: &'a str,
     max_threads: u32,
     min_blocks: u32,
+    /// Of the parameters, in bytes.
+    param_align: Option<u32>,
 }
 
 impl<'a> LaunchBounds<'a> {
@@ -143,7 +160,9 @@ impl<'a> LaunchBounds<'a> {
         let kernel = parts.next()?;
         let max_threads = parts.next()?.parse().ok()?;
         let min_blocks = parts.next()?.parse().ok()?;
-        parts.next().is_none().then_some(Self { kernel, max_threads, min_blocks })
+        let param_align = parts.next().map(str::parse).transpose().ok()?;
+        let is_whole = parts.next().is_none() && param_align.is_none_or(u32::is_power_of_two);
+        is_whole.then_some(Self { kernel, max_threads, min_blocks, param_align })
     }
 }
 
@@ -160,9 +179,24 @@ mod tests {
     }
 
     #[test]
+    fn parameters_are_aligned_up_and_never_down() {
+        let entry = |align| {
+            format!(".visible .entry k(\n\t.param .align {align} .b8 k_param_0[320]\n)\n{{\n\tret;\n}}\n")
+        };
+        let align = |from, marker: &str| apply_launch_bounds(&entry(from), &[marker.into()]).unwrap();
+        assert!(align(8, "launch_bounds$k$384$1$64").contains("(\n\t.param .align 64 .b8 k_param_0[320]\n)"));
+        assert!(align(16, "launch_bounds$k$384$1$8").contains(".param .align 16 .b8"));
+        assert!(align(8, "launch_bounds$k$384$1").contains(".param .align 8 .b8"));
+    }
+
+    #[test]
     fn bounds_of_an_unknown_kernel_or_of_no_number_are_refused() {
-        for symbol in ["launch_bounds$other$256$2", "launch_bounds$scale$many$2", "launch_bounds$scale$1$2$3"]
-        {
+        for symbol in [
+            "launch_bounds$other$256$2",
+            "launch_bounds$scale$many$2",
+            "launch_bounds$scale$1$2$3",
+            "launch_bounds$scale$1$2$16$3",
+        ] {
             assert!(apply_launch_bounds(ENTRY, &[symbol.into()]).is_err(), "{symbol}");
         }
     }

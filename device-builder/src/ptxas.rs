@@ -87,6 +87,9 @@ fn parse_report(report: &str) -> Result<Vec<Resources>> {
         if line.contains("wgmma.mma_async instructions are serialized") {
             return Err(Error::Serialized { line: line.trim().to_owned() });
         }
+        if line.contains("'setmaxnreg' ignored") {
+            return Err(Error::RegistersStay { line: line.trim().to_owned() });
+        }
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             let kernel = rest.split('\'').next().unwrap_or_default().to_owned();
             resources.push(Resources {
@@ -129,6 +132,14 @@ mod tests {
                       due to non wgmma instructions defining accumulator registers in the function 'gemm'";
         let error = parse_report(report).unwrap_err().to_string();
         assert!(error.contains("in the function 'gemm'"), "{error}");
+    }
+
+    #[test]
+    fn registers_that_stay_are_refused() {
+        let report = "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine \
+                      register count at entry.";
+        let error = parse_report(report).unwrap_err().to_string();
+        assert!(error.contains("bound the launch") && error.contains("at entry"), "{error}");
     }
 
     #[test]

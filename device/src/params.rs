@@ -121,6 +121,29 @@ pub struct Gemm {
     pub eps: f32,
 }
 
+/// What `cp.async.bulk.tensor` copies from: 128 bytes that only `cuTensorMapEncodeTiled` knows the meaning of, at a
+/// multiple of 64.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// `wgmma_bf16_128x*`: a [`Gemm`], and both matrices as tensor copies take them.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PrefillGemm {
+    /// The product.
+    pub gemm: Gemm,
+    /// 1: tensor copies fill the stages, by the maps below. 0: threads do, and nothing reads the maps.
+    pub has_maps: u32,
+    /// Zero; keeps the struct free of padding.
+    pub reserved: u32,
+    /// `a`, columns first: `[k, m]` in boxes of 64 × 128, 128-byte swizzle.
+    pub a_map: TensorMap,
+    /// `w`, where `n` is a multiple of 32: row `32q + 8t + 2j + e` as `[k, e: 2, t: 4, j: 4, q: n / 32]`, in boxes of 64
+    /// columns and the tile's weight rows, 128-byte swizzle.
+    pub w_map: TensorMap,
+}
+
 /// `attn_decode_bf16_d64`, `_d128`: one query token per sequence.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

@@ -16,6 +16,7 @@ use std::ptr::NonNull;
 use bytemuck::{Pod, Zeroable};
 
 use super::{GpuError, LaunchConfig, PtxVersion, Result};
+use crate::kernels::TensorMap;
 
 /// An address in device memory, as kernels take it: 8 bytes of a launch's parameters.
 #[repr(transparent)]
@@ -149,6 +150,9 @@ pub struct KernelAttributes {
     pub max_threads_per_block: u32,
     /// Dynamic shared memory that a launch may ask for until it is raised.
     pub dynamic_shared_bytes: u32,
+    /// Where the first parameter lies in the block that a launch passes. Not 0 where a parameter is aligned to more than
+    /// the architecture's parameter space, as those with tensor maps are.
+    pub parameters_at: u32,
 }
 
 /// Device and pinned host memory.
@@ -219,6 +223,8 @@ pub trait GpuModules {
         block_threads: u32,
         dynamic_shared_bytes: u32,
     ) -> Result<u32>;
+    /// The map as kernels' parameters hold it (`cuTensorMapEncodeTiled`).
+    fn encode_tensor_map(&self, map: &TensorMap) -> Result<[u8; TensorMap::BYTES]>;
     /// Launches a kernel. `parameters` is the PTX parameter space: each `.param` at its natural alignment.
     /// The configuration has been checked; additionally, what the kernel does with these parameters is within
     /// the module's safety rules.

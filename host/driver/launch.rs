@@ -180,6 +180,7 @@ mod tests {
         local_bytes: 0,
         max_threads_per_block: 512,
         dynamic_shared_bytes: 231_424,
+        parameters_at: 0,
     };
 
     fn refusal(config: LaunchConfig, major: u32) -> String {

@@ -90,8 +90,10 @@ impl KernelLibrary {
     /// Enqueues a launch. With programmatic dependent launch it may begin before the kernel ahead of it in the
     /// stream has ended, and waits for it by itself.
     ///
+    /// Its tensor maps are encoded here.
+    ///
     /// # Errors
-    /// As [`Kernel::launch`].
+    /// As [`Kernel::launch`]; a driver that encodes no tensor maps.
     ///
     /// # Safety
     /// As [`Kernel::launch`]: what the launch's arguments say is there, is there. Weights, block tables and the
@@ -104,6 +106,7 @@ impl KernelLibrary {
         let mut config = LaunchConfig::new((x, y, z), launch.threads).shared(launch.shared_bytes);
         config.programmatic = self.programmatic;
         config.cluster = (launch.cluster > 1).then(|| launch.cluster.into());
+        let launch = launch.with_tensor_maps(|map| self.device.gpu().encode_tensor_map(map))?;
         // SAFETY: the parameters have the entry point's layout; the rest is the caller's promise.
         unsafe { kernel.launch(stream, &config, launch.params()) }
     }

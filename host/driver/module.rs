@@ -142,9 +142,15 @@ impl Kernel {
         if config.cooperative {
             self.check_resident(config)?;
         }
-        // SAFETY: stream and kernel are alive and of one device, the configuration was checked; the rest is the
-        // caller's promise.
-        unsafe { device.gpu().launch(stream.id(), self.id, config, parameters) }
+        let launch = |block: &[u8]| {
+            // SAFETY: stream and kernel are alive and of one device, the configuration was checked; the rest is the
+            // caller's promise.
+            unsafe { device.gpu().launch(stream.id(), self.id, config, block) }
+        };
+        match self.attributes.parameters_at {
+            0 => launch(parameters),
+            at => launch(&[&vec![0; at as usize], parameters].concat()),
+        }
     }
 
     fn check_resident(&self, config: &LaunchConfig) -> Result<()> {

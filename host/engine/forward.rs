@@ -273,7 +273,7 @@ impl Rank {
                 n_sequences: n_sequences as u32,
                 max_q_len: max_q_len as u32,
             }
-            .launch(),
+            .launch(self.kernels.target()),
         };
         self.launch(&attention)
     }

@@ -1,4 +1,4 @@
-//! Attention over the paged KV cache, and what writes the cache.
+//! Attention of single tokens over the paged KV cache, and what writes the cache.
 
 use half::bf16;
 
@@ -6,7 +6,6 @@ use super::{Addr, Launch, Rows, params};
 
 pub(super) const ROPE_KV_WRITE: [&str; 2] = ["rope_kv_write_bf16_d64", "rope_kv_write_bf16_d128"];
 pub(super) const DECODE: [&str; 2] = ["attn_decode_bf16_d64", "attn_decode_bf16_d128"];
-pub(super) const PREFILL: [&str; 2] = ["attn_prefill_bf16_d64", "attn_prefill_bf16_d128"];
 
 const ROPE_THREADS: u32 = 256;
 const DECODE_THREADS: u32 = 128;
@@ -16,10 +15,7 @@ const DECODE_RESIDENT: u32 = 2;
 const MAX_MERGED: u32 = 128 * 64;
 /// A split of the cache has a multiple of this many tokens.
 const SPLIT_GRANULE: u32 = 64;
-const PREFILL_THREADS: u32 = 256;
-/// Query tokens of a block of the prefill kernel.
-const PREFILL_BLOCK: u32 = 128;
-/// Bytes of shared memory per element of head_dim, in both attention kernels.
+/// Bytes of shared memory per element of head_dim, in the attention kernels over `mma.sync`.
 const SHARED_BYTES_PER_DIM: u32 = 512;
 
 /// A shape for which there is no kernel.
@@ -52,7 +48,7 @@ impl HeadDim {
         }
     }
 
-    const fn shared_bytes(self) -> u32 {
+    pub(super) const fn shared_bytes(self) -> u32 {
         SHARED_BYTES_PER_DIM * self.get()
     }
 }
@@ -111,7 +107,7 @@ pub struct PagedKv {
 }
 
 impl PagedKv {
-    fn params(&self) -> params::PagedKv {
+    pub(super) fn params(&self) -> params::PagedKv {
         params::PagedKv {
             k: self.k.raw(),
             v: self.v.raw(),
@@ -272,54 +268,8 @@ impl AttnDecode {
     }
 }
 
-/// Causal attention of the last tokens of each sequence.
-#[derive(Debug, Clone, Copy)]
-pub struct AttnPrefill {
-    /// Width of a head.
-    pub head_dim: HeadDim,
-    /// `[n_tokens, n_heads, head_dim]`.
-    pub q: Rows<bf16>,
-    /// `[n_tokens, n_heads, head_dim]`, written.
-    pub out: Rows<bf16>,
-    /// Cache and block table; holds the new tokens' keys and values already.
-    pub cache: PagedKv,
-    /// `[n_sequences + 1]`: sequence s has the query tokens `q_starts[s]..q_starts[s + 1]`.
-    pub q_starts: Addr<u32>,
-    /// `[n_sequences]`: cached tokens, the queries' own included.
-    pub kv_lens: Addr<u32>,
-    /// `[n_heads]`: KV head of each query head.
-    pub kv_head_of: Addr<u32>,
-    /// Query heads of this rank.
-    pub n_heads: u32,
-    /// Sequences, at least one.
-    pub n_sequences: u32,
-    /// Query tokens of the sequence that has most of them, at least one.
-    pub max_q_len: u32,
-}
-
-impl AttnPrefill {
-    /// One block per 128 query tokens, query head and sequence.
-    pub fn launch(&self) -> Launch {
-        let Self { head_dim, .. } = *self;
-        let params = params::AttnPrefill {
-            q: self.q.at.raw(),
-            out: self.out.at.raw(),
-            cache: self.cache.params(),
-            q_starts: self.q_starts.raw(),
-            kv_lens: self.kv_lens.raw(),
-            kv_head_of: self.kv_head_of.raw(),
-            ld_q: self.q.stride,
-            ld_out: self.out.stride,
-            scale: scale(head_dim),
-            reserved: 0,
-        };
-        let grid = [self.max_q_len.div_ceil(PREFILL_BLOCK), self.n_heads, self.n_sequences];
-        Launch::new(PREFILL[head_dim as usize], grid, PREFILL_THREADS, head_dim.shared_bytes(), &params)
-    }
-}
-
 /// 1/√head_dim.
-fn scale(head_dim: HeadDim) -> f32 {
+pub(super) fn scale(head_dim: HeadDim) -> f32 {
     (head_dim.get() as f32).sqrt().recip()
 }
 

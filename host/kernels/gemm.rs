@@ -1,9 +1,12 @@
 //! Matrix products `y = a · wᵀ`: which kernel, which tile.
 
+use std::mem::offset_of;
+
 use half::bf16;
 
-use super::tiling::Kernel;
-use super::{Addr, Launch, MAX_CLUSTER, Rows, Target, Tile, Tiling, params};
+use super::launch::TensorMaps;
+use super::tiling::{Kernel, Shape};
+use super::{Addr, Launch, MAX_CLUSTER, Rows, Target, TensorMap, Tile, Tiling, params};
 
 /// `[kernel][epilogue]`: the two of [`Gemv`], then those of [`Tile::ALL`] without `wgmma`.
 pub(super) const NAMES: [[&str; 4]; 5] = [
@@ -14,10 +17,14 @@ pub(super) const NAMES: [[&str; 4]; 5] = [
     ["gemm_bf16_128x128_store", "gemm_bf16_128x128_f32", "gemm_bf16_128x128_add", "gemm_bf16_128x128_swiglu"],
 ];
 
-/// Those of [`Tile::ALL`] with `wgmma`.
-pub(super) const WGMMA_NAMES: [[&str; 4]; 5] = [
+/// Those of [`Tile::ALL`] with `wgmma`, weights streamed.
+pub(super) const STREAM_NAMES: [[&str; 4]; 2] = [
     ["wgmma_bf16_32x128_store", "wgmma_bf16_32x128_f32", "wgmma_bf16_32x128_add", "wgmma_bf16_32x128_swiglu"],
     ["wgmma_bf16_64x128_store", "wgmma_bf16_64x128_f32", "wgmma_bf16_64x128_add", "wgmma_bf16_64x128_swiglu"],
+];
+
+/// The others with `wgmma`.
+pub(super) const PREFILL_NAMES: [[&str; 4]; 3] = [
     [
         "wgmma_bf16_128x128_store",
         "wgmma_bf16_128x128_f32",
@@ -41,7 +48,8 @@ pub(super) const WGMMA_NAMES: [[&str; 4]; 5] = [
 const M1: usize = 0;
 const M8: usize = 1;
 const FIRST_TILE: usize = 2;
-const FIRST_WGMMA: usize = Tile::W32x128 as usize;
+const FIRST_STREAM: usize = Tile::W32x128 as usize;
+const FIRST_PREFILL: usize = Tile::W128x128 as usize;
 
 /// A warp of the kernel for one row of activations has two rows of the weights.
 const M1_ROWS_PER_WARP: u32 = 2;
@@ -201,7 +209,7 @@ impl Gemm {
         assert!((1..=most).contains(&k_parts), "k in {k_parts} parts, {tile:?} takes 1 to {most}");
         let (column, out, ld_out) = out.parts();
         let (a, ld_a, w) = (a.at.raw(), a.stride, w.raw());
-        let params = params::Gemm { a, w, out, norm_weight: 0, m, n, k, ld_a, ld_out, eps: 0.0 };
+        let gemm = params::Gemm { a, w, out, norm_weight: 0, m, n, k, ld_a, ld_out, eps: 0.0 };
         let shape = tile.shape();
         let (m_tiles, n_tiles) = (m.div_ceil(shape.m), n.div_ceil(shape.n));
         let grid = match shape.kernel {
@@ -214,12 +222,38 @@ impl Gemm {
             Kernel::Prefill(_) => [k_parts, m_tiles * n_tiles, 1],
         };
         let shared_bytes = shape.stages * (shape.m + shape.n) * STAGE_ROW_BYTES;
-        let names = if tile.needs_wgmma() {
-            &WGMMA_NAMES[tile as usize - FIRST_WGMMA]
-        } else {
-            &NAMES[FIRST_TILE + tile as usize]
+        let tile = tile as usize;
+        let launch = match shape.kernel {
+            Kernel::Tiled { .. } => {
+                Launch::new(NAMES[FIRST_TILE + tile][column], grid, shape.threads, shared_bytes, &gemm)
+            }
+            Kernel::Stream(_) => {
+                let name = STREAM_NAMES[tile - FIRST_STREAM][column];
+                Launch::new(name, grid, shape.threads, shared_bytes, &gemm)
+            }
+            Kernel::Prefill(_) => {
+                let [a_map, w_map] = [params::TensorMap([0; 16]); 2];
+                let params = params::PrefillGemm { gemm, has_maps: 0, reserved: 0, a_map, w_map };
+                let name = PREFILL_NAMES[tile - FIRST_PREFILL][column];
+                Launch::new(name, grid, shape.threads, shared_bytes, &params)
+                    .to_encode(self.tensor_maps(&shape))
+            }
         };
-        Launch::new(names[column], grid, shape.threads, shared_bytes, &params).in_clusters(k_parts)
+        launch.in_clusters(k_parts)
+    }
+
+    /// Of both matrices, if tensor copies can take both.
+    fn tensor_maps(&self, tile: &Shape) -> Option<TensorMaps> {
+        let &Self { a, w, m, n, k, .. } = self;
+        let tokens = TensorMap::of_tokens(a, (m, k), tile.m)?;
+        let weights = TensorMap::of_weights(w, (n, k), tile.n)?;
+        Some(TensorMaps {
+            maps: [
+                (offset_of!(params::PrefillGemm, a_map), tokens),
+                (offset_of!(params::PrefillGemm, w_map), weights),
+            ],
+            flag_at: offset_of!(params::PrefillGemm, has_maps),
+        })
     }
 }
 
@@ -324,6 +358,37 @@ mod tests {
         assert_eq!(launch(Tile::W64x128, 3), ([3, 4, 4], 3));
         assert_eq!(launch(Tile::W128x128, 1), ([1, 7, 1], 1));
         assert_eq!(launch(Tile::W128x128, 2), ([2, 8, 1], 2));
+    }
+
+    #[test]
+    fn maps_are_encoded_into_the_parameters_where_tensor_copies_can_take_both_matrices() {
+        let launch = |tile, (m, n, k): (u32, u32, u32)| {
+            gemm(Product::Store(rows(n)), (m, n, k), Tiling::of(tile)).launch()
+        };
+        for (tile, shape) in [
+            (Tile::W128x192, (7, 96, 71)),
+            (Tile::W128x192, (7, 95, 72)),
+            (Tile::W64x128, (7, 96, 72)),
+            (Tile::T128x128, (7, 96, 72)),
+        ] {
+            assert_eq!(launch(tile, shape).tensor_maps().count(), 0, "{tile:?} {shape:?}");
+        }
+        let plain = launch(Tile::W128x192, (7, 96, 72));
+        let boxes: Vec<_> = plain.tensor_maps().map(|map| map.box_dims().to_vec()).collect();
+        assert_eq!(boxes, [vec![64, 128], vec![64, 2, 4, 4, 6]]);
+
+        let mut mark = 0;
+        let encoded = plain.with_tensor_maps(|_| {
+            mark += 1;
+            Ok::<_, ()>([mark; TensorMap::BYTES])
+        });
+        let encoded = encoded.unwrap();
+        let (plain, encoded) = (plain.params(), encoded.params());
+        assert_eq!((plain.len(), plain.as_ptr().addr() % 64), (320, 0));
+        assert_eq!(plain[..56], encoded[..56]);
+        assert_eq!((&plain[56..60], &encoded[56..60]), (&[0; 4][..], &1_u32.to_ne_bytes()[..]));
+        assert_eq!(plain[60..], [0; 260]);
+        assert_eq!((&encoded[64..192], &encoded[192..]), (&[1; 128][..], &[2; 128][..]));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bytemuck::NoUninit;
 
+use super::TensorMap;
+
 /// Room for the largest parameter struct.
 const MAX_PARAM_BYTES: usize = 320;
 
@@ -48,6 +50,9 @@ impl Target {
 /// above 1 the launch is `cuLaunchKernelEx` with `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION` (the fused all-reduce, and
 /// products whose blocks share k).
 ///
+/// A launch with [`tensor_maps`](Self::tensor_maps) runs as it is, and faster once the driver has encoded them:
+/// [`with_tensor_maps`](Self::with_tensor_maps).
+///
 /// # Safety of a launch
 /// Building one is safe, launching it is not: the kernel reads and writes the addresses it was given. The
 /// kernel's documentation in `device/` says what has to be there.
@@ -64,11 +69,21 @@ pub struct Launch {
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
     params: Params,
+    tensor_maps: Option<TensorMaps>,
 }
 
-/// Parameters at the alignment of their struct.
+/// Maps that a kernel uses where its parameters have them.
 #[derive(Clone, Copy)]
-#[repr(align(8))]
+pub(super) struct TensorMaps {
+    /// With where each of them goes.
+    pub(super) maps: [(usize, TensorMap); 2],
+    /// Where a u32 says that they are there.
+    pub(super) flag_at: usize,
+}
+
+/// Parameters at the alignment of their struct, and of the maps in it.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Params {
     bytes: [u8; MAX_PARAM_BYTES],
     len: usize,
@@ -86,7 +101,7 @@ impl Launch {
         let mut bytes = [0; MAX_PARAM_BYTES];
         bytes[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(params));
         let params = Params { bytes, len: size_of::<P>() };
-        Self { entry, grid, cluster: 1, threads, shared_bytes, params }
+        Self { entry, grid, cluster: 1, threads, shared_bytes, params, tensor_maps: None }
     }
 
     /// In clusters of so many blocks, in x.
@@ -94,9 +109,38 @@ impl Launch {
         Self { cluster, ..self }
     }
 
-    /// The parameter struct's bytes, 8-byte aligned.
+    /// With these maps to be encoded.
+    pub(super) fn to_encode(self, tensor_maps: Option<TensorMaps>) -> Self {
+        Self { tensor_maps, ..self }
+    }
+
+    /// The parameter struct's bytes, 64-byte aligned.
     pub fn params(&self) -> &[u8] {
         &self.params.bytes[..self.params.len]
+    }
+
+    /// Matrices that the kernel takes by tensor copies if its parameters have their maps; without those it copies them by
+    /// its threads.
+    pub fn tensor_maps(&self) -> impl Iterator<Item = &TensorMap> {
+        self.tensor_maps.iter().flat_map(|maps| maps.maps.iter().map(|(_, map)| map))
+    }
+
+    /// The launch with its maps in the parameters: `encode` calls `cuTensorMapEncodeTiled` with the map's arguments and
+    /// returns what that has written.
+    ///
+    /// # Errors
+    /// Those of `encode`.
+    pub fn with_tensor_maps<E>(
+        mut self,
+        mut encode: impl FnMut(&TensorMap) -> Result<[u8; TensorMap::BYTES], E>,
+    ) -> Result<Self, E> {
+        if let Some(TensorMaps { maps, flag_at }) = self.tensor_maps.take() {
+            for (at, map) in maps {
+                self.params.bytes[at..at + TensorMap::BYTES].copy_from_slice(&encode(&map)?);
+            }
+            self.params.bytes[flag_at..flag_at + 4].copy_from_slice(&1_u32.to_ne_bytes());
+        }
+        Ok(self)
     }
 }
 

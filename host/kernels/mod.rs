@@ -31,19 +31,22 @@ pub mod nvrar;
 #[path = "../../device/src/params.rs"]
 pub mod params;
 mod pointwise;
+mod prefill;
 mod ptx;
 mod sampling;
+mod tensor_map;
 mod tiling;
 
 pub use address::{Addr, Rows};
 pub use attention::{
-    AttnDecode, AttnPrefill, DecodeScratch, HeadDim, PageSize, PagedKv, RopeKvWrite, UnsupportedShape,
-    decode_splits,
+    AttnDecode, DecodeScratch, HeadDim, PageSize, PagedKv, RopeKvWrite, UnsupportedShape, decode_splits,
 };
 pub use gemm::{Gemm, Gemv, GemvKernel, MatMul, Norm, Product};
 pub use launch::{Launch, MAX_CLUSTER, Target};
 pub use pointwise::{Add, AddRmsNorm, Embedding, RmsNorm};
+pub use prefill::AttnPrefill;
 pub(crate) use ptx::release;
 pub use ptx::{Entry, NVSHMEM_FUNCTIONS, NVSHMEM_PTX, PTX, Ptx};
 pub use sampling::{AdvancePositions, Argmax, Sample};
+pub use tensor_map::TensorMap;
 pub use tiling::{Tile, Tiling};

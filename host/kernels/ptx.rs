@@ -1,8 +1,10 @@
 //! The embedded PTX, and the compile-time proof that typed launches and PTX belong together.
 
-use super::{attention, gemm, nvrar, params, pointwise, sampling};
+use std::mem::offset_of;
 
-/// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.1 (`sm_90a`) takes it.
+use super::{TensorMap, attention, gemm, nvrar, params, pointwise, prefill, sampling};
+
+/// One PTX file of this crate's own kernels; any driver of CUDA 11.4 (`sm_80`) or 12.4 (`sm_90a`) takes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Ptx {
     /// `sm_80` runs on compute capability 8.0 and everything later, `sm_90a` on 9.0 alone.
@@ -133,14 +135,23 @@ families! {
     AdvancePositions: 2 addresses + 2 words => &sampling::ADVANCE_POSITIONS,
     Gemm: 4 addresses + 6 words => gemm::NAMES.as_flattened(),
     AttnDecode: 11 addresses + 8 words => &attention::DECODE,
-    AttnPrefill: 8 addresses + 8 words => &attention::PREFILL,
+    AttnPrefill: 8 addresses + 8 words => &prefill::PREFILL,
     Collective: 13 addresses + 12 words => nvrar::ALL_REDUCE.as_flattened(),
     Gather: 13 addresses + 46 words => nvrar::ALL_GATHER,
 }
 
 /// The kernels that only the file for sm_90a has.
-const SM_90A_FAMILIES: &[Family] =
-    &[Family { names: gemm::WGMMA_NAMES.as_flattened(), param_bytes: size_of::<params::Gemm>() }];
+const SM_90A_FAMILIES: &[Family] = &[
+    Family { names: gemm::STREAM_NAMES.as_flattened(), param_bytes: size_of::<params::Gemm>() },
+    Family { names: gemm::PREFILL_NAMES.as_flattened(), param_bytes: size_of::<params::PrefillGemm>() },
+];
+const _: () = assert!(
+    size_of::<params::PrefillGemm>() == size_of::<params::Gemm>() + 2 * 4 + 2 * TensorMap::BYTES
+        && offset_of!(params::PrefillGemm, a_map).is_multiple_of(64),
+    "device/src/params.rs: PrefillGemm has padding, other fields than here or maps that are not 64-byte aligned"
+);
+// SAFETY: `repr(C)` of plain numbers, without padding as just asserted.
+unsafe impl bytemuck::NoUninit for params::PrefillGemm {}
 
 /// The kernels that call NVSHMEM.
 const NVSHMEM_FAMILIES: &[Family] = &[

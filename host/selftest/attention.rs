@@ -116,7 +116,7 @@ pub(super) fn decode(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) ->
 /// (KV head of each query head, page size, (query tokens, tokens cached before them) of each sequence).
 type PrefillShape = (&'static [u32], usize, &'static [(usize, usize)]);
 
-const PREFILL_SHAPES: [PrefillShape; 8] = [
+const PREFILL_SHAPES: [PrefillShape; 11] = [
     (&[0], 16, &[(1, 0)]),
     (&[0, 0, 0, 1, 1, 1], 16, &[(5, 0)]),
     (&[0, 1], 16, &[(64, 0), (1, 10), (130, 7)]),
@@ -125,6 +125,10 @@ const PREFILL_SHAPES: [PrefillShape; 8] = [
     (&[0], 256, &[(128, 64), (129, 0)]),
     (&[0, 0, 0, 0, 1, 1, 1, 1], 16, &[(17, 2000)]),
     (&[0, 0], 16, &[(700, 0)]),
+    // Few queries over many tiles of keys, and positions that begin within a tile.
+    (&[0], 16, &[(1, 200)]),
+    (&[0], 16, &[(2, 1100)]),
+    (&[0, 0], 8, &[(40, 100), (1, 255)]),
 ];
 
 pub(super) fn prefill(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
@@ -171,7 +175,7 @@ pub(super) fn prefill(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -
             n_sequences: sequences.len() as u32,
             max_q_len: sequences.iter().map(|(q_len, _)| *q_len as u32).max().unwrap_or(1),
         }
-        .launch();
+        .launch(rig.library().target());
         tally.launches(&launch);
         // SAFETY: the buffers have these shapes; the cache has all positions below the lengths.
         unsafe { rig.launch(&launch)? };

@@ -33,8 +33,9 @@ const GEMV_SHAPES: [(usize, usize, usize); 16] = [
     (4096, 4096, 0),
 ];
 
-/// (m, n, k, elements that rows of `a` are longer than k).
-const GEMM_SHAPES: [(usize, usize, usize, usize); 15] = [
+/// (m, n, k, elements that rows of `a` are longer than k). Tensor copies take those of aligned rows whose n is a multiple
+/// of 32: among them tiles of which few rows and columns exist, parts without columns, and several turns of the stages.
+const GEMM_SHAPES: [(usize, usize, usize, usize); 18] = [
     (1, 1, 1, 0),
     (1, 2, 8, 0),
     (5, 7, 9, 0),
@@ -50,6 +51,9 @@ const GEMM_SHAPES: [(usize, usize, usize, usize); 15] = [
     (200, 1536, 576, 8),
     (129, 960, 576, 0),
     (16, 4096, 1024, 0),
+    (1, 32, 1000, 8),
+    (5, 96, 1096, 8),
+    (131, 160, 88, 0),
 ];
 
 /// The numbers of parts of k, and of blocks at most, with which a tile is tried.

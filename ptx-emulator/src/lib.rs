@@ -6,6 +6,7 @@ mod machine;
 pub mod memory;
 pub mod nvshmem;
 mod program;
+mod tensor;
 pub mod text;
 
 pub use exec::Cause;
@@ -14,3 +15,4 @@ pub use machine::{
     MachineOptions, ModuleId, Outcome, Place, Policy, Report, RunError, StreamId, Waiter,
 };
 pub use program::{Kernel, LoadError, Module, Refusal};
+pub use tensor::{Swizzle, TENSOR_MAP_BYTES, TensorMap, TensorMapError};

@@ -271,7 +271,7 @@ fn unsupported_instructions_are_refused_by_name() {
     };
     for (body, message) in [
         ("wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%r1}, %rd1, %rd2;", "modifier `.sp`"),
-        ("setmaxnreg.inc.sync.aligned.u32 240;", "the instruction is not supported"),
+        ("setmaxnreg.inc.sync.aligned.u32 20;", "this form of the instruction is not supported"),
         ("mapa.u64 %rd1, %rd2, %r1;", "clusters"),
         ("add.rn.s32 %r1, %r1, %r2;", "modifier `.rn`"),
         ("add.s32 %r1, %r1, %rd1;", "`%rd1` is not an operand as wide as the type"),

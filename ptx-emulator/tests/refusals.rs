@@ -49,6 +49,9 @@ fn what_is_not_executed_is_refused_by_its_name() {
             "mma{name}.sync.aligned.{types} {{%r0, %r1, %r2, %r3}}, {a}, {{%r0, %r1}}, {{%r0, %r1, %r2, %r3}};"
         )
     };
+    let tensor = |form: &str, at: &str| {
+        format!("cp.async.bulk.tensor.{form}.mbarrier::complete_tx::bytes [%r1], [%rd1, {{{at}}}], [%r2];")
+    };
     let (two, four) = ("{%r0, %r1}", "{%r0, %r1, %r2, %r3}");
     for (instruction, name) in [
         (mma(".sp", "m16n8k16.row.col.f32.f16.f16.f32", two).replace("};", "}, %r0, 0x0;"), "`.sp`"),
@@ -65,6 +68,11 @@ fn what_is_not_executed_is_refused_by_its_name() {
         ("fence.proxy.tensormap::generic.release.gpu;".to_owned(), "`.tensormap::generic`"),
         ("fence.mbarrier_init.release.gpu;".to_owned(), "form"),
         ("fence.mbarrier_init.acq_rel.cluster;".to_owned(), "`.acq_rel`"),
+        (tensor("2d.shared::cluster.global.im2col", "%r1, %r2"), "`.im2col`"),
+        (tensor("2d.shared::cluster.global.tile", "%r1"), "1 elements where 2 belong"),
+        (tensor("1d.shared::cluster.global.tile", "%rd1"), "as wide as the type"),
+        (tensor("1d.global.shared::cta.tile", "%r1"), "form"),
+        (tensor("1d.shared::cluster.global.tile.multicast::cluster", "%r1"), "multicast"),
         ("call elsewhere, (%r1);".to_owned(), "`elsewhere` is neither defined nor declared"),
     ] {
         let kernel = format!(".entry k() {{ .reg .b128 %q<4>; {REGISTERS}\n{instruction}\nret; }}");

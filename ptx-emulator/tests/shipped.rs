@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{Rig, params, shipped};
 use half::bf16;
 use ptx_emulator::memory::MemoryOptions;
-use ptx_emulator::{Launch, MachineOptions, Policy};
+use ptx_emulator::{Launch, MachineOptions, Module, Policy, RunError, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 
 const ARCHITECTURES: [&str; 2] = ["sm_80.ptx", "sm_90a.ptx"];
 
@@ -152,69 +152,188 @@ const F32: Epilogue = Epilogue { name: "f32", rows: 1, bytes: 4, apply: |_, of| 
 const SWIGLU: Epilogue =
     Epilogue { name: "swiglu", rows: 2, bytes: 2, apply: |_, of| of[0] / (1.0 + (-of[0]).exp()) * of[1] };
 
-/// A product by a kernel of warpgroups, with whole elements of `out`, its grid's first axis a cluster that shares k; every access in order.
-fn warpgroup_product(
-    tile: &str,
-    epilogue: &Epilogue,
-    (m, n, k): (usize, usize, usize),
-    (grid, threads): ([u32; 3], u32),
+/// A product by a kernel of warpgroups, with whole elements of `out`, its grid's first axis a cluster that shares k; every
+/// access in order.
+struct WarpgroupProduct<'a> {
+    module: &'a Arc<Module>,
+    tile: &'a str,
+    epilogue: &'a Epilogue,
+    shape: (usize, usize, usize),
+    grid: [u32; 3],
+    threads: u32,
     policy: Policy,
-) {
-    let memory = MemoryOptions { race: true, ..MemoryOptions::default() };
-    let mut rig = Rig::new(
-        &Arc::new(shipped("sm_90a.ptx")),
-        MachineOptions { policy, seed: 3, memory, ..MachineOptions::default() },
-    );
-    let n = n.next_multiple_of(epilogue.rows);
-    let width = n / epilogue.rows;
-    let (a, w, old) = (numbers(m * k, 1), numbers(n * k, 2), numbers(m * width, 3));
-    let [a_at, w_at] = [(&a, "a"), (&w, "w")].map(|(values, name)| rig.upload(&bytes(values), name));
-    let out_at = match epilogue.bytes {
-        2 => rig.upload(&bytes(&old), "out"),
-        size => rig.empty((m * width * size) as u64, "out"),
-    };
-    let sizes = [m, n, k, k, width, 0].map(|size| size as u32);
-    let params = params(&[a_at, w_at, out_at, 0], &sizes);
-    let name = format!("wgmma_bf16_{tile}_{}", epilogue.name);
-    let kernel = rig.machine.kernel(rig.module, &name).unwrap();
-    let launch = Launch::new(kernel, grid, [threads, 1, 1], params);
-    let launch = Launch { cluster: [grid[0], 1, 1], dynamic_shared_bytes: 200 << 10, ..launch };
-    rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{name}: {error}"));
-    rig.machine.run().unwrap_or_else(|error| panic!("{name}: {error}"));
-    let out = rig.download(out_at, epilogue.bytes * m * width);
-    let out = if epilogue.bytes == 4 { floats(&out) } else { halves(&out) };
-    for (at, out) in out.into_iter().enumerate() {
-        let a = &a[at / width * k..][..k];
-        let product = |row: usize| -> f32 {
-            a.iter().zip(&w[row * k..][..k]).map(|(a, w)| a.to_f32() * w.to_f32()).sum()
+    /// The kernel has tensor maps of both matrices.
+    has_maps: bool,
+}
+
+impl WarpgroupProduct<'_> {
+    fn run(&self) -> Result<(), RunError> {
+        let &Self { module, tile, epilogue, shape: (m, n, k), grid, threads, policy, .. } = self;
+        let memory = MemoryOptions { race: true, ..MemoryOptions::default() };
+        let max_instructions = Some(5_000_000);
+        let mut rig = Rig::new(
+            module,
+            MachineOptions { policy, seed: 3, memory, max_instructions, ..MachineOptions::default() },
+        );
+        let n = n.next_multiple_of(epilogue.rows);
+        let width = n / epilogue.rows;
+        let (a, w, old) = (numbers(m * k, 1), numbers(n * k, 2), numbers(m * width, 3));
+        let [a_at, w_at] = [(&a, "a"), (&w, "w")].map(|(values, name)| rig.upload(&bytes(values), name));
+        let out_at = match epilogue.bytes {
+            2 => rig.upload(&bytes(&old), "out"),
+            size => rig.empty((m * width * size) as u64, "out"),
         };
-        let first = at % width * epilogue.rows;
-        let products: Vec<f32> = (first..first + epilogue.rows).map(product).collect();
-        let expected = (epilogue.apply)(old[at].to_f32(), &products);
-        let close = 0.01 * expected.abs().max(1.0);
-        assert!((out - expected).abs() <= close, "{name} {m}x{n}x{k} {at}: {out} and {expected}");
+        let sizes = [m, n, k, k, width, 0].map(|size| size as u32);
+        let mut params = params(&[a_at, w_at, out_at, 0], &sizes);
+        if tile.starts_with("128x") {
+            params.extend([u32::from(self.has_maps), 0].map(u32::to_le_bytes).as_flattened());
+            let maps = if self.has_maps { self.maps(a_at, w_at) } else { [[0; TENSOR_MAP_BYTES]; 2] };
+            params.extend(maps.as_flattened());
+        }
+        let name = format!("wgmma_bf16_{tile}_{}", epilogue.name);
+        let kernel = rig.machine.kernel(rig.module, &name).unwrap();
+        let launch = Launch::new(kernel, grid, [threads, 1, 1], params);
+        let launch = Launch { cluster: [grid[0], 1, 1], dynamic_shared_bytes: 200 << 10, ..launch };
+        rig.machine.launch(rig.stream, &launch).unwrap_or_else(|error| panic!("{name}: {error}"));
+        rig.machine.run()?;
+        let out = rig.download(out_at, epilogue.bytes * m * width);
+        let out = if epilogue.bytes == 4 { floats(&out) } else { halves(&out) };
+        for (at, out) in out.into_iter().enumerate() {
+            let a = &a[at / width * k..][..k];
+            let product = |row: usize| -> f32 {
+                a.iter().zip(&w[row * k..][..k]).map(|(a, w)| a.to_f32() * w.to_f32()).sum()
+            };
+            let first = at % width * epilogue.rows;
+            let products: Vec<f32> = (first..first + epilogue.rows).map(product).collect();
+            let expected = (epilogue.apply)(old[at].to_f32(), &products);
+            let close = 0.01 * expected.abs().max(1.0);
+            assert!((out - expected).abs() <= close, "{name} {m}x{n}x{k} {at}: {out} and {expected}");
+        }
+        Ok(())
+    }
+
+    /// Of tokens, and of weights whose row 8t + 2j + e lies at row 8j + 2t + e of each 32.
+    fn maps(&self, a: u64, w: u64) -> [[u8; TENSOR_MAP_BYTES]; 2] {
+        let (m, n, k) = self.shape;
+        let [m, n, row_bytes] = [m, n, 2 * k].map(|size| size as u64);
+        let tile_rows: u32 = self.tile[4..].parse().unwrap();
+        let encode = |address, rows: &[u64], strides_rows: &[u64], box_rows: &[u32]| {
+            let dims = [&[k as u64], rows].concat();
+            let strides_bytes = strides_rows.iter().map(|rows| rows * row_bytes).collect();
+            let (box_dims, swizzle) = ([&[64], box_rows].concat(), Swizzle::B128);
+            TensorMap { address, element_bytes: 2, dims, strides_bytes, box_dims, swizzle }.encode().unwrap()
+        };
+        let weights = encode(w, &[2, 4, 4, n / 32], &[1, 8, 2, 32], &[2, 4, 4, tile_rows / 32]);
+        [encode(a, &[m], &[1], &[128]), weights]
     }
 }
 
-/// Whole eights of columns and others, one block and clusters, tiles in turn; no order reveals a race.
+/// Whole eights of columns and others, one block and clusters, tiles in turn, with maps and without; no order reveals a
+/// race.
 #[test]
 fn products_of_warpgroups_are_right_without_races() {
+    let module = Arc::new(shipped("sm_90a.ptx"));
+    let run = |product: WarpgroupProduct<'_>| product.run().unwrap_or_else(|error| panic!("{error}"));
     for policy in [Policy::RoundRobin, Policy::Adversarial] {
-        for (m, n, k) in [(3, 64, 100), (37, 264, 136), (5, 67, 65)] {
+        for shape @ (m, n, k) in [(3, 64, 100), (37, 264, 136), (5, 67, 65), (7, 288, 72), (131, 32, 520)] {
             let tiles = |columns: u32| (n as u32).div_ceil(columns);
+            let m_tiles = |tokens: u32| (m as u32).div_ceil(tokens);
+            let product = |tile, epilogue, grid, threads, has_maps| {
+                run(WarpgroupProduct {
+                    module: &module,
+                    tile,
+                    epilogue,
+                    shape,
+                    grid,
+                    threads,
+                    policy,
+                    has_maps,
+                });
+            };
             for parts in [1, 3] {
-                for (tile, tokens, epilogue) in [("32x128", 32, ADD), ("64x128", 64, SWIGLU)] {
-                    let grid = [parts, (m as u32).div_ceil(tokens), tiles(128)];
-                    warpgroup_product(tile, &epilogue, (m, n, k), (grid, 256), policy);
+                for (tile, tokens, epilogue) in [("32x128", 32, &ADD), ("64x128", 64, &SWIGLU)] {
+                    product(tile, epilogue, [parts, m_tiles(tokens), tiles(128)], 256, false);
                 }
             }
+            let has_maps = k % 8 == 0 && n % 32 == 0;
             for (tile, columns, epilogue) in
-                [("128x128", 128, ADD), ("128x192", 192, STORE), ("128x256", 256, F32)]
+                [("128x128", 128, &ADD), ("128x192", 192, &STORE), ("128x256", 256, &F32)]
             {
-                for grid in [[1, tiles(columns).min(2), 1], [2, tiles(columns), 1]] {
-                    warpgroup_product(tile, &epilogue, (m, n, k), (grid, 384), policy);
+                let count = m_tiles(128) * tiles(columns);
+                for grid in [[1, count.min(2), 1], [2, count, 1]] {
+                    product(tile, epilogue, grid, 384, has_maps);
                 }
             }
         }
+    }
+}
+
+/// The kernel alone, and how often `mark` occurs in it.
+fn alone(name: &str, mark: &str) -> (String, usize) {
+    let path = format!("{}/../ptx/sm_90a.ptx", env!("CARGO_MANIFEST_DIR"));
+    let source = std::fs::read_to_string(path).unwrap();
+    let mut entries = source.split(".visible .entry ");
+    let head = entries.next().unwrap();
+    let kernel = entries.find(|text| text.starts_with(&format!("{name}("))).unwrap();
+    (format!("{head}.visible .entry {kernel}"), kernel.matches(mark).count())
+}
+
+/// `text` with `change` made to what follows the `index`-th `mark`, up to the end of that instruction.
+fn changed(text: &str, mark: &str, index: usize, change: impl Fn(&str) -> String) -> String {
+    let (at, _) = text.match_indices(mark).nth(index).unwrap();
+    let end = at + text[at..].find(';').unwrap() + 1;
+    [&text[..at], &change(&text[at..end]), &text[end..]].concat()
+}
+
+/// Of the three loops that wait for a stage (to fill it by maps, to fill it by threads, to multiply it), those on the way
+/// that is taken are found out when they do not wait.
+#[test]
+fn products_for_prompts_need_every_wait() {
+    const MARK: &str = "mbarrier.try_wait.parity.shared::cta.b64 %ended,";
+    let (text, waits) = alone("wgmma_bf16_128x128_f32", MARK);
+    assert_eq!(waits, 3);
+    let is_sound = |index, has_maps| {
+        let source = changed(&text, MARK, index, |_| "setp.eq.b32 %ended, 0, 0;".to_owned());
+        let module = Arc::new(Module::new("k.ptx", &source).unwrap());
+        let (epilogue, policy) = (&F32, Policy::Random);
+        // More columns than six stages hold.
+        let (tile, shape, grid, threads) = ("128x128", (3, 32, 520), [1, 1, 1], 384);
+        WarpgroupProduct { module: &module, tile, epilogue, shape, grid, threads, policy, has_maps }
+            .run()
+            .is_ok()
+    };
+    for has_maps in [false, true] {
+        assert_eq!((0..waits).filter(|&index| is_sound(index, has_maps)).count(), 1, "maps: {has_maps}");
+    }
+}
+
+/// A stage whose barrier expects other bytes than its boxes have is waited for in vain.
+#[test]
+fn products_for_prompts_count_the_bytes_of_their_boxes() {
+    const MARK: &str = "mbarrier.arrive.expect_tx.shared::cta.b64 _,";
+    let (text, count) = alone("wgmma_bf16_128x192_add", MARK);
+    for index in 0..count {
+        let source = changed(&text, MARK, index, |line| {
+            let (rest, bytes) = line.trim_end_matches(';').rsplit_once(' ').unwrap();
+            format!("{{ .reg .b32 %more; add.u32 %more, {bytes}, 16;\n{rest} %more; }}")
+        });
+        let module = Arc::new(Module::new("k.ptx", &source).unwrap());
+        let (tile, epilogue, shape, grid, threads) = ("128x192", &ADD, (3, 32, 520), [1, 1, 1], 384);
+        let policy = Policy::RoundRobin;
+        let product = WarpgroupProduct {
+            module: &module,
+            tile,
+            epilogue,
+            shape,
+            grid,
+            threads,
+            policy,
+            has_maps: true,
+        };
+        let error = product.run().unwrap_err();
+        assert!(
+            matches!(error, RunError::Deadlock(_)) && error.to_string().contains("16 bytes are missing"),
+            "{error}"
+        );
     }
 }

@@ -6,13 +6,14 @@ use fewsync::selftest::record::{Recording, StoredKernel};
 use fewsync::selftest::{self, Extent, Plan};
 
 /// One of each kind: counters left for the next launch, shared memory, asynchronous copies, tensor cores, paging,
-/// products of warpgroups in clusters and between warps with roles.
-const KINDS: [&str; 8] = [
+/// products of warpgroups in clusters and between warps with roles, that take turns and hand registers to each other.
+const KINDS: [&str; 9] = [
     "argmax",
     "add_rmsnorm",
     "gemv_bf16_m8_f32",
     "gemm_bf16_16x32_add",
     "attn_decode_bf16_d64",
+    "attn_prefill_bf16_d64",
     "rope",
     "wgmma_bf16_32x128_add",
     "wgmma_bf16_128x128_add",

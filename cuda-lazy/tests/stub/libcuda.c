@@ -230,3 +230,18 @@ Result cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz,
     stream->capture->nodes[stream->capture->count++] = one.nodes[0];
     return OK;
 }
+// Its arguments, one after the other, are the map.
+Result cuTensorMapEncodeTiled(uint64_t *map, unsigned type, unsigned rank, void *address, const uint64_t *dimensions,
+                              const uint64_t *strides, const unsigned *box, const unsigned *element_strides,
+                              unsigned interleave, unsigned swizzle, unsigned promotion, unsigned fill) {
+    TRY(injected(__func__));
+    if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || rank < 1 || rank > 5) return INVALID;
+    map[0] = type | rank << 8 | interleave << 16 | swizzle << 20 | promotion << 24 | fill << 28;
+    map[1] = (uintptr_t)address;
+    for (unsigned d = 0; d < rank; d++) {
+        map[2 + d] = dimensions[d];
+        if (d + 1 < rank) map[7 + d] = strides[d];
+        map[11 + d] = box[d] | (uint64_t)element_strides[d] << 32;
+    }
+    return OK;
+}

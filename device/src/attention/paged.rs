@@ -7,7 +7,17 @@ use crate::ptx::{Shared, async_copy};
 use crate::tile::bf16::{BYTES, PER_VECTOR};
 use crate::tile::swizzle;
 
-/// Byte offset, from the start of the k or v cache, of the row of one token and KV head.
+/// The row of one token and KV head, among all of the k or v cache.
+#[inline(always)]
+pub unsafe fn row(cache: &PagedKv, sequence: u32, kv_head: u32, token: u32) -> u64 {
+    let slot = u64::from(sequence) * u64::from(cache.max_pages) + u64::from(token >> cache.page_size_log2);
+    let page = ld_b32(cache.block_table + slot * 4);
+    let in_page = token & ((1 << cache.page_size_log2) - 1);
+    let head = u64::from(page) * u64::from(cache.n_kv_heads) + u64::from(kv_head);
+    (head << cache.page_size_log2) + u64::from(in_page)
+}
+
+/// Byte offset of that row from the start of the k or v cache.
 #[inline(always)]
 pub unsafe fn row_offset<const HEAD_DIM: u32>(
     cache: &PagedKv,
@@ -15,11 +25,7 @@ pub unsafe fn row_offset<const HEAD_DIM: u32>(
     kv_head: u32,
     token: u32,
 ) -> u64 {
-    let slot = u64::from(sequence) * u64::from(cache.max_pages) + u64::from(token >> cache.page_size_log2);
-    let page = ld_b32(cache.block_table + slot * 4);
-    let in_page = token & ((1 << cache.page_size_log2) - 1);
-    let head = u64::from(page) * u64::from(cache.n_kv_heads) + u64::from(kv_head);
-    ((head << cache.page_size_log2) + u64::from(in_page)) * u64::from(HEAD_DIM) * BYTES
+    row(cache, sequence, kv_head, token) * u64::from(HEAD_DIM) * BYTES
 }
 
 /// Issues the copies of the keys and values of tokens `start..start + TOKENS` to swizzled tiles of

@@ -89,7 +89,8 @@ impl<const WARPS_M: u32, const WARPS_N: u32, const MT: usize, const NP: usize, c
             Self::multiply(Self::stage(base, k_tile), &mut acc);
         }
 
-        // Epilogue.
+        // Epilogue. Where k has fewer tiles than the prologue filled stages, nobody leaves with copies in flight.
+        async_copy::wait::<0>();
         Self::for_each_pair(&acc, |r, c, y| {
             if row + r < p.m && col + c < p.n {
                 // SAFETY: row and column are inside the output.

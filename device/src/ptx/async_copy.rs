@@ -31,21 +31,6 @@ pub unsafe fn wait_oldest<const AHEAD: u32>() {
     asm!("cp.async.wait_group {};", const AHEAD - 1, options(nostack));
 }
 
-/// `cp.async.wait_all`: waits for all of this thread's copies.
-#[cfg(cuda_arch_min = "90")]
-#[inline(always)]
-pub unsafe fn wait_all() {
-    asm!("cp.async.wait_all;", options(nostack));
-}
-
-/// `cp.async.mbarrier.arrive.noinc.shared.b64`: arrives at the barrier once all copies that this thread has issued
-/// have arrived; one of the arrivals that the barrier was made for.
-#[cfg(cuda_arch_min = "90")]
-#[inline(always)]
-pub unsafe fn arrive_behind(barrier: Shared) {
-    asm!("cp.async.mbarrier.arrive.noinc.shared.b64 [{}];", in(reg32) barrier, options(nostack));
-}
-
 /// `cp.async.wait_group`: in a ring of `STAGES` stages with one group each, waits for the oldest of
 /// the `STAGES - 1` groups in flight.
 #[inline(always)]

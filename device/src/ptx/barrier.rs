@@ -25,6 +25,22 @@ pub fn arrive<const ID: u32>(threads: u32) {
     unsafe { asm!("bar.arrive {}, {};", const ID, in(reg32) threads, options(nostack)) };
 }
 
+/// [`sync_some`] at a barrier that is only known at run time: 1 to 15, alike in all lanes.
+#[cfg(cuda_arch_min = "90")]
+#[inline(always)]
+pub fn sync_at(id: u32, threads: u32) {
+    // SAFETY: as above.
+    unsafe { asm!("bar.sync {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) };
+}
+
+/// [`arrive`] likewise.
+#[cfg(cuda_arch_min = "90")]
+#[inline(always)]
+pub fn arrive_at(id: u32, threads: u32) {
+    // SAFETY: as above.
+    unsafe { asm!("bar.arrive {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) };
+}
+
 /// `bar.warp.sync`: all lanes of the warp; orders their memory accesses.
 #[inline(always)]
 pub fn sync_warp() {

@@ -33,6 +33,17 @@ pub unsafe fn arrive_and_expect(barrier: Shared, bytes: u32) {
         in(reg32) barrier, in(reg32) bytes, options(nostack));
 }
 
+/// `mbarrier.test_wait.parity`: whether the phase of this parity has ended; if so, as [`wait`].
+#[inline(always)]
+pub unsafe fn has_ended(barrier: Shared, parity: u32) -> bool {
+    let ended: u32;
+    asm!("{{ .reg .pred %ended;",
+        "mbarrier.test_wait.parity.shared::cta.b64 %ended, [{}], {};",
+        "selp.b32 {}, 1, 0, %ended; }}",
+        in(reg32) barrier, in(reg32) parity, out(reg32) ended, options(nostack));
+    ended != 0
+}
+
 macro_rules! waits {
     ($($name:ident: $order:literal, $doc:literal;)*) => {$(
         #[doc = $doc]

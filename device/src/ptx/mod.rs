@@ -17,9 +17,13 @@ pub mod math;
 pub mod mbarrier;
 pub mod mma;
 pub mod pdl;
+#[cfg(cuda_arch = "sm_90a")]
+pub mod registers;
 pub mod shuffle;
 pub mod special;
 pub mod system;
+#[cfg(cuda_arch_min = "90")]
+pub mod tensor_copy;
 #[cfg(cuda_arch = "sm_90a")]
 pub mod wgmma;
 

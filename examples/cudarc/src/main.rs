@@ -85,6 +85,8 @@ unsafe impl DeviceRepr for Params {}
 /// A launch of fewsync on any cudarc stream: all but those in clusters (fused all-reduces, products over `wgmma`), which
 /// take `cuLaunchKernelEx`.
 ///
+/// Tensor maps stay unencoded ([`Launch::with_tensor_maps`]), so that products for prompts copy by their threads.
+///
 /// # Safety
 /// As the kernel's documentation says of its arguments.
 unsafe fn enqueue(

@@ -150,7 +150,7 @@ pub(super) fn prefill<'a>(
                 n_sequences: 1,
                 max_q_len: context as u32,
             }
-            .launch()
+            .launch(operands.target)
         }),
     })
 }

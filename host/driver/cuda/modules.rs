@@ -2,14 +2,20 @@
 
 use std::ffi::{CStr, c_void};
 
-use cuda_lazy::newer::{CUlaunchAttribute, CUlaunchConfig, cuLaunchKernelEx};
+use cuda_lazy::newer::{
+    CUlaunchAttribute, CUlaunchConfig, CUtensorMap, cuFuncGetParamInfo, cuLaunchKernelEx,
+    cuTensorMapEncodeTiled, tensor_map,
+};
 use cust::sys::{self, CUfunction_attribute, CUjit_option, CUresult};
 
 use super::{CudaGpu, call_error, handle, id};
 use crate::driver::{
     Dim3, GpuError, GpuModules, KernelAttributes, KernelId, LaunchConfig, ModuleId, Result, StreamId,
 };
+use crate::kernels::TensorMap;
 
+/// What L2 fetches for a box's rows of 128 bytes: the next box's beside them.
+const L2_PROMOTION: u32 = tensor_map::L2_PROMOTION_256B;
 const JIT_LOG_BYTES: usize = 8192;
 /// `CU_LAUNCH_PARAM_BUFFER_POINTER` and `_SIZE`: pointers in cuda.h, which the bindings leave out.
 const PARAM_BUFFER_POINTER: u64 = 1;
@@ -74,6 +80,7 @@ impl GpuModules for CudaGpu {
             local_bytes: attribute(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             max_threads_per_block: attribute(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             dynamic_shared_bytes: attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?,
+            parameters_at: self.parameters_at(kernel)?,
         })
     }
 
@@ -104,6 +111,32 @@ impl GpuModules for CudaGpu {
         };
         self.check("cuOccupancyMaxActiveBlocksPerMultiprocessor", result)?;
         Ok(blocks.unsigned_abs())
+    }
+
+    fn encode_tensor_map(&self, map: &TensorMap) -> Result<[u8; TensorMap::BYTES]> {
+        self.enter()?;
+        let mut encoded = CUtensorMap::zeroed();
+        let (dims, strides, boxes) = (map.dims(), map.strides_bytes(), map.box_dims());
+        let element_strides = vec![1; dims.len()];
+        // SAFETY: the arrays have as many elements as the rank asks for; the address is only noted.
+        let result = unsafe {
+            cuTensorMapEncodeTiled(
+                &mut encoded,
+                tensor_map::BFLOAT16,
+                dims.len() as u32,
+                handle(map.address().raw()),
+                dims.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                element_strides.as_ptr(),
+                tensor_map::INTERLEAVE_NONE,
+                tensor_map::SWIZZLE_128B,
+                L2_PROMOTION,
+                tensor_map::OUT_OF_BOUNDS_ZERO,
+            )
+        };
+        self.check_newer("cuTensorMapEncodeTiled", result, "tensor maps need a driver of CUDA 12.0")?;
+        Ok(encoded.to_bytes())
     }
 
     unsafe fn launch(
@@ -150,6 +183,17 @@ impl GpuModules for CudaGpu {
 }
 
 impl CudaGpu {
+    /// Where the kernel's first parameter lies in the block of `CU_LAUNCH_PARAM_BUFFER_POINTER`: 0 without parameters.
+    /// Drivers before CUDA 12.4 cannot say; they take no PTX whose parameters are aligned to more than 16 bytes.
+    fn parameters_at(&self, kernel: KernelId) -> Result<u32> {
+        let (mut offset, mut bytes) = (0, 0);
+        // SAFETY: writes two sizes; the kernel is alive.
+        match unsafe { cuFuncGetParamInfo(handle(kernel.0), 0, &mut offset, &mut bytes) } {
+            CUresult::CUDA_ERROR_INVALID_VALUE | CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND => Ok(0),
+            result => self.check("cuFuncGetParamInfo", result).map(|()| offset as u32),
+        }
+    }
+
     /// # Safety
     /// As for `launch`; `extra` describes the parameters as `cuLaunchKernel` takes them.
     unsafe fn launch_with_attributes(
@@ -172,18 +216,21 @@ impl CudaGpu {
             attribute_count: attributes.len() as u32,
         };
         // SAFETY: stream and kernel are alive, the attributes outlive the call, the rest is the caller's promise.
-        match unsafe { cuLaunchKernelEx(&config, handle(kernel.0), std::ptr::null_mut(), extra) } {
+        let result = unsafe { cuLaunchKernelEx(&config, handle(kernel.0), std::ptr::null_mut(), extra) };
+        self.check_newer("cuLaunchKernelEx", result, "launch attributes need a driver of CUDA 11.8")
+    }
+
+    /// The result of a call that older drivers do not have, and what it takes.
+    fn check_newer(&self, call: &'static str, result: CUresult, needs: &str) -> Result<()> {
+        match result {
             CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND => Err(GpuError::Call {
-                call: "cuLaunchKernelEx",
+                call,
                 device: self.properties.label.clone(),
                 code: CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND as u32,
                 name: "CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND".into(),
-                reason: format!(
-                    "launch attributes need a driver of CUDA 11.8, this is {}",
-                    self.properties.driver
-                ),
+                reason: format!("{needs}, this is {}", self.properties.driver),
             }),
-            result => self.check("cuLaunchKernelEx", result),
+            result => self.check(call, result),
         }
     }
 

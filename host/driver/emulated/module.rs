@@ -3,7 +3,8 @@
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ptx_emulator::{Kernel, LoadError, Module, RunError};
+use half::bf16;
+use ptx_emulator::{Kernel, LoadError, Module, RunError, Swizzle, TensorMapError};
 
 use super::EmulatedGpu;
 use super::state::RESIDENT_BLOCKS;
@@ -12,6 +13,7 @@ use crate::driver::{
     Gpu, GpuError, GpuModules, KernelAttributes, KernelId, LaunchConfig, ModuleId, Properties, Result,
     StreamId,
 };
+use crate::kernels::TensorMap;
 
 /// Registers that ptxas gives one thread at most.
 const MAX_REGISTERS: u32 = 255;
@@ -88,6 +90,7 @@ impl LoadedKernel {
             local_bytes: self.local_bytes,
             max_threads_per_block: self.max_threads,
             dynamic_shared_bytes: PLAIN_SHARED_BYTES,
+            parameters_at: 0,
         }
     }
 
@@ -182,6 +185,21 @@ impl GpuModules for EmulatedGpu {
             let kernel = state.kernel(kernel.0);
             Ok(kernel.resident_blocks(block_threads, dynamic_shared_bytes, &self.properties))
         })
+    }
+
+    fn encode_tensor_map(&self, map: &TensorMap) -> Result<[u8; TensorMap::BYTES]> {
+        let encoded = ptx_emulator::TensorMap {
+            address: map.address().raw(),
+            element_bytes: size_of::<bf16>() as u32,
+            dims: map.dims().to_vec(),
+            strides_bytes: map.strides_bytes().to_vec(),
+            box_dims: map.box_dims().to_vec(),
+            swizzle: Swizzle::B128,
+        };
+        let invalid = |error: TensorMapError| {
+            self.call_error("encode_tensor_map", 1, "CUDA_ERROR_INVALID_VALUE", error.to_string())
+        };
+        encoded.encode().map_err(invalid)
     }
 
     unsafe fn launch(

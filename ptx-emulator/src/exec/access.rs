@@ -134,7 +134,8 @@ fn hint(line: &mut Line<'_, '_>) -> Decoded<Op> {
     line.space();
     match line.name {
         "prefetch" | "prefetchu" => {
-            line.choice(&[("L1", ()), ("L2", ()), ("L2::evict_last", ()), ("L2::evict_normal", ())]);
+            const PLACES: [&str; 5] = ["L1", "L2", "L2::evict_last", "L2::evict_normal", "tensormap"];
+            line.choice(&PLACES.map(|place| (place, ())));
             line.address(0)?;
         }
         "createpolicy" => {

@@ -4,7 +4,7 @@
 //! waited for, or, for copies that signal an mbarrier, at a moment that the scheduler chooses; a bulk copy that is only
 //! waited for with `.read`, at the end of its block. So whoever reads a destination too early sees what was there
 //! before. Nothing but such a wait completes a copy (PTX ISA, "cp.async"): one that still uses shared memory of its
-//! block when that ends is a fault. Tensor maps and clusters are refused.
+//! block when that ends is a fault. Clusters are refused.
 
 use super::address::{Region, generic, is_misplaced, region_of};
 use super::context::{Cause, Context, Done};
@@ -12,6 +12,7 @@ use super::mbarrier;
 pub(crate) use super::pending::{AsyncState, Late};
 use super::pending::{Groups, Parcel, Pending};
 use super::rows::Class;
+use super::tensor;
 use crate::memory::{Access, Memory, SHARED_WINDOW, Thread, Width, cluster_offset};
 use crate::program::{Address, Decoded, Line, Op, Refusal, Typed, class_of};
 use crate::text::{ScalarType as T, Space};
@@ -160,7 +161,7 @@ fn groups(line: &mut Line<'_, '_>, bulk: bool) -> Decoded<Option<Async>> {
 
 fn bulk(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if line.flag("tensor") {
-        return Err(Refusal::Modifier("tensor".to_owned()));
+        return tensor::decode(line);
     }
     if let Some(op) = groups(line, true)? {
         return Ok(boxed(op));
@@ -276,9 +277,7 @@ fn copy(context: &mut Context<'_>, to: &Address, from: &Address, bytes: u32, rea
             read_lane(context.memory, &access, from, &mut data[..read as usize])?;
         }
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let fills = read == 0;
-        let copy =
-            Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data, fills };
+        let copy = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes: data };
         groups_of(context, lane, false).open.copies.push(copy);
     }
     Ok(())
@@ -350,8 +349,7 @@ fn start_bulk(context: &mut Context<'_>, op: &Async) -> Done {
         let access = Access::weak(reader.unwrap_or(agent), context.site);
         context.memory.read_by(&access, from, &mut data)?;
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let fills = false;
-        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data, fills };
+        let copy = Pending { agent, reader, site, thread: thread.index, number, to, bytes: data };
         match barriers {
             Some(row) => context.asynchronous.signal_bytes(row[lane], copy),
             None => groups_of(context, lane, true).open.copies.push(copy),
@@ -390,8 +388,7 @@ fn store(
         let thread = context.thread(lane);
         let agent = context.memory.begin_async(thread);
         let (site, number) = (context.site, context.asynchronous.next_number());
-        let fills = false;
-        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes, fills };
+        let store = Pending { agent, reader: None, site, thread: thread.index, number, to, bytes };
         let rank = rank.unwrap_or_else(|| context.environment.cluster_rank());
         context.cluster.parcels.push(Parcel { rank, barrier, store });
     }

@@ -3,6 +3,7 @@
 use super::asynchronous::AsyncState;
 use super::barrier::Barriers;
 use super::cluster::Cluster;
+use super::registers::Pool;
 use super::rows::{LANES, Row, Rows};
 use crate::external::{Bound, Library};
 use crate::memory::{Access, Memory, Order, Scope, Site, Thread, WarpAccess};
@@ -191,6 +192,8 @@ pub enum Cause {
     MbarrierCount { address: u64, why: &'static str },
     #[error("an asynchronous copy of {bytes} bytes from {from:#x} to {to:#x}: {why}")]
     AsyncCopy { bytes: u64, from: u64, to: u64, why: &'static str },
+    #[error("the tensor map of a copy ({address:#x}): {why}")]
+    TensorMap { address: u64, why: &'static str },
     #[error("an asynchronous store of {bytes} bytes to {to:#x} is on its way when the block there ends")]
     LateStore { bytes: u64, to: u64 },
     #[error(
@@ -208,6 +211,8 @@ pub enum Cause {
     BranchIndex { index: u32, entries: usize },
     #[error("a product of a warpgroup: {0}")]
     Wgmma(&'static str),
+    #[error("registers that warps hand to each other: {0}")]
+    Registers(&'static str),
     #[error("warps of a warpgroup are out of step: another one has executed {what}")]
     OutOfStep { what: &'static str, first: crate::memory::Thread, site: Site },
     #[error("the matrix shapes of `wmma` and row addresses must be the same in all lanes")]
@@ -226,6 +231,7 @@ pub(crate) struct Context<'a> {
     pub(crate) barriers: &'a mut Barriers,
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) asynchronous: &'a mut AsyncState,
+    pub(crate) registers: &'a mut Pool,
     /// The thread of lane 0.
     pub(crate) first: Thread,
     pub(crate) site: Site,

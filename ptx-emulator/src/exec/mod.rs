@@ -15,6 +15,7 @@ pub(crate) mod control;
 mod conversion;
 mod convert;
 mod data;
+mod descriptor;
 mod float;
 mod float8;
 mod halves;
@@ -27,10 +28,13 @@ pub(crate) mod mbarrier;
 pub(crate) mod mma;
 pub(crate) mod pending;
 mod phase;
+mod products;
+pub(crate) mod registers;
 mod rounding;
 pub(crate) mod rows;
 pub(crate) mod special;
 pub(crate) mod subbyte;
+pub(crate) mod tensor;
 pub(crate) mod warp;
 mod warpgroup;
 pub(crate) mod wgmma;
@@ -44,7 +48,7 @@ use crate::text::ScalarType as T;
 /// A family: what its instructions are called, and how they are decoded.
 type Family = (&'static [&'static str], fn(&mut Line<'_, '_>) -> Decoded<Op>);
 
-const FAMILIES: [Family; 21] = [
+const FAMILIES: [Family; 22] = [
     (access::NAMES, access::decode),
     (address::NAMES, address::decode),
     (asynchronous::NAMES, asynchronous::decode),
@@ -63,6 +67,7 @@ const FAMILIES: [Family; 21] = [
     (matrix::NAMES, matrix::decode),
     (mbarrier::NAMES, mbarrier::decode),
     (mma::NAMES, mma::decode),
+    (registers::NAMES, registers::decode),
     (warp::NAMES, warp::decode),
     (wgmma::NAMES, wgmma::decode),
     (wmma::NAMES, wmma::decode),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::context::{Cause, Done};
 use super::mbarrier::{self, PhaseClocks};
-use super::wgmma::Products;
+use super::products::Products;
 use crate::memory::{Access, BlockId, Clock, Memory, Moment, Order, Site, Thread, Width};
 
 /// A copy whose destination is not yet written.
@@ -21,8 +21,6 @@ pub(crate) struct Pending {
     pub(crate) number: u64,
     pub(crate) to: u64,
     pub(crate) bytes: Vec<u8>,
-    /// It reads no source, and writes zeros.
-    pub(crate) fills: bool,
 }
 
 impl Pending {
@@ -272,8 +270,7 @@ impl AsyncState {
         Ok(())
     }
 
-    /// Copies to shared memory that have not arrived, and those from there whose sources nobody has waited for; but for
-    /// those that only fill, which the tiled products of `ptx/` leave behind where k is short.
+    /// Copies to shared memory that have not arrived, and those from there whose sources nobody has waited for.
     fn unfinished(&self) -> impl Iterator<Item = &Pending> {
         let signalled = self.signals.iter().filter_map(|signal| match &signal.event {
             Event::Bytes(copy) => Some(copy),
@@ -283,7 +280,7 @@ impl AsyncState {
             let copies = groups.closed.iter().chain([&groups.open]).flat_map(|group| &group.copies);
             copies.filter(move |copy| !bulk || copy.reader.is_some())
         });
-        signalled.chain(grouped).filter(|copy| !copy.fills)
+        signalled.chain(grouped)
     }
 }
 

@@ -1,20 +1,21 @@
 //! `wgmma`: products of a warpgroup, read from shared memory by the asynchronous proxy (PTX ISA, "Asynchronous
 //! Warpgroup Level Matrix Instructions").
 //!
-//! Both operands are K-major and named by descriptors. Element 4j + i of the accumulators of lane 4g + t in warp w of
-//! the group is D\[16 w + g + 8 (i div 2)\]\[8 j + 2 t + i mod 2\]. Operands are read and sums are written as late as
-//! PTX allows: when the group is waited for. Until then nothing else may touch the accumulators. Sums are formed as
-//! those of `mma.sync`: in binary64, by ascending k, the accumulator last, and rounded once.
-
-use std::collections::{BTreeMap, VecDeque};
+//! Operands lie in shared memory, where descriptors name them; A may lie in registers: element e of register r of lane
+//! 4g + t in warp w of the group is A\[16 w + g + 8 (r mod 2)\]\[2 t + e + 8 (r div 2)\]. Element 4j + i of the
+//! accumulators is D\[16 w + g + 8 (i div 2)\]\[8 j + 2 t + i mod 2\]. Operands are read and sums are written as late
+//! as PTX allows: when the group is waited for. Until then nothing else may touch the accumulators, nor the registers
+//! of A. Sums are formed as those of `mma.sync`: in binary64, by ascending k, the accumulator last, and rounded once.
 
 use super::address::generic;
 use super::context::{Cause, Context, Done};
+use super::descriptor::{Descriptor, EIGHT, Major};
 use super::mma::element;
+use super::products::Product;
 use super::rounding::canonical;
 use super::rows::{LANES, Mask, Row, Slot, each};
-use super::warpgroup::{GROUP_THREADS, Step, Warpgroups};
-use crate::memory::{Access, Clock, Moment, Site, Thread};
+use super::warpgroup::{GROUP_THREADS, Step};
+use crate::memory::{Access, Clock};
 use crate::program::{Decoded, Line, Op};
 use crate::text::{ScalarType as T, Space};
 
@@ -23,6 +24,8 @@ pub(crate) const NAMES: &[&str] = &["wgmma"];
 /// Rows of D that a warp has, and columns of k.
 const WARP_ROWS: usize = 16;
 const DEPTH: usize = 16;
+/// Registers of A, of two elements each.
+const FRAGMENT: usize = 4;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Operation {
@@ -40,17 +43,41 @@ pub(crate) enum Operation {
 pub(crate) struct Multiply {
     ty: T,
     columns: usize,
-    d: Box<[Slot]>,
-    /// Descriptors.
-    a: Slot,
-    b: Slot,
+    pub(super) d: Box<[Slot]>,
+    a: Left,
+    /// A descriptor.
+    b: (Slot, Major),
     /// Whether D is added to, and whether that is negated.
     adds: (Slot, bool),
     /// The product of the factors' signs.
     sign: f64,
 }
 
+/// Where A is.
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    /// In shared memory, as a descriptor tells.
+    Shared(Slot, Major),
+    Registers([Slot; FRAGMENT]),
+}
+
 impl Multiply {
+    /// A's descriptor, if it has one.
+    fn shared_left(&self) -> Option<(Slot, Major)> {
+        match self.a {
+            Left::Shared(slot, major) => Some((slot, major)),
+            Left::Registers(_) => None,
+        }
+    }
+
+    /// The registers of A, if it is there.
+    pub(super) fn fragment(&self) -> &[Slot] {
+        match &self.a {
+            Left::Shared(..) => &[],
+            Left::Registers(slots) => slots,
+        }
+    }
+
     /// The accumulators.
     pub(crate) fn accumulators(&self) -> &[Slot] {
         &self.d
@@ -90,7 +117,8 @@ fn multiply(line: &mut Line<'_, '_>) -> Decoded<Op> {
     if d_type != T::F32 || !matches!(ty, T::F16 | T::Bf16) || b_type != ty {
         return line.refuse();
     }
-    line.exactly(8)?;
+    let in_registers = line.elements(1)?.len() > 1;
+    line.exactly(if in_registers { 7 } else { 8 })?;
     let mut sign = 1.0;
     for factor in [4, 5] {
         match line.literal(factor)? {
@@ -99,130 +127,24 @@ fn multiply(line: &mut Line<'_, '_>) -> Decoded<Op> {
             _ => return line.refuse(),
         }
     }
-    // Operands along M or N.
-    if line.literal(6)? != 0 || line.literal(7)? != 0 {
-        return line.refuse();
-    }
-    let (a, b) = (line.source(1, T::B64)?, line.source(2, T::B64)?);
+    let a = if in_registers {
+        let slots = line.sources(1, T::B32, FRAGMENT)?;
+        Left::Registers(std::array::from_fn(|index| slots[index]))
+    } else {
+        Left::Shared(line.source(1, T::B64)?, major(line, 6)?)
+    };
+    let b = (line.source(2, T::B64)?, major(line, line.count() - 1)?);
     let adds = line.predicate(3)?;
     let d = line.destinations(0, T::B32, columns / 2)?.into();
     Ok(Op::Wgmma(Operation::Multiply(Box::new(Multiply { ty, columns, d, a, b, adds, sign }))))
 }
 
-/// PTX ISA, "Matrix Descriptor Format".
-#[derive(Debug, Clone, Copy)]
-struct Descriptor {
-    start: u64,
-    leading_bytes: u64,
-    stride_bytes: u64,
-    /// Bytes of a row in the swizzle's pattern; 0 for none.
-    swizzle_bytes: u64,
-}
-
-impl Descriptor {
-    fn new(bits: u64) -> Option<Self> {
-        let field = |shift: u32| (bits >> shift & 0x3FFF) << 4;
-        let swizzle_bytes = [0, 128, 64, 32][(bits >> 62) as usize];
-        // A pattern that begins elsewhere than at a multiple of its size.
-        let base_offset = bits >> 49 & 7;
-        (base_offset == 0).then(|| Self {
-            start: field(0),
-            leading_bytes: field(16),
-            stride_bytes: field(32),
-            swizzle_bytes,
-        })
-    }
-
-    /// Of 16 bytes in shared memory: eight columns of k, the first or the second, of a row.
-    fn address(self, row: usize, half: usize) -> u64 {
-        let (row, half) = (row as u64, half as u64);
-        let group = self.start + row / 8 * self.stride_bytes;
-        if self.swizzle_bytes == 0 {
-            return group + half * self.leading_bytes + row % 8 * 16;
-        }
-        let at = group + row % 8 * self.swizzle_bytes + half * 16;
-        at ^ (at >> 7 & (self.swizzle_bytes / 16 - 1)) << 4
-    }
-}
-
-/// A product that has been issued.
-#[derive(Debug)]
-struct Product {
-    /// Who reads.
-    agent: Thread,
-    site: Site,
-    op: Box<Multiply>,
-    a: Descriptor,
-    b: Descriptor,
-    adds: bool,
-}
-
-/// Products of one warp.
-#[derive(Debug, Default)]
-struct InFlight {
-    open: Vec<Product>,
-    closed: VecDeque<Vec<Product>>,
-    /// The agent of the products that were issued since a moment.
-    agent: Option<(Thread, Moment)>,
-    /// The accumulators of all of them, and how many products those are of.
-    held: Vec<(Box<[Slot]>, usize)>,
-    /// `wgmma.fence` has come since the accumulators were last the warp's.
-    fenced: bool,
-}
-
-impl InFlight {
-    /// One more product works on accumulators; an error if they are in part those of others.
-    fn hold(&mut self, d: &[Slot]) -> Done {
-        if let Some((_, products)) = self.held.iter_mut().find(|(held, _)| **held == *d) {
-            *products += 1;
-            return Ok(());
-        }
-        if self.held.iter().any(|(held, _)| held.iter().any(|slot| d.contains(slot))) {
-            return Err(Cause::Wgmma(
-                "some of its accumulators are those of a product of another shape in flight",
-            ));
-        }
-        self.held.push((d.into(), 1));
-        Ok(())
-    }
-
-    /// The oldest group, if there are more than `left`; its accumulators are no longer held.
-    fn take_beyond(&mut self, left: u32) -> Option<Vec<Product>> {
-        let group = if self.closed.len() > left as usize { self.closed.pop_front() } else { None };
-        for product in group.iter().flatten() {
-            if let Some((_, products)) = self.held.iter_mut().find(|(held, _)| **held == *product.op.d) {
-                *products -= 1;
-            }
-        }
-        self.held.retain(|(_, products)| *products > 0);
-        self.fenced &= !self.held.is_empty();
-        group
-    }
-}
-
-/// Products of a block.
-#[derive(Debug, Default)]
-pub(crate) struct Products {
-    /// By the first thread of the warp.
-    warps: BTreeMap<u32, InFlight>,
-    groups: Warpgroups,
-}
-
-impl Products {
-    /// Whether a register of a warp is the accumulator of a product in flight.
-    pub(crate) fn holds(&self, first_thread: u32, slot: Slot) -> bool {
-        let warp = self.warps.get(&first_thread);
-        warp.is_some_and(|warp| warp.held.iter().any(|(held, _)| held.contains(&slot)))
-    }
-
-    /// What only some warps of a group have executed: lane 0 of one, and the instruction.
-    pub(super) fn out_of_step(&self) -> Option<(Thread, Site)> {
-        self.groups.unfinished().map(|step| (step.thread, step.site))
-    }
-
-    /// Whether a warp has products in flight.
-    pub(crate) fn is_busy(&self, first_thread: u32) -> bool {
-        self.warps.get(&first_thread).is_some_and(|warp| !warp.held.is_empty())
+/// `imm-trans-a`, `imm-trans-b`
+fn major(line: &Line<'_, '_>, index: usize) -> Decoded<Major> {
+    match line.literal(index)? {
+        0 => Ok(Major::K),
+        1 => Ok(Major::Mn),
+        _ => line.refuse(),
     }
 }
 
@@ -265,27 +187,32 @@ fn note(context: &mut Context<'_>, operands: Option<([u64; 2], bool)>) -> Done {
 fn issue(context: &mut Context<'_>, op: &Multiply) -> Done {
     let descriptor = |slot: Slot| {
         let row = context.rows.double(slot);
-        row.iter().all(|bits| *bits == row[0]).then_some(row[0])
+        let same = row.iter().all(|bits| *bits == row[0]).then_some(row[0]);
+        same.ok_or(Cause::Wgmma("descriptors must be the same in all lanes"))
     };
-    let (Some(a), Some(b)) = (descriptor(op.a), descriptor(op.b)) else {
-        return Err(Cause::Wgmma("descriptors must be the same in all lanes"));
-    };
+    let (a, b) = (op.shared_left().map(|(slot, _)| descriptor(slot)).transpose()?, descriptor(op.b.0)?);
     let (slot, negated) = op.adds;
     let adds = context.rows.pred(slot) ^ if negated { u32::MAX } else { 0 };
     if adds != 0 && adds != u32::MAX {
         return Err(Cause::Wgmma("scale-d must be the same in all lanes"));
     }
-    note(context, Some(([a, b], adds != 0)))?;
-    let (Some(a), Some(b)) = (Descriptor::new(a), Descriptor::new(b)) else {
-        return Err(Cause::Wgmma("a base offset other than 0 in a descriptor is not supported"));
+    note(context, Some(([a.unwrap_or_default(), b], adds != 0)))?;
+    let parsed = |bits| {
+        let unsupported = "a base offset other than 0 in a descriptor is not supported";
+        Descriptor::new(bits).ok_or(Cause::Wgmma(unsupported))
     };
+    let a = match (a, op.shared_left()) {
+        (Some(bits), Some((_, major))) => Some((parsed(bits)?, major)),
+        _ => None,
+    };
+    let b = (parsed(b)?, op.b.1);
     let thread = context.thread(0);
     let now = context.memory.moment(thread);
     let in_flight = context.asynchronous.products.warps.entry(context.environment.first_thread).or_default();
     if !in_flight.fenced {
         return Err(Cause::Wgmma("no `wgmma.fence` since the warp could last access the accumulators"));
     }
-    in_flight.hold(&op.d)?;
+    in_flight.hold(op)?;
     let agent = match in_flight.agent {
         Some((agent, since)) if since == now => agent,
         _ => {
@@ -317,33 +244,55 @@ fn finish(context: &mut Context<'_>, group: &[Product]) -> Done {
     Ok(())
 }
 
-/// Rows of an operand, 16 columns of k each.
+/// Rows of an operand in shared memory, 16 columns of k each.
 fn gather(
     context: &mut Context<'_>,
     product: &Product,
-    from: Descriptor,
+    (from, major): (Descriptor, Major),
     rows: std::ops::Range<usize>,
 ) -> Done<Vec<[f64; DEPTH]>> {
     let access = Access::weak(product.agent, product.site);
-    let mut matrix = Vec::with_capacity(rows.len());
-    for row in rows {
-        let mut values = [0.0; DEPTH];
-        for half in 0..2 {
-            let mut bytes = [0; 16];
-            context.memory.read_by(&access, generic(Space::Shared, from.address(row, half)), &mut bytes)?;
-            for (value, pair) in values[8 * half..].iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = element(product.op.ty, u32::from(u16::from_le_bytes(*pair)), 0);
+    let mut matrix = vec![[0.0; DEPTH]; rows.len()];
+    let (lines, units) = match major {
+        Major::K => (rows.clone(), 0..DEPTH / EIGHT),
+        Major::Mn => (0..DEPTH, rows.start / EIGHT..rows.end / EIGHT),
+    };
+    for (line, unit) in lines.flat_map(|line| units.clone().map(move |unit| (line, unit))) {
+        let mut bytes = [0; 16];
+        let address = generic(Space::Shared, from.address(major, line, unit));
+        context.memory.read_by(&access, address, &mut bytes)?;
+        for (index, pair) in bytes.as_chunks::<2>().0.iter().enumerate() {
+            let value = element(product.op.ty, u32::from(u16::from_le_bytes(*pair)), 0);
+            match major {
+                Major::K => matrix[line - rows.start][EIGHT * unit + index] = value,
+                Major::Mn => matrix[EIGHT * unit + index - rows.start][line] = value,
             }
         }
-        matrix.push(values);
     }
     Ok(matrix)
+}
+
+/// The warp's rows of A from its registers.
+fn from_registers(context: &Context<'_>, op: &Multiply) -> Vec<[f64; DEPTH]> {
+    let mut matrix = vec![[0.0; DEPTH]; WARP_ROWS];
+    for (index, &slot) in op.fragment().iter().enumerate() {
+        for (lane, &bits) in context.rows.word(slot).iter().enumerate() {
+            for part in 0..2 {
+                let (row, column) = (lane / 4 + 8 * (index % 2), 2 * (lane % 4) + part + 8 * (index / 2));
+                matrix[row][column] = element(op.ty, bits, part);
+            }
+        }
+    }
+    matrix
 }
 
 fn compute(context: &mut Context<'_>, product: &Product) -> Done {
     let op = &product.op;
     let first_row = (context.environment.first_thread % GROUP_THREADS) as usize / LANES * WARP_ROWS;
-    let a = gather(context, product, product.a, first_row..first_row + WARP_ROWS)?;
+    let a = match product.a {
+        Some(a) => gather(context, product, a, first_row..first_row + WARP_ROWS)?,
+        None => from_registers(context, op),
+    };
     let b = gather(context, product, product.b, 0..op.columns)?;
     for (index, &slot) in op.d.iter().enumerate() {
         let mut sums: Row<f64> = [0.0; LANES];

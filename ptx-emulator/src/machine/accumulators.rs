@@ -1,4 +1,4 @@
-//! Accumulators of `wgmma` that tensor cores still work on: who touches them too early.
+//! Accumulators and registers of A that tensor cores still work on (`wgmma`): who touches them too early.
 
 use super::shared::{Failure, Shared};
 use super::warp::{Fragment, Warp};
@@ -8,7 +8,7 @@ use crate::exec::wgmma::Operation;
 use crate::program::{Op, Typed};
 
 impl Warp {
-    /// Refuses an instruction of `fragment` that reads or writes accumulators in flight, and a product that adds to
+    /// Refuses an instruction of `fragment` that reads or writes registers of products in flight, and a product that adds to
     /// accumulators which nobody has written.
     pub(super) fn check_accumulators(
         &self,
@@ -46,10 +46,12 @@ impl Warp {
             return failure(Cause::Wgmma("calls with products in flight are not supported"));
         }
         let uses = &shared.program.uses[pc as usize];
-        let is_held =
-            |typed: &Typed| typed.class == Class::Word && products.holds(self.first_thread, typed.slot);
-        if uses.reads.iter().chain(&uses.writes).any(is_held) {
-            return failure(Cause::Wgmma("it touches accumulators before `wgmma.wait_group`"));
+        let is_used =
+            |typed: &Typed| typed.class == Class::Word && products.uses(self.first_thread, typed.slot);
+        if uses.reads.iter().chain(&uses.writes).any(is_used) {
+            return failure(Cause::Wgmma(
+                "it touches accumulators, or registers of A, before `wgmma.wait_group`",
+            ));
         }
         Ok(())
     }

@@ -59,6 +59,11 @@ impl Machine {
                 let (arrived, expected) = grid.clusters[self.block(at).cluster].state();
                 format!("the barrier of its cluster, where {arrived} of {expected} threads are")
             }
+            State::Registers => {
+                let block = self.block(at);
+                let (has, free) = block.registers.state(block.warps[at.warp].first_thread);
+                format!("registers: its threads have {has} each, and {free} of the block are free")
+            }
             State::Grid => "the end of the grid before".to_owned(),
             State::Sleeping { until_ns } => format!("time {until_ns} ns"),
             State::Ready => {

@@ -28,8 +28,8 @@ impl Warp {
                 Op::Barrier(op) => self.barrier(op, vec![fragment], active, shared),
                 op => {
                     self.simple(op, &fragment, active, shared)?;
-                    if matches!(op, Op::Cluster(Operation::Wait { .. })) {
-                        fragment.state = State::Cluster;
+                    if let Some(state) = waits_behind(op) {
+                        fragment.state = state;
                         self.fragments.push(fragment);
                         return Ok(Next::Other);
                     }
@@ -54,9 +54,9 @@ impl Warp {
         if let Op::Barrier(op) = &inst.op {
             return self.barrier(op, come, gathered, shared);
         }
-        if matches!(inst.op, Op::Cluster(Operation::Wait { .. })) {
+        if let Some(state) = waits_behind(&inst.op) {
             self.simple(&inst.op, &come[0], gathered, shared)?;
-            come.iter_mut().for_each(|member| member.state = State::Cluster);
+            come.iter_mut().for_each(|member| member.state = state);
             self.fragments.extend(come);
             return Ok(Next::Other);
         }
@@ -114,5 +114,14 @@ impl Warp {
             "a guard keeps them out"
         };
         Failure { cause: Cause::Divergent { waiting: active, missing, why }, pc: fragment.pc, mask: active }
+    }
+}
+
+/// What lanes wait for once they have executed an instruction together.
+fn waits_behind(op: &Op) -> Option<State> {
+    match op {
+        Op::Cluster(Operation::Wait { .. }) => Some(State::Cluster),
+        Op::Registers(change) if change.increases => Some(State::Registers),
+        _ => None,
     }
 }

@@ -9,6 +9,7 @@ use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::Barriers;
 use crate::exec::cluster::Cluster;
 use crate::exec::context::Environment;
+use crate::exec::registers::Pool;
 use crate::exec::rows::{Constants, LANES};
 use crate::external::{Bound, Library};
 use crate::memory::{BlockId, BlockSpec, Clock, DeviceId, GridId, Memory};
@@ -70,6 +71,7 @@ pub(super) struct Block {
     /// Its cluster among those of the grid.
     pub(super) cluster: usize,
     pub(super) asynchronous: AsyncState,
+    pub(super) registers: Pool,
     pub(super) warps: Vec<Warp>,
     pub(super) triggered: bool,
 }
@@ -251,9 +253,19 @@ impl Grid {
             warps.iter_mut().for_each(|warp| warp.privates.trust());
         }
         let (barriers, asynchronous) = (Barriers::new(threads), AsyncState::default());
+        let registers = Pool::new(warps.len(), kernel.max_threads, kernel.min_blocks);
         let cluster = self.clusters.len();
         let triggered = false;
-        self.blocks.push(Block { id, environment, barriers, cluster, asynchronous, warps, triggered });
+        self.blocks.push(Block {
+            id,
+            environment,
+            barriers,
+            cluster,
+            asynchronous,
+            registers,
+            warps,
+            triggered,
+        });
         id
     }
 }
@@ -302,6 +314,7 @@ impl Block {
             barriers: &mut self.barriers,
             cluster,
             asynchronous: &mut self.asynchronous,
+            registers: &mut self.registers,
             output: around.output,
             progress: around.progress,
             predecessors: around.predecessors,

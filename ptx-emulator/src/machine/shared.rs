@@ -6,6 +6,7 @@ use crate::exec::asynchronous::AsyncState;
 use crate::exec::barrier::Barriers;
 use crate::exec::cluster::Cluster;
 use crate::exec::context::{Context, Environment};
+use crate::exec::registers::Pool;
 use crate::exec::rows::{Constants, Mask};
 use crate::external::{Bound, Library};
 use crate::memory::{BlockId, Clock, Memory, Site, Thread};
@@ -33,6 +34,7 @@ pub(crate) struct Shared<'a> {
     pub(crate) barriers: &'a mut Barriers,
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) asynchronous: &'a mut AsyncState,
+    pub(crate) registers: &'a mut Pool,
     pub(crate) bound: &'a [Bound],
     pub(crate) libraries: &'a mut Vec<Box<dyn Library>>,
     pub(crate) output: &'a mut String,
@@ -83,6 +85,7 @@ impl Shared<'_> {
             barriers: self.barriers,
             cluster: self.cluster,
             asynchronous: self.asynchronous,
+            registers: self.registers,
             first: Thread::new(self.block, warp.first_thread),
             site: Site(self.site_base + pc),
             output: self.output,

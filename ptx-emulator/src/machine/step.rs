@@ -8,8 +8,8 @@ use crate::exec::control::GridControl;
 use crate::exec::rows::{Mask, Slot};
 use crate::exec::warp::Kind as CollectiveKind;
 use crate::exec::{
-    Cause, access, address, asynchronous, atomic, atomic128, cluster, matrix, mbarrier, mma, special,
-    subbyte, warp, wgmma, wmma,
+    Cause, access, address, asynchronous, atomic, atomic128, cluster, matrix, mbarrier, mma, registers,
+    special, subbyte, tensor, warp, wgmma, wmma,
 };
 use crate::external;
 use crate::program::{Inst, NOWHERE, Op, Pc, Program};
@@ -174,9 +174,12 @@ impl Warp {
                 // Groups with masks of their own execute one after the other and meet behind.
                 Ok(self.execute_apart(fragment, same, pc + 1))
             }
-            Op::Mma(_) | Op::SubByteMma(_) | Op::Matrix(_) | Op::Wmma(_) | Op::Wgmma(_) => {
-                self.together(inst, fragment, active, Mask::MAX, shared)
-            }
+            Op::Mma(_)
+            | Op::SubByteMma(_)
+            | Op::Matrix(_)
+            | Op::Wmma(_)
+            | Op::Wgmma(_)
+            | Op::Registers(_) => self.together(inst, fragment, active, Mask::MAX, shared),
             // Each thread counts for itself: those that the guard keeps out go on.
             Op::Barrier(op) if !op.aligned && active != fragment.mask => {
                 let meet = if op.kind == barrier::Kind::Arrive { pc + 1 } else { NOWHERE };
@@ -262,6 +265,7 @@ impl Warp {
             Op::ProxyFence => access::execute_proxy_fence(&mut context),
             Op::ConvertAddress(op) => address::execute(&mut context, op),
             Op::Async(op) => asynchronous::execute(&mut context, op)?,
+            Op::TensorCopy(op) => tensor::execute(&mut context, op)?,
             Op::Mbarrier(op) => mbarrier::execute(&mut context, op)?,
             Op::Warp(op) => warp::execute(&mut context, op)?,
             Op::Mma(op) => mma::execute(&mut context, op),
@@ -270,6 +274,7 @@ impl Warp {
             Op::Matrix(op) => matrix::execute(&mut context, op)?,
             Op::Wmma(op) => wmma::execute(&mut context, op)?,
             Op::Wgmma(op) => wgmma::execute(&mut context, op)?,
+            Op::Registers(change) => registers::execute(&mut context, *change)?,
             _ => {}
         }
         Ok(())

@@ -69,6 +69,12 @@ impl Warp {
                     shared.cluster.go_on(rank, Thread::new(shared.block, thread), shared.memory);
                 }
             }
+            State::Registers => {
+                let Op::Registers(change) = shared.program.code[pc as usize].op else { return false };
+                if !shared.registers.take(self.first_thread, change) {
+                    return false;
+                }
+            }
             State::Grid => {
                 let Some(clock) = shared.predecessors else { return false };
                 for lane in lanes(mask) {

@@ -39,6 +39,8 @@ pub(crate) enum State {
     },
     /// At `barrier.cluster.wait`.
     Cluster,
+    /// At `setmaxnreg.inc`.
+    Registers,
     /// At `griddepcontrol.wait`.
     Grid,
 }

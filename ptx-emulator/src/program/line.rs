@@ -288,11 +288,21 @@ impl<'b, 'a> Line<'b, 'a> {
 
     /// `[base+offset]` or, where the instruction has no brackets, a register.
     pub(crate) fn address(&mut self, index: usize) -> Decoded<Address> {
-        let operand = self.operand(index)?;
-        let (base, offset) = match operand {
-            Operand::Address(base, offset) => (*base, *offset),
-            _ => return self.wrong(operand, "an address in brackets"),
-        };
+        match self.operand(index)? {
+            Operand::Address(base, offset) => self.address_of(index, base, *offset),
+            operand => self.wrong(operand, "an address in brackets"),
+        }
+    }
+
+    /// `[map+offset, {x, y}]`: the map's address, and the coordinates.
+    pub(crate) fn tensor(&mut self, index: usize) -> Decoded<(Address, &'b [Operand<'a>])> {
+        match self.operand(index)? {
+            Operand::Tensor(base, offset, at) => Ok((self.address_of(index, base, *offset)?, at)),
+            operand => self.wrong(operand, "a tensor map and coordinates in brackets"),
+        }
+    }
+
+    fn address_of(&mut self, index: usize, base: &'a str, offset: i64) -> Decoded<Address> {
         if base.is_empty() {
             let typed = self.builder.constant(Class::Double, offset as u64);
             return Ok(Address { base: typed.slot, class: typed.class, offset: 0, frame: Frame::None });
@@ -303,7 +313,7 @@ impl<'b, 'a> Line<'b, 'a> {
                 Ok(Address { base: typed.slot, class: typed.class, offset, frame: Frame::None })
             }
             Some(Symbol::Variable(variable)) => Ok(self.builder.variable_address(variable, offset)),
-            _ => self.wrong(operand, "the address of a variable or in a register"),
+            _ => self.wrong(self.operand(index)?, "the address of a variable or in a register"),
         }
     }
 
@@ -388,6 +398,9 @@ fn describe(operand: &Operand<'_>) -> String {
         Operand::List(elements) => {
             format!("({})", elements.iter().map(describe).collect::<Vec<_>>().join(", "))
         }
-        Operand::Other(text) => (*text).to_owned(),
+        Operand::Tensor(name, offset, at) => {
+            let at: Vec<_> = at.iter().map(describe).collect();
+            format!("[{name}+{offset}, {{{}}}]", at.join(", "))
+        }
     }
 }

@@ -262,6 +262,6 @@ pub enum Operand<'a> {
     Pair(Box<(Operand<'a>, Operand<'a>)>),
     /// `(a, b)` of a call.
     List(Vec<Operand<'a>>),
-    /// `[base, {x, y}]` and the like: not executed, refused by name.
-    Other(&'a str),
+    /// `[base+offset, {x, y}]`: a tensor map, and coordinates in it.
+    Tensor(&'a str, i64, Vec<Operand<'a>>),
 }

@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(instructions[1].operands[2], Operand::Integer(-5));
         assert_eq!(instructions[2].operands[1], Operand::Address("%r2", -8));
         assert!(matches!(instructions[3].operands[0], Operand::List(_)));
-        assert!(matches!(instructions[4].operands[1], Operand::Other("[%r2, {%r3}]")));
+        assert_eq!(instructions[4].operands[1], Operand::Tensor("%r2", 0, vec![Operand::Name("%r3")]));
     }
 
     #[test]

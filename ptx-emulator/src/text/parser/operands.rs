@@ -107,29 +107,18 @@ impl<'a> Parser<'a> {
     }
 
     fn address(&mut self) -> Parsed<Operand<'a>> {
-        let start = self.peek().at as usize;
         self.expect(b'[')?;
-        let operand = match self.peek().kind {
-            TokenKind::Word => {
-                let base = self.word("an address")?;
-                Operand::Address(base, self.offset()?)
-            }
-            TokenKind::Number => Operand::Address("", self.unsigned("an address")? as i64),
+        let (base, offset) = match self.peek().kind {
+            TokenKind::Word => (self.word("an address")?, self.offset()?),
+            TokenKind::Number => ("", self.unsigned("an address")? as i64),
             _ => return self.fail("an address"),
         };
-        if self.accept(b']') {
-            return Ok(operand);
-        }
-        // Tensor coordinates: kept as text, refused when decoded.
-        while !self.is(b']') {
-            if matches!(self.peek().kind, TokenKind::End | TokenKind::Punctuation(b';')) {
-                return self.fail("`]`");
-            }
-            self.advance();
-        }
+        let operand = match self.accept(b',') {
+            true => Operand::Tensor(base, offset, self.list(b'{', b'}')?),
+            false => Operand::Address(base, offset),
+        };
         self.expect(b']')?;
-        let end = self.tokens[self.next - 1].end as usize;
-        Ok(Operand::Other(&self.source[start..end]))
+        Ok(operand)
     }
 }
 
