@@ -74,6 +74,10 @@ const MAX_WORKERS_NORM: u32 = 256;
 const MAX_WORKERS_PUT: u32 = 256;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
+/// The same where messages are put, and what they are at most for that, in units, 64 KiB: 2 to 7 % faster than more workers
+/// (`bench/results/h200x2-tuned.csv`).
+const MIN_WORKERS_PUT: u32 = 64;
+const SHORT_UNITS_PUT: u32 = 4 << 10;
 /// Workers from which on only long messages gain by more, and in two shots those that threads then have done sooner.
 const MANY_WORKERS: u32 = 256;
 /// Units of a long message: more than 2 MiB.
@@ -225,7 +229,9 @@ impl Site {
             Algorithm::TwoShot => rounds(there_are) < rounds(MANY_WORKERS),
         };
         let most = if is_long { there_are } else { MANY_WORKERS };
-        let measured = units.div_ceil(many).next_multiple_of(WARP).clamp(MIN_WORKERS, most);
+        let is_short_put = far == Far::Puts && units <= SHORT_UNITS_PUT;
+        let fewest = if is_short_put { MIN_WORKERS_PUT } else { MIN_WORKERS };
+        let measured = units.div_ceil(many).next_multiple_of(WARP).clamp(fewest, most);
         let workers = tuning.workers.unwrap_or(measured).clamp(WARP, there_are) / WARP * WARP;
         let workers = workers.min(units.max(1).next_multiple_of(WARP));
         let blocks = units.div_ceil(workers).max(1);
@@ -300,6 +306,18 @@ mod tests {
         assert_eq!(grid(16, Some(1024)), (Words, 8, 128, 8, 1));
         assert_eq!(grid(256, Some(1024)), (Words, 128, 128, 8, 1));
         assert_eq!(grid(16 << 10, Some(1024)), (Words, 132, 256, 1, 1));
+    }
+
+    #[test]
+    fn short_puts_take_small_blocks() {
+        let site = Site { far: Far::Puts, ..self::site(2, 1, 132) };
+        let layout = Layout::new(site.shape, 64 << 20);
+        let grid = |kib: u32| {
+            let task = Task::Sum { units: kib * 64, row_units: None };
+            site.execution(task, &layout, Tuning::default()).map(|e| (e.blocks, e.workers)).unwrap()
+        };
+        assert_eq!([1, 2, 16, 64].map(grid), [(1, 64), (2, 64), (16, 64), (64, 64)]);
+        assert_eq!([128, 256, 512].map(grid), [(64, 128), (128, 128), (128, 256)]);
     }
 
     #[test]
