@@ -2,7 +2,7 @@
 //!
 //! Shows: a typed launch in a program built on cust (the Rust-CUDA stack); cuda-lazy resolves the driver at run
 //! time, so the program builds without CUDA and starts without a driver.
-//! Needs: an NVIDIA GPU of compute capability 8.0 or newer and its driver of CUDA 11.4 or newer.
+//! Needs: an NVIDIA GPU of compute capability 8.0 or newer and its driver of CUDA 11.4 or newer (12.4 on Hopper).
 //! Run:   cargo run --release --example cust_stream --no-default-features --features cuda
 
 use std::error::Error;

@@ -13,3 +13,5 @@ mod kernels;
 mod network;
 #[path = "emulated/peers.rs"]
 mod peers;
+#[path = "emulated/prompts.rs"]
+mod prompts;

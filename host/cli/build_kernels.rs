@@ -10,7 +10,7 @@ use super::output;
 use crate::comm::gpu::nvshmem::kernels::{VARIABLES, cache_folder, join, write};
 use crate::kernels::{NVSHMEM_FUNCTIONS, NVSHMEM_PTX, Ptx};
 
-/// Ten times the PTX version of what NVSHMEM's code becomes: from 3.8 on it asks for `.mmio`. Any driver of CUDA 12.2
+/// Ten times the PTX version that NVSHMEM's code needs at least: from 3.8 on it asks for `.mmio`. Any driver of CUDA 12.2
 /// takes it, and NVSHMEM for CUDA 13 needs a newer one.
 const PTX_VERSION: u32 = 82;
 

@@ -128,7 +128,8 @@ impl Kernel {
     /// kernel runs is reported by a later synchronisation.
     ///
     /// # Safety
-    /// - `parameters` has the layout that the entry point declares.
+    /// - `parameters` has the layout that the entry point declares, in which no parameter but the first is aligned to
+    ///   more than 16 bytes.
     /// - What the kernel reads and writes through them is memory of this device, pinned memory or a peer's
     ///   memory, in bounds; it stays allocated, and is not accessed in conflict by the host or by other
     ///   streams, until the stream has run the kernel, and whenever a graph that recorded it is launched.

@@ -53,6 +53,9 @@ impl Target {
 /// A launch with [`tensor_maps`](Self::tensor_maps) runs as it is, and faster once the driver has encoded them:
 /// [`with_tensor_maps`](Self::with_tensor_maps).
 ///
+/// [`params`](Self::params) is the kernel's one parameter, for `kernelParams`. In a block for the driver's `extra` it begins
+/// where `cuFuncGetParamInfo` says: not at 0 in kernels with tensor maps.
+///
 /// # Safety of a launch
 /// Building one is safe, launching it is not: the kernel reads and writes the addresses it was given. The
 /// kernel's documentation in `device/` says what has to be there.

@@ -38,6 +38,9 @@ impl TensorMap {
 
     /// `w`, `[n, k]`, in boxes of so many rows, a multiple of 32, of which row 8t + 2j + e comes to row 8j + 2t + e of each
     /// 32; none where its rows are not 16-byte aligned or not a multiple of 32.
+    ///
+    /// Its strides do not grow from one dimension to the next, which the driver's documentation suggests and the driver
+    /// (of CUDA 13.0) does not ask for.
     pub(super) fn of_weights(w: Addr<bf16>, (n, k): (u32, u32), box_rows: u32) -> Option<Self> {
         let (e, t, j) = ((2, 1, 2), (4, 8, 4), (4, 2, 4));
         let q = (n / PERMUTED, PERMUTED, box_rows / PERMUTED);
@@ -53,7 +56,9 @@ impl TensorMap {
     ) -> Option<Self> {
         let ld_bytes = u64::from(ld) * size_of::<bf16>() as u64;
         let columns_bytes = u64::from(columns) * size_of::<bf16>() as u64;
-        if [address.raw(), ld_bytes, columns_bytes].iter().any(|bytes| !bytes.is_multiple_of(ALIGN_BYTES)) {
+        let is_aligned =
+            [address.raw(), ld_bytes, columns_bytes].iter().all(|bytes| bytes.is_multiple_of(ALIGN_BYTES));
+        if columns == 0 || !is_aligned {
             return None;
         }
         let (mut dims, mut box_dims, mut strides_bytes) = ([0; MAX_RANK], [0; MAX_RANK], [0; MAX_RANK - 1]);
@@ -101,6 +106,7 @@ mod tests {
         assert_eq!(TensorMap::of_tokens(Rows::new(Addr::new(256), 84), (7, 72), 128), None);
         assert_eq!(TensorMap::of_tokens(Rows::new(Addr::new(264), 80), (7, 72), 128), None);
         assert_eq!(TensorMap::of_tokens(a, (7, 73), 128), None);
+        assert_eq!(TensorMap::of_tokens(a, (7, 0), 128), None);
     }
 
     /// The n-th row of a box is the one that the kernels expect there.

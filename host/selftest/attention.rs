@@ -116,7 +116,7 @@ pub(super) fn decode(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) ->
 /// (KV head of each query head, page size, (query tokens, tokens cached before them) of each sequence).
 type PrefillShape = (&'static [u32], usize, &'static [(usize, usize)]);
 
-const PREFILL_SHAPES: [PrefillShape; 11] = [
+const PREFILL_SHAPES: [PrefillShape; 13] = [
     (&[0], 16, &[(1, 0)]),
     (&[0, 0, 0, 1, 1, 1], 16, &[(5, 0)]),
     (&[0, 1], 16, &[(64, 0), (1, 10), (130, 7)]),
@@ -129,6 +129,9 @@ const PREFILL_SHAPES: [PrefillShape; 11] = [
     (&[0], 16, &[(1, 200)]),
     (&[0], 16, &[(2, 1100)]),
     (&[0, 0], 8, &[(40, 100), (1, 255)]),
+    // As few multiply-adds as take all the warps of a tile, and two tiles of queries.
+    (&[0], 16, &[(90, 0)]),
+    (&[0], 16, &[(129, 0)]),
 ];
 
 pub(super) fn prefill(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {

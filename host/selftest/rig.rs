@@ -45,8 +45,8 @@ impl Extent {
         const NONE: usize = usize::MAX;
         let (work, cache, rows, logits) = match self {
             Self::Full => (NONE, NONE, NONE, NONE),
-            Self::Quick => (1 << 21, NONE, NONE, NONE),
-            Self::Small => (1 << 21, 1 << 22, 12, 1 << 15),
+            Self::Quick => (9 << 18, NONE, NONE, NONE),
+            Self::Small => (9 << 18, 1 << 22, 12, 1 << 15),
             Self::Smallest => (1 << 15, 1 << 17, 4, 1 << 12),
         };
         Limits { work, cache, rows, logits }

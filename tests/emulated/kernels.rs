@@ -6,7 +6,7 @@ use fewsync::selftest::record::{Recording, StoredKernel};
 use fewsync::selftest::{self, Extent, Plan};
 
 /// One of each kind: counters left for the next launch, shared memory, asynchronous copies, tensor cores, paging,
-/// products of warpgroups in clusters and between warps with roles, that take turns and hand registers to each other.
+/// products of warpgroups in clusters and between warps with roles, that hand registers to each other.
 const KINDS: [&str; 9] = [
     "argmax",
     "add_rmsnorm",

@@ -5,25 +5,18 @@ use crate::ptx::special::lane;
 
 /// Word i of lane t of a quad becomes word t of lane i.
 #[inline(always)]
-pub fn quad(mut x: [u32; 4]) -> [u32; 4] {
+pub fn quad([a, b, c, d]: [u32; 4]) -> [u32; 4] {
     // What lies off the diagonal changes places: single words of neighbours, then pairs.
     let odd = lane() % 2 == 1;
-    for i in [0, 2] {
-        let other = xor::<1>(if odd { x[i] } else { x[i + 1] });
-        if odd {
-            x[i] = other;
-        } else {
-            x[i + 1] = other;
-        }
-    }
+    let ([a, b], [c, d]) = (exchange::<1>(odd, [a, b]), exchange::<1>(odd, [c, d]));
     let upper = lane() % 4 >= 2;
-    for i in [0, 1] {
-        let other = xor::<2>(if upper { x[i] } else { x[i + 2] });
-        if upper {
-            x[i] = other;
-        } else {
-            x[i + 2] = other;
-        }
-    }
-    x
+    let ([a, c], [b, d]) = (exchange::<2>(upper, [a, c]), exchange::<2>(upper, [b, d]));
+    [a, b, c, d]
+}
+
+/// The second word of a lane changes places with the first word of its upper partner.
+#[inline(always)]
+fn exchange<const APART: u32>(is_upper: bool, [first, second]: [u32; 2]) -> [u32; 2] {
+    let other = xor::<APART>(if is_upper { first } else { second });
+    if is_upper { [other, second] } else { [first, other] }
 }

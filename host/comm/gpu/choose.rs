@@ -74,8 +74,8 @@ const MAX_WORKERS_NORM: u32 = 256;
 const MAX_WORKERS_PUT: u32 = 256;
 /// Fewest workers of a block of a sum: more blocks send faster than larger ones.
 const MIN_WORKERS: u32 = 128;
-/// The same where messages are put, and what they are at most for that, in units, 64 KiB: 2 to 7 % faster than more workers
-/// (`bench/results/h200x2-tuned.csv`).
+/// The same where messages are put, in calls of any kind, and what they are at most for that, in units, 64 KiB: 2 to 7 %
+/// faster in a plain sum than more workers (`tuned` in `bench/results/h200x2-tuned.csv`).
 const MIN_WORKERS_PUT: u32 = 64;
 const SHORT_UNITS_PUT: u32 = 4 << 10;
 /// Workers from which on only long messages gain by more, and in two shots those that threads then have done sooner.

@@ -184,7 +184,8 @@ impl GpuModules for CudaGpu {
 
 impl CudaGpu {
     /// Where the kernel's first parameter lies in the block of `CU_LAUNCH_PARAM_BUFFER_POINTER`: 0 without parameters.
-    /// Drivers before CUDA 12.4 cannot say; they take no PTX whose parameters are aligned to more than 16 bytes.
+    /// Drivers before CUDA 12.4 cannot say; of fewsync's files they do not take the one whose parameters are aligned to more
+    /// than 16 bytes.
     fn parameters_at(&self, kernel: KernelId) -> Result<u32> {
         let (mut offset, mut bytes) = (0, 0);
         // SAFETY: writes two sizes; the kernel is alive.
