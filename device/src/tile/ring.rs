@@ -3,11 +3,11 @@
 use core::marker::PhantomData;
 
 use crate::ptx::barrier::fence_proxy_async;
-use crate::ptx::special::opaque;
+use crate::ptx::special::{lane, opaque};
 use crate::ptx::{Shared, async_copy, mbarrier};
 
 /// Most stages of a ring.
-pub const MAX_STAGES: u32 = 16;
+const MAX_STAGES: u32 = 16;
 /// Bytes of a ring's barriers.
 pub const BARRIER_BYTES: u32 = 2 * MAX_STAGES * 8;
 
@@ -71,6 +71,17 @@ impl<B: Barriers, const STAGES: u32> Place<B, STAGES> {
     #[inline(always)]
     pub fn empty(&self) -> Shared {
         B::barriers() + (MAX_STAGES + self.stage) * 8
+    }
+
+    /// Gives the stage back, as one arrival of a whole warp, which has waited for all that reads the stage.
+    ///
+    /// # Safety
+    /// The barriers are made, and this is one of the uses that empty the stage.
+    #[inline(always)]
+    pub unsafe fn give_back(&self) {
+        if lane() == 0 {
+            mbarrier::arrive(self.empty());
+        }
     }
 }
 

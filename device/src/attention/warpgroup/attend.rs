@@ -1,17 +1,15 @@
 //! The warpgroups that attend, 64 query tokens each.
 
 use super::softmax::{Rows, Scores, Weights, mask, scale_rows, shrink_rows, weights};
-use super::{
-    CONSUMERS, GROUP_Q, Keys, PANEL_BYTES, PRODUCERS, Prefill, TAKES_TURNS, TILE, Values, Work, queries_full,
-};
+use super::{CONSUMERS, GROUP_Q, Keys, PANEL_BYTES, PRODUCERS, Prefill, TILE, Values, Work, queries_full};
 use crate::params::AttnPrefill;
 use crate::ptx::barrier::{arrive_at, sync_at};
 use crate::ptx::global::st_v4;
 use crate::ptx::math::{bf16x2, rcp};
+use crate::ptx::mbarrier;
 use crate::ptx::shuffle::broadcast;
 use crate::ptx::special::{lane, tid_x, warp};
 use crate::ptx::wgmma::{self, Accumulators, Descriptor, Transposed};
-use crate::ptx::{Shared, mbarrier};
 use crate::tile::bf16::BYTES;
 use crate::tile::transpose;
 
@@ -25,7 +23,7 @@ impl Turns {
     /// The first warpgroup begins.
     #[inline(always)]
     fn begin(group: u32) -> Self {
-        if TAKES_TURNS && group == 1 {
+        if group == 1 {
             arrive_at(1, CONSUMERS);
         }
         Self { group }
@@ -33,32 +31,20 @@ impl Turns {
 
     #[inline(always)]
     fn take(&self) {
-        if TAKES_TURNS {
-            sync_at(1 + self.group, CONSUMERS);
-        }
+        sync_at(1 + self.group, CONSUMERS);
     }
 
     #[inline(always)]
     fn pass(&self) {
-        if TAKES_TURNS {
-            arrive_at(2 - self.group, CONSUMERS);
-        }
+        arrive_at(2 - self.group, CONSUMERS);
     }
 
     /// Takes the turn that nobody needs any more, so that no barrier is left half full.
     #[inline(always)]
     fn end(self) {
-        if TAKES_TURNS && self.group == 0 {
+        if self.group == 0 {
             sync_at(1, CONSUMERS);
         }
-    }
-}
-
-/// The last products that read a stage have been waited for.
-#[inline(always)]
-unsafe fn give_back(empty: Shared) {
-    if lane() == 0 {
-        mbarrier::arrive(empty);
     }
 }
 
@@ -84,7 +70,7 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
         mbarrier::wait(keys.full(), keys.parity);
         let mut scores = Self::scores(q, &keys);
         scores.wait();
-        give_back(keys.empty());
+        keys.give_back();
         Self::hide(&mut scores, work, group, tile);
         rows.exponentials(&mut scores, scale);
         Self::wait_for_next(&mut keys, &values, tile);
@@ -100,14 +86,14 @@ impl<const HEAD_DIM: u32, const STAGES: u32> Prefill<HEAD_DIM, STAGES> {
 
             // This tile's exponentials, while the values of the one before are added up.
             scores.wait_until::<1>();
-            give_back(keys.empty());
+            keys.give_back();
             Self::hide(&mut scores, work, group, tile);
             let shrink = rows.exponentials(&mut scores, scale);
             Self::wait_for_next(&mut keys, &values, tile);
 
             out.wait();
             tile_weights.iter().for_each(wgmma::keep);
-            give_back(read.empty());
+            read.give_back();
             read.advance();
             shrink_rows(out.as_mut(), shrink);
             tile_weights = weights(&scores);

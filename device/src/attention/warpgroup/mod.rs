@@ -2,8 +2,8 @@
 //!
 //! One warpgroup copies, two attend, 64 query tokens each, as in FlashAttention-3 (Shah et al., 2024): a warpgroup has
 //! the scores of its next tile multiplied while it still adds up the values of this one, and the two take turns, so that
-//! one's exponentials run while the tensor cores work for the other. Copies arrive at a barrier of their stage by
-//! themselves. [`copy`] is the one side, [`attend`] the other, [`softmax`] what happens in registers.
+//! one's exponentials run while the tensor cores work for the other. Who copies tells a stage's barrier when its copies
+//! have arrived. [`copy`] is the one side, [`attend`] the other, [`softmax`] what happens in registers.
 //!
 //! # What binds
 //! Cycles of a multiprocessor for a tile of 128 queries by 128 keys, head_dim 128 (64), at a rate a cycle:
@@ -46,9 +46,6 @@ const PANEL_BYTES: u32 = TILE * 128;
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
 const _: () = assert!(PRODUCERS * PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS == 384 * 168);
-
-/// Whether the two warpgroups take turns at issuing their products, rather than come as they may.
-const TAKES_TURNS: bool = true;
 
 shared_array! {
     /// Of the ring of keys, of that of values, and the one at which queries arrive.

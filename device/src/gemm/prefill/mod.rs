@@ -110,6 +110,8 @@ impl<const STAGES: u32> Tile<STAGES> {
     /// The whole kernel, whose parameters are at this generic address.
     #[inline(always)]
     unsafe fn product<A: Accumulators, E: Eight>(params: &PrefillGemm, at: u64) {
+        // One is filled while one is multiplied and one is given back.
+        const { assert!(STAGES > 2) };
         let (p, has_maps) = (&params.gemm, params.has_maps != 0);
         if tid_x() == 0 {
             Place::<STAGES>::init(if has_maps { 1 } else { PRODUCERS }, CONSUMER_WARPS);
@@ -155,12 +157,14 @@ impl<const STAGES: u32> Tile<STAGES> {
                 // The products of the stage before have ended.
                 wgmma::wait::<1>();
                 if i > 0 {
-                    Self::give_back(&mut read);
+                    read.give_back();
+                    read.advance();
                 }
             }
             sums.wait();
             if work.count > 0 {
-                Self::give_back(&mut read);
+                read.give_back();
+                read.advance();
             }
             let (token, row) = work.origin(A::N);
             if nctaid_x() > 1 {
@@ -172,14 +176,6 @@ impl<const STAGES: u32> Tile<STAGES> {
             }
             work.advance();
         }
-    }
-
-    #[inline(always)]
-    unsafe fn give_back(read: &mut Place<STAGES>) {
-        if lane() == 0 {
-            mbarrier::arrive(read.empty());
-        }
-        read.advance();
     }
 
     /// Writes a consumer's sums as `[token][column]`.
