@@ -135,6 +135,7 @@ mod tests {
             ("fewsync generate --prompt a --seed 3 --chat", "--chat"),
             ("fewsync generate --prompt a --seed 3 --tp 2", "--tp"),
             ("fewsync generate --prompt a --seed 3 --no-direct", "--no-direct"),
+            ("fewsync generate --prompt a --seed 3 --no-dependent-launch", "--no-dependent-launch"),
             ("fewsync demo --prompt a", "command"),
             ("fewsync bench decode", "command"),
         ] {

@@ -85,6 +85,9 @@ pub(super) struct SyncArgs {
     /// With NVSHMEM: put every message between nodes, also where it could be stored
     #[arg(long)]
     pub(super) no_direct: bool,
+    /// On GPUs: launch a kernel when the one before it has ended, without programmatic dependent launch
+    #[arg(long)]
+    pub(super) no_dependent_launch: bool,
     /// Longest wait of a rank for another, in seconds, before it gives up [default: 10 on GPUs, 120 on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, allow_negative_numbers = true)]
     pub(super) sync_limit: Option<Duration>,
@@ -138,7 +141,8 @@ impl SyncArgs {
             Some(PeerMemoryChoice::Direct) | None => PeerMemory::Direct,
         };
         let time_limit = self.sync_limit.unwrap_or(defaults.time_limit);
-        GroupOptions { memory, time_limit, tuning: self.forced, ..defaults }
+        let dependent_launch = !self.no_dependent_launch;
+        GroupOptions { memory, time_limit, dependent_launch, tuning: self.forced, ..defaults }
     }
 }
 
@@ -282,6 +286,14 @@ mod tests {
             }],
         });
         std::fs::write(path, file.to_string()).unwrap();
+    }
+
+    #[test]
+    fn dependent_launch_is_on_unless_it_is_switched_off() {
+        for no_dependent_launch in [false, true] {
+            let options = SyncArgs { no_dependent_launch, ..SyncArgs::default() }.untuned();
+            assert_eq!(options.dependent_launch, !no_dependent_launch);
+        }
     }
 
     #[test]

@@ -221,6 +221,7 @@ pub(super) fn load_reference(
         let given = [
             ("--peer-memory", layout.sync.peer_memory.is_some()),
             ("--no-direct", layout.sync.no_direct),
+            ("--no-dependent-launch", layout.sync.no_dependent_launch),
             ("--tuning", layout.sync.tuning.is_some()),
             ("--kv-tokens", layout.kv_tokens.is_some()),
         ];

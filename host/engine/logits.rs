@@ -65,9 +65,9 @@ impl LogitLayout {
         order
     }
 
-    /// Rows over the whole vocabulary, without gaps, from what the gather left.
-    pub(crate) fn rows(&self, gathered: &[f32], n_rows: usize) -> Vec<f32> {
-        let mut rows = Vec::with_capacity(n_rows * self.vocab);
+    /// Appends rows over the whole vocabulary, without gaps, from what the gather left.
+    pub(crate) fn append(&self, gathered: &[f32], n_rows: usize, rows: &mut Vec<f32>) {
+        rows.reserve(n_rows * self.vocab);
         for row in 0..n_rows {
             for rank in 0..self.starts.len() - 1 {
                 let first = n_rows * self.starts[rank] + row * self.width(rank);
@@ -75,7 +75,6 @@ impl LogitLayout {
                 rows.extend_from_slice(&gathered[first..first + columns]);
             }
         }
-        rows
     }
 }
 
@@ -129,7 +128,9 @@ mod tests {
             }
             let expected: Vec<f32> =
                 (0..n_rows).flat_map(|row| (0..vocab).map(move |column| value(row, column))).collect();
-            prop_assert_eq!(layout.rows(&gathered, n_rows), expected.clone());
+            let mut rows = vec![f32::NAN; 3];
+            layout.append(&gathered, n_rows, &mut rows);
+            prop_assert_eq!(&rows[3..], &expected[..]);
             let unit = layout.unit();
             let order = layout.order(n_rows);
             let ordered: Vec<f32> =

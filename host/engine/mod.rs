@@ -271,7 +271,11 @@ impl Runner for Engine {
         let mut output = Output::default();
         for chunk in batch.chunks(MAX_ROWS) {
             let part = self.pass(chunk)?;
-            output.logits.extend(part.logits);
+            if output.logits.is_empty() {
+                output.logits = part.logits;
+            } else {
+                output.logits.extend(part.logits);
+            }
             output.hidden_states.resize(part.hidden_states.len(), Vec::new());
             for (all, part) in output.hidden_states.iter_mut().zip(&part.hidden_states) {
                 all.extend_from_slice(part);

@@ -17,7 +17,7 @@ use super::step::{CapturedStep, Choice};
 use super::weights::{BlockWeights, GlobalWeights, Shard, Uploader};
 use crate::comm::Communicator;
 use crate::comm::gpu::{GpuBuffer, GpuComm};
-use crate::driver::{Device, DeviceBuffer, KernelLibrary, Stream};
+use crate::driver::{Device, DeviceBuffer, KernelLibrary, PinnedBuffer, Stream};
 use crate::kernels::{Embedding, PageSize};
 use crate::model::sharding::Sharding;
 use crate::model::{Config, TensorSource};
@@ -42,6 +42,8 @@ pub(super) struct Rank {
     /// Logits of up to `LANES` rows in f32, as the layout says.
     pub(super) logits: GpuBuffer,
     pub(super) layout: LogitLayout,
+    /// The same on the host; empty on ranks whose logits nobody reads.
+    read: PinnedBuffer<f32>,
     pub(super) ordered: OrderedLogits,
     pub(super) globals: GlobalWeights,
     pub(super) blocks: Vec<BlockWeights>,
@@ -88,6 +90,8 @@ impl Rank {
         let layout = LogitLayout::new(sharding, config.vocab);
         let partial = comm.register(MAX_ROWS * shape.hidden * size_of::<bf16>())?;
         let logits = comm.register(LANES * layout.stride() * size_of::<f32>())?;
+        let is_read = rank == 0 || options.processes.is_some();
+        let read = device.allocate_pinned(if is_read { LANES * layout.stride() } else { 0 })?;
 
         let stream = Arc::new(device.stream()?);
         let mut uploader = Uploader::new(&device, loaded_bytes)?;
@@ -101,6 +105,7 @@ impl Rank {
         let rank = Self {
             partial,
             logits,
+            read,
             pages: Pages::new(cache.n_pages, page_size.get()),
             work: Activations::allocate(&shape, &device, &stream)?,
             ordered: OrderedLogits::allocate(&layout, &device)?,
@@ -210,7 +215,9 @@ impl Rank {
         let output = match fed_lanes(chunk) {
             Some(fed) => {
                 self.step(&fed, Choice::Logits, &[])?;
-                Output { logits: self.read_logits(fed.len())?, hidden_states: Vec::new() }
+                let mut output = Output::default();
+                self.read_logits(fed.len(), &mut output.logits)?;
+                output
             }
             None => self.prefill(chunk)?,
         };
@@ -247,7 +254,7 @@ impl Rank {
         let mut hidden_states = batch.hidden_states.then(Vec::new);
         let input = self.pass(&pass, hidden_states.as_mut())?;
 
-        let mut logits = Vec::with_capacity(wanted.len() * self.shape.vocab);
+        let mut logits = Vec::new();
         for first in (0..wanted.len()).step_by(LANES) {
             let count = LANES.min(wanted.len() - first);
             let gather = Embedding {
@@ -260,7 +267,7 @@ impl Rank {
             };
             self.launch(&gather.launch())?;
             self.head(Input { rows: self.dense(self.work.gathered.addr()), ..input }, count)?;
-            logits.extend(self.read_logits(count)?);
+            self.read_logits(count, &mut logits)?;
         }
         self.stream.synchronize()?;
         self.syncs.passes += 1;
@@ -304,16 +311,17 @@ impl Rank {
         }
     }
 
-    /// The first `count` rows of logits, over the whole vocabulary; empty on every rank but the first of the process.
-    /// Waits for the stream on all.
-    fn read_logits(&self, count: usize) -> Result<Vec<f32>, RunError> {
+    /// Appends the first `count` rows of logits, over the whole vocabulary, on ranks whose logits are read. Waits for the
+    /// stream on all.
+    fn read_logits(&mut self, count: usize, rows: &mut Vec<f32>) -> Result<(), RunError> {
         self.stream.synchronize()?;
-        if self.comm.topology().rank != 0 && self.options.processes.is_none() {
-            return Ok(Vec::new());
+        if self.read.is_empty() {
+            return Ok(());
         }
-        let mut gathered = vec![0.0f32; count * self.layout.stride()];
-        self.logits.memory().download_at(0, bytemuck::cast_slice_mut(&mut gathered), &self.stream)?;
-        Ok(self.layout.rows(&gathered, count))
+        let gathered = &mut self.read[..count * self.layout.stride()];
+        self.logits.memory().download_at(0, bytemuck::cast_slice_mut(gathered), &self.stream)?;
+        self.layout.append(gathered, count, rows);
+        Ok(())
     }
 }
 

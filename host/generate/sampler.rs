@@ -83,13 +83,16 @@ impl Sampler {
 
 /// The likeliest token; of equal ones the first.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
+    // Maxima of independent columns are vector instructions; positions would not be.
+    let (rows, rest) = logits.as_chunks::<16>();
+    let mut columns = [f32::NEG_INFINITY; 16];
+    for row in rows {
+        for (best, &logit) in columns.iter_mut().zip(row) {
+            *best = if logit > *best { logit } else { *best };
         }
     }
-    best as u32
+    let best = columns.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -97,6 +100,21 @@ mod tests {
     use super::*;
 
     const LOGITS: [f32; 5] = [0.0, 2.0, 1.0, 2.0, -1.0];
+
+    #[test]
+    fn the_first_of_the_likeliest_wins_wherever_it_is() {
+        for len in [1, 5, 16, 17, 48, 61] {
+            for best in 0..len {
+                let mut logits: Vec<f32> = (0..len).map(|i| -((i * 7 % 5) as f32) - 2.0).collect();
+                logits[best] = -1.5;
+                assert_eq!(argmax(&logits), best as u32, "{len}");
+                logits[len - 1] = -1.5;
+                assert_eq!(argmax(&logits), best as u32, "{len}");
+            }
+        }
+        assert_eq!(argmax(&[f32::NEG_INFINITY; 20]), 0);
+        assert_eq!(argmax(&[f32::NAN; 20]), 0);
+    }
 
     fn shares(sampling: Sampling) -> [f64; 5] {
         let mut sampler = Sampler::new(sampling);

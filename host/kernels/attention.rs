@@ -8,6 +8,8 @@ pub(super) const ROPE_KV_WRITE: [&str; 2] = ["rope_kv_write_bf16_d64", "rope_kv_
 pub(super) const DECODE: [&str; 2] = ["attn_decode_bf16_d64", "attn_decode_bf16_d128"];
 
 const ROPE_THREADS: u32 = 256;
+/// Blocks that fill a GPU.
+const ROPE_BLOCKS: u32 = 1024;
 const DECODE_THREADS: u32 = 128;
 /// Blocks of the decode kernel that a multiprocessor holds at once.
 const DECODE_RESIDENT: u32 = 2;
@@ -142,7 +144,8 @@ pub struct RopeKvWrite {
 }
 
 impl RopeKvWrite {
-    /// A token's heads are shared among as many blocks as give every thread one head's four dimensions.
+    /// A token's heads are shared among as many blocks as give every thread one head's four dimensions, of many tokens
+    /// among fewer: a block computes the token's sines anew.
     pub fn launch(&self) -> Launch {
         let &Self { head_dim, qkv, inv_freq, positions, sequences, cache, n_heads, n_tokens } = self;
         let params = params::RopeKvWrite {
@@ -156,6 +159,7 @@ impl RopeKvWrite {
         };
         let heads_per_block = ROPE_THREADS / (head_dim.get() / 4);
         let blocks = (n_heads + 2 * cache.n_kv_heads).div_ceil(heads_per_block);
+        let blocks = blocks.min((ROPE_BLOCKS / n_tokens.max(1)).max(1));
         Launch::new(ROPE_KV_WRITE[head_dim as usize], [n_tokens, blocks, 1], ROPE_THREADS, 0, &params)
     }
 }
@@ -305,7 +309,7 @@ mod tests {
         let page_size = PageSize::try_from(16).unwrap();
         let at = Addr::new(256);
         let cache = PagedKv { k: at, v: at, block_table: Addr::NULL, max_pages: 4, page_size, n_kv_heads: 8 };
-        let rope = |head_dim| {
+        let rope = |head_dim, n_tokens| {
             let (positions, sequences) = (Addr::NULL, Addr::NULL);
             RopeKvWrite {
                 head_dim,
@@ -315,12 +319,13 @@ mod tests {
                 sequences,
                 cache,
                 n_heads: 32,
-                n_tokens: 7,
+                n_tokens,
             }
             .launch()
         };
         // 48 heads at 8 (head_dim 128) or 16 (64) a block.
-        assert_eq!((rope(HeadDim::D128).grid, rope(HeadDim::D64).grid), ([7, 6, 1], [7, 3, 1]));
-        assert_eq!(rope(HeadDim::D64).entry, "rope_kv_write_bf16_d64");
+        assert_eq!((rope(HeadDim::D128, 7).grid, rope(HeadDim::D64, 7).grid), ([7, 6, 1], [7, 3, 1]));
+        assert_eq!([170, 300, 1024, 4096].map(|n| rope(HeadDim::D128, n).grid[1]), [6, 3, 1, 1]);
+        assert_eq!(rope(HeadDim::D64, 7).entry, "rope_kv_write_bf16_d64");
     }
 }

@@ -13,6 +13,9 @@ const PER_THREAD: u32 = 8;
 const WARP: u32 = 32;
 const MAX_THREADS: u32 = 1024;
 const ADD_THREADS: u32 = 256;
+/// Tokens up to which a step is one wave of blocks, where the shortest way through a row counts. Of more, a thread takes
+/// two vectors of a row, so that more loads are in flight.
+const FEW_TOKENS: u32 = 128;
 
 /// Whole warps for one row of `width`, each thread taking [`PER_THREAD`] elements.
 fn row_threads(width: u32) -> u32 {
@@ -131,7 +134,8 @@ fn norm(
 ) -> Launch {
     let (x, residual, sum, weight, out) = (x.raw(), residual.raw(), sum.raw(), weight.raw(), out.raw());
     let params = params::RmsNorm { x, residual, sum, weight, out, hidden, eps };
-    Launch::new(entry, [n_tokens, 1, 1], row_threads(hidden), 0, &params)
+    let vectors = if n_tokens > FEW_TOKENS { 2 } else { 1 };
+    Launch::new(entry, [n_tokens, 1, 1], row_threads(hidden.div_ceil(vectors)), 0, &params)
 }
 
 #[cfg(test)]
@@ -141,6 +145,16 @@ mod tests {
     #[test]
     fn a_row_gets_whole_warps_up_to_the_limit() {
         assert_eq!([1, 256, 257, 576, 4096, 8192, 16384].map(row_threads), [32, 32, 64, 96, 512, 1024, 1024]);
+    }
+
+    #[test]
+    fn rows_of_many_tokens_take_half_the_threads() {
+        let threads = |n_tokens, hidden| {
+            let (x, weight, out) = (Addr::new(1), Addr::new(2), Addr::new(3));
+            RmsNorm { x, weight, out, n_tokens, hidden, eps: 1e-5 }.launch().threads
+        };
+        assert_eq!([1, 128, 129].map(|n| threads(n, 4096)), [512, 512, 256]);
+        assert_eq!([128, 129].map(|n| threads(n, 576)), [96, 64]);
     }
 
     #[test]

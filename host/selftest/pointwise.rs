@@ -8,9 +8,11 @@ use super::tally::Tally;
 use crate::driver::Result;
 use crate::kernels::{AddRmsNorm, Embedding, RmsNorm};
 
-/// Widths of a row: one thread's worth, odd ones, models', and more than a block holds in registers.
+/// Widths of a row: one thread's worth, odd ones, and models'.
 const WIDTHS: [usize; 9] = [1, 8, 100, 576, 577, 2048, 4096, 8192, 16384];
 const TOKENS: [usize; 3] = [1, 5, 33];
+/// (width, tokens): more than a block holds in registers, more blocks than run at once.
+const MORE: [(usize, usize); 4] = [(20_000, 2), (20_003, 2), (577, 129), (2048, 300)];
 const EPS: f32 = 1e-5;
 
 /// Rows that exist, and the row beyond the last, which is zeros.
@@ -110,7 +112,7 @@ pub(super) fn add_rmsnorm(rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {
 
 fn shapes(rig: &Rig<'_>) -> impl Iterator<Item = (usize, usize)> {
     let all = WIDTHS.into_iter().flat_map(|width| TOKENS.into_iter().map(move |n_tokens| (width, n_tokens)));
-    all.filter(|&(width, n_tokens)| rig.wants(width * n_tokens))
+    all.chain(MORE).filter(|&(width, n_tokens)| rig.wants(width * n_tokens))
 }
 
 pub(super) fn norm_rows(x: &[f64], weight: &[bf16], hidden: usize) -> Vec<f64> {

@@ -10,13 +10,14 @@ use crate::driver::Result;
 use crate::kernels::{HeadDim, RopeKvWrite};
 
 /// (query heads, KV heads, page size, tokens, sequences, positions below).
-const SHAPES: [(usize, usize, usize, usize, usize, u32); 6] = [
+const SHAPES: [(usize, usize, usize, usize, usize, u32); 7] = [
     (1, 1, 16, 1, 1, 100),
     (9, 3, 16, 5, 5, 4000),
     (5, 2, 1, 7, 2, 300),
     (32, 8, 16, 1, 1, 131_072),
     (32, 8, 256, 33, 3, 8192),
     (4, 1, 64, 130, 1, 2048),
+    (12, 2, 16, 520, 1, 600),
 ];
 
 pub(super) fn run(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {

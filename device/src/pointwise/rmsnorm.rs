@@ -2,10 +2,17 @@
 
 use crate::params::RmsNorm;
 use crate::ptx::math::{fma, rsqrt};
-use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
+use crate::ptx::special::{ctaid_x, nctaid_x, ntid_x, tid_x};
 use crate::ptx::{Global, pdl};
 use crate::tile::bf16::{BYTES, PER_VECTOR, load8_or_zero, pack8, store8, unpack8};
 use crate::tile::reduce::block_sum;
+
+/// Vectors of a row that a thread keeps in registers.
+const KEPT: usize = 2;
+/// Blocks that run all at once. The next kernel may be launched while they work; where blocks follow blocks it may not
+/// before the last of them are done: its own would take multiprocessors in the order in which these become free, and
+/// blocks that read the same weights would not lie side by side (on an H200 a product of 1024 tokens took 20 µs longer).
+const ONE_WAVE: u32 = 128;
 
 kernel! {
     /// `out = x / sqrt(mean(x²) + eps) · weight`.
@@ -14,8 +21,8 @@ kernel! {
     /// Rows of `hidden`, any length; 16-byte accesses where `hidden` is a multiple of 8.
     ///
     /// # Thread mapping
-    /// One block per token. A thread keeps its first eight values in registers, so a row of up to
-    /// 8 × block size is read once; what is beyond is read again.
+    /// One block per token. A thread keeps its first two vectors of eight values in registers, so a row of up to
+    /// 16 × block size is read once; what is beyond is read again.
     ///
     /// # Safety
     /// The grid is `n_tokens` blocks of whole warps; all rows exist; `out` is `x` or overlaps nothing.
@@ -45,44 +52,65 @@ unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
     let first = tid_x() * PER_VECTOR;
     let step = ntid_x() * PER_VECTOR;
     let row = u64::from(ctaid_x()) * u64::from(p.hidden) * BYTES;
-    let first_weight = load8_or_zero(p.weight, first, p.hidden, aligned);
+    let at: [u32; KEPT] = core::array::from_fn(|j| first + j as u32 * step);
+    // SAFETY: as of the kernel.
+    let first_weights = at.map(|i| unsafe { load8_or_zero(p.weight, i, p.hidden, aligned) });
 
-    pdl::launch_dependents();
+    if nctaid_x() <= ONE_WAVE {
+        pdl::launch_dependents();
+    }
     pdl::wait();
 
     // Sum of squares, and the sum with the residual where there is one.
-    let head = input::<ADD>(p, row, first, aligned);
-    let mut squares = sum_of_squares(0.0, head);
-    let mut i = first + step;
+    let kept = input::<ADD, KEPT>(p, row, at, aligned);
+    let mut squares = kept.into_iter().fold(0.0, sum_of_squares);
+    let mut i = first + KEPT as u32 * step;
     while i < p.hidden {
-        squares = sum_of_squares(squares, input::<ADD>(p, row, i, aligned));
+        let [x] = input::<ADD, 1>(p, row, [i], aligned);
+        squares = sum_of_squares(squares, x);
         i += step;
     }
     let inverse_rms = rsqrt(block_sum(squares) / p.hidden as f32 + p.eps);
 
     // Scale. Each thread reads back only what it wrote itself.
     let source = if ADD { p.sum } else { p.x } + row;
-    scale(p, row, first, head, first_weight, inverse_rms, aligned);
-    let mut i = first + step;
+    for j in 0..KEPT {
+        scale(p, row, at[j], kept[j], first_weights[j], inverse_rms, aligned);
+    }
+    let mut i = first + KEPT as u32 * step;
     while i < p.hidden {
         let x = load8_or_zero(source, i, p.hidden, aligned);
         let weight = load8_or_zero(p.weight, i, p.hidden, aligned);
         scale(p, row, i, x, weight, inverse_rms, aligned);
         i += step;
     }
+    if nctaid_x() > ONE_WAVE {
+        pdl::launch_dependents();
+    }
 }
 
-/// Eight inputs from `i` on, packed; with `ADD` their sum with the residual, which is also stored.
+/// Eight inputs from each place on, packed; with `ADD` their sum with the residual, which is also stored.
 #[inline(always)]
-unsafe fn input<const ADD: bool>(p: &RmsNorm, row: Global, i: u32, aligned: bool) -> [u32; 4] {
-    let x = load8_or_zero(p.x + row, i, p.hidden, aligned);
+unsafe fn input<const ADD: bool, const N: usize>(
+    p: &RmsNorm,
+    row: Global,
+    at: [u32; N],
+    aligned: bool,
+) -> [[u32; 4]; N] {
+    // SAFETY: as of the kernel.
+    let load = |from: Global| at.map(|i| unsafe { load8_or_zero(from + row, i, p.hidden, aligned) });
+    let x = load(p.x);
     if !ADD {
         return x;
     }
-    let (a, b) = (unpack8(x), unpack8(load8_or_zero(p.residual + row, i, p.hidden, aligned)));
-    let sum = pack8(core::array::from_fn(|j| a[j] + b[j]));
-    store8(p.sum + row, i, p.hidden, sum, aligned);
-    sum
+    let residual = load(p.residual);
+    core::array::from_fn(|j| {
+        let (a, b) = (unpack8(x[j]), unpack8(residual[j]));
+        let sum = pack8(core::array::from_fn(|k| a[k] + b[k]));
+        // SAFETY: as of the kernel.
+        unsafe { store8(p.sum + row, at[j], p.hidden, sum, aligned) };
+        sum
+    })
 }
 
 #[inline(always)]
