@@ -7,8 +7,6 @@ use crate::ptx::{Global, pdl};
 use crate::tile::bf16::{BYTES, PER_VECTOR, load8_or_zero, pack8, store8, unpack8};
 use crate::tile::reduce::block_sum;
 
-/// Vectors of a row that a thread keeps in registers.
-const KEPT: usize = 2;
 /// Blocks that run all at once. The next kernel may be launched while they work; where blocks follow blocks it may not
 /// before the last of them are done: its own would take multiprocessors in the order in which these become free, and
 /// blocks that read the same weights would not lie side by side (on an H200 a product of 1024 tokens took 20 µs longer).
@@ -21,8 +19,8 @@ kernel! {
     /// Rows of `hidden`, any length; 16-byte accesses where `hidden` is a multiple of 8.
     ///
     /// # Thread mapping
-    /// One block per token. A thread keeps its first two vectors of eight values in registers, so a row of up to
-    /// 16 × block size is read once; what is beyond is read again.
+    /// One block per token. A thread keeps its first eight values in registers, in grids of more than
+    /// `ONE_WAVE` blocks sixteen; what of a row is beyond is read again.
     ///
     /// # Safety
     /// The grid is `n_tokens` blocks of whole warps; all rows exist; `out` is `x` or overlaps nothing.
@@ -48,13 +46,25 @@ kernel! {
 
 #[inline(always)]
 unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
-    let aligned = p.hidden.is_multiple_of(PER_VECTOR);
+    // Apart, so that the usual ways are short: a step's few rows wait for their instructions, too.
+    if !p.hidden.is_multiple_of(PER_VECTOR) {
+        row::<ADD, 1, false>(p);
+    } else if nctaid_x() <= ONE_WAVE {
+        row::<ADD, 1, true>(p);
+    } else {
+        row::<ADD, 2, true>(p);
+    }
+}
+
+/// The block's row, of which a thread keeps `KEPT` vectors in registers.
+#[inline(always)]
+unsafe fn row<const ADD: bool, const KEPT: usize, const ALIGNED: bool>(p: &RmsNorm) {
     let first = tid_x() * PER_VECTOR;
     let step = ntid_x() * PER_VECTOR;
     let row = u64::from(ctaid_x()) * u64::from(p.hidden) * BYTES;
     let at: [u32; KEPT] = core::array::from_fn(|j| first + j as u32 * step);
     // SAFETY: as of the kernel.
-    let first_weights = at.map(|i| unsafe { load8_or_zero(p.weight, i, p.hidden, aligned) });
+    let first_weights = at.map(|i| unsafe { load8_or_zero(p.weight, i, p.hidden, ALIGNED) });
 
     if nctaid_x() <= ONE_WAVE {
         pdl::launch_dependents();
@@ -62,11 +72,11 @@ unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
     pdl::wait();
 
     // Sum of squares, and the sum with the residual where there is one.
-    let kept = input::<ADD, KEPT>(p, row, at, aligned);
+    let kept = input::<ADD, KEPT, ALIGNED>(p, row, at);
     let mut squares = kept.into_iter().fold(0.0, sum_of_squares);
     let mut i = first + KEPT as u32 * step;
     while i < p.hidden {
-        let [x] = input::<ADD, 1>(p, row, [i], aligned);
+        let [x] = input::<ADD, 1, ALIGNED>(p, row, [i]);
         squares = sum_of_squares(squares, x);
         i += step;
     }
@@ -75,13 +85,13 @@ unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
     // Scale. Each thread reads back only what it wrote itself.
     let source = if ADD { p.sum } else { p.x } + row;
     for j in 0..KEPT {
-        scale(p, row, at[j], kept[j], first_weights[j], inverse_rms, aligned);
+        scale::<ALIGNED>(p, row, at[j], kept[j], first_weights[j], inverse_rms);
     }
     let mut i = first + KEPT as u32 * step;
     while i < p.hidden {
-        let x = load8_or_zero(source, i, p.hidden, aligned);
-        let weight = load8_or_zero(p.weight, i, p.hidden, aligned);
-        scale(p, row, i, x, weight, inverse_rms, aligned);
+        let x = load8_or_zero(source, i, p.hidden, ALIGNED);
+        let weight = load8_or_zero(p.weight, i, p.hidden, ALIGNED);
+        scale::<ALIGNED>(p, row, i, x, weight, inverse_rms);
         i += step;
     }
     if nctaid_x() > ONE_WAVE {
@@ -91,14 +101,13 @@ unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
 
 /// Eight inputs from each place on, packed; with `ADD` their sum with the residual, which is also stored.
 #[inline(always)]
-unsafe fn input<const ADD: bool, const N: usize>(
+unsafe fn input<const ADD: bool, const N: usize, const ALIGNED: bool>(
     p: &RmsNorm,
     row: Global,
     at: [u32; N],
-    aligned: bool,
 ) -> [[u32; 4]; N] {
     // SAFETY: as of the kernel.
-    let load = |from: Global| at.map(|i| unsafe { load8_or_zero(from + row, i, p.hidden, aligned) });
+    let load = |from: Global| at.map(|i| unsafe { load8_or_zero(from + row, i, p.hidden, ALIGNED) });
     let x = load(p.x);
     if !ADD {
         return x;
@@ -108,7 +117,7 @@ unsafe fn input<const ADD: bool, const N: usize>(
         let (a, b) = (unpack8(x[j]), unpack8(residual[j]));
         let sum = pack8(core::array::from_fn(|k| a[k] + b[k]));
         // SAFETY: as of the kernel.
-        unsafe { store8(p.sum + row, at[j], p.hidden, sum, aligned) };
+        unsafe { store8(p.sum + row, at[j], p.hidden, sum, ALIGNED) };
         sum
     })
 }
@@ -119,16 +128,15 @@ fn sum_of_squares(start: f32, x: [u32; 4]) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn scale(
+unsafe fn scale<const ALIGNED: bool>(
     p: &RmsNorm,
     row: Global,
     i: u32,
     x: [u32; 4],
     weight: [u32; 4],
     inverse_rms: f32,
-    aligned: bool,
 ) {
     let (x, w) = (unpack8(x), unpack8(weight));
     let y = pack8(core::array::from_fn(|j| x[j] * inverse_rms * w[j]));
-    store8(p.out + row, i, p.hidden, y, aligned);
+    store8(p.out + row, i, p.hidden, y, ALIGNED);
 }
