@@ -34,6 +34,9 @@ pub struct Add {
     pub reserved: u32,
 }
 
+/// Rows up to which a norm takes the shortest way through each, in one wave of blocks; of more it has more loads in flight.
+pub const FEW_ROWS: u32 = 128;
+
 /// `rmsnorm_bf16`, `add_rmsnorm_bf16`: `out = x / rms(x) · weight`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

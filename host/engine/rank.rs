@@ -41,9 +41,9 @@ pub(super) struct Rank {
     pub(super) partial: GpuBuffer,
     /// Logits of up to `LANES` rows in f32, as the layout says.
     pub(super) logits: GpuBuffer,
+    /// As many of them on the host as were wanted at once; none on ranks whose logits nobody reads.
+    host_logits: PinnedBuffer<f32>,
     pub(super) layout: LogitLayout,
-    /// The same on the host; empty on ranks whose logits nobody reads.
-    read: PinnedBuffer<f32>,
     pub(super) ordered: OrderedLogits,
     pub(super) globals: GlobalWeights,
     pub(super) blocks: Vec<BlockWeights>,
@@ -90,8 +90,6 @@ impl Rank {
         let layout = LogitLayout::new(sharding, config.vocab);
         let partial = comm.register(MAX_ROWS * shape.hidden * size_of::<bf16>())?;
         let logits = comm.register(LANES * layout.stride() * size_of::<f32>())?;
-        let is_read = rank == 0 || options.processes.is_some();
-        let read = device.allocate_pinned(if is_read { LANES * layout.stride() } else { 0 })?;
 
         let stream = Arc::new(device.stream()?);
         let mut uploader = Uploader::new(&device, loaded_bytes)?;
@@ -105,7 +103,7 @@ impl Rank {
         let rank = Self {
             partial,
             logits,
-            read,
+            host_logits: device.allocate_pinned(0)?,
             pages: Pages::new(cache.n_pages, page_size.get()),
             work: Activations::allocate(&shape, &device, &stream)?,
             ordered: OrderedLogits::allocate(&layout, &device)?,
@@ -192,14 +190,19 @@ impl Rank {
 
     /// Whether a pass over the chunk needs no memory and no graph that is not there yet.
     pub(super) fn is_ready(&self, chunk: &Chunk) -> bool {
-        match fed_lanes(chunk) {
-            Some(fed) => self.is_step_ready(fed.len(), Choice::Logits),
-            None => self.packed.len() >= self.packed_words(chunk),
-        }
+        self.host_logits.len() >= self.read_words(chunk)
+            && match fed_lanes(chunk) {
+                Some(fed) => self.is_step_ready(fed.len(), Choice::Logits),
+                None => self.packed.len() >= self.packed_words(chunk),
+            }
     }
 
     /// Takes the memory or the graph that a pass over the chunk needs.
     pub(super) fn prepare(&mut self, chunk: &Chunk) -> Result<(), RunError> {
+        let words = self.read_words(chunk);
+        if self.host_logits.len() < words {
+            self.host_logits = self.device.allocate_pinned(words.next_power_of_two())?;
+        }
         if let Some(fed) = fed_lanes(chunk) {
             return self.prepare_step(fed.len(), Choice::Logits);
         }
@@ -210,7 +213,7 @@ impl Rank {
         Ok(())
     }
 
-    /// One pass over at most [`MAX_ROWS`] tokens, which is ready. Logits on the first rank alone.
+    /// One pass over at most [`MAX_ROWS`] tokens, which is ready. Logits on ranks that [read](Self::reads_logits) them.
     pub(super) fn forward(&mut self, chunk: &Chunk) -> Result<Output, RunError> {
         let output = match fed_lanes(chunk) {
             Some(fed) => {
@@ -255,6 +258,7 @@ impl Rank {
         let input = self.pass(&pass, hidden_states.as_mut())?;
 
         let mut logits = Vec::new();
+        logits.reserve_exact(if self.reads_logits() { wanted.len() * self.shape.vocab } else { 0 });
         for first in (0..wanted.len()).step_by(LANES) {
             let count = LANES.min(wanted.len() - first);
             let gather = Embedding {
@@ -311,14 +315,28 @@ impl Rank {
         }
     }
 
-    /// Appends the first `count` rows of logits, over the whole vocabulary, on ranks whose logits are read. Waits for the
+    /// Whether the process takes its logits from this rank: its first one.
+    fn reads_logits(&self) -> bool {
+        self.comm.topology().rank == 0 || self.options.processes.is_some()
+    }
+
+    /// Elements of gathered logits that a pass over the chunk reads at once.
+    fn read_words(&self, chunk: &Chunk) -> usize {
+        let rows = match fed_lanes(chunk) {
+            Some(fed) => fed.len(),
+            None => wanted_rows(chunk).len().min(LANES),
+        };
+        if self.reads_logits() { rows * self.layout.stride() } else { 0 }
+    }
+
+    /// Appends the first `count` rows of logits, over the whole vocabulary, on the rank that is read. Waits for the
     /// stream on all.
     fn read_logits(&mut self, count: usize, rows: &mut Vec<f32>) -> Result<(), RunError> {
         self.stream.synchronize()?;
-        if self.read.is_empty() {
+        if !self.reads_logits() {
             return Ok(());
         }
-        let gathered = &mut self.read[..count * self.layout.stride()];
+        let gathered = &mut self.host_logits[..count * self.layout.stride()];
         self.logits.memory().download_at(0, bytemuck::cast_slice_mut(gathered), &self.stream)?;
         self.layout.append(gathered, count, rows);
         Ok(())

@@ -81,7 +81,7 @@ impl Sampler {
     }
 }
 
-/// The likeliest token; of equal ones the first.
+/// The likeliest token; of equal ones the first. NaN is never the likeliest; 0 where there is nothing else.
 pub fn argmax(logits: &[f32]) -> u32 {
     // Maxima of independent columns are vector instructions; positions would not be.
     let (rows, rest) = logits.as_chunks::<16>();
@@ -114,6 +114,8 @@ mod tests {
         }
         assert_eq!(argmax(&[f32::NEG_INFINITY; 20]), 0);
         assert_eq!(argmax(&[f32::NAN; 20]), 0);
+        assert_eq!(argmax(&[f32::NAN, 1.0, 3.0, 3.0]), 2);
+        assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 1);
     }
 
     fn shares(sampling: Sampling) -> [f64; 5] {

@@ -13,9 +13,6 @@ const PER_THREAD: u32 = 8;
 const WARP: u32 = 32;
 const MAX_THREADS: u32 = 1024;
 const ADD_THREADS: u32 = 256;
-/// Tokens up to which a step is one wave of blocks, where the shortest way through a row counts. Of more, a thread takes
-/// two vectors of a row, so that more loads are in flight.
-const FEW_TOKENS: u32 = 128;
 
 /// Whole warps for one row of `width`, each thread taking [`PER_THREAD`] elements.
 fn row_threads(width: u32) -> u32 {
@@ -134,7 +131,7 @@ fn norm(
 ) -> Launch {
     let (x, residual, sum, weight, out) = (x.raw(), residual.raw(), sum.raw(), weight.raw(), out.raw());
     let params = params::RmsNorm { x, residual, sum, weight, out, hidden, eps };
-    let vectors = if n_tokens > FEW_TOKENS { 2 } else { 1 };
+    let vectors = if n_tokens > params::FEW_ROWS && hidden.is_multiple_of(PER_THREAD) { 2 } else { 1 };
     Launch::new(entry, [n_tokens, 1, 1], row_threads(hidden.div_ceil(vectors)), 0, &params)
 }
 
@@ -155,6 +152,7 @@ mod tests {
         };
         assert_eq!([1, 128, 129].map(|n| threads(n, 4096)), [512, 512, 256]);
         assert_eq!([128, 129].map(|n| threads(n, 576)), [96, 64]);
+        assert_eq!([128, 129].map(|n| threads(n, 577)), [96, 96]);
     }
 
     #[test]

@@ -11,8 +11,9 @@ use crate::kernels::{AddRmsNorm, Embedding, RmsNorm};
 /// Widths of a row: one thread's worth, odd ones, and models'.
 const WIDTHS: [usize; 9] = [1, 8, 100, 576, 577, 2048, 4096, 8192, 16384];
 const TOKENS: [usize; 3] = [1, 5, 33];
-/// (width, tokens): more than a block holds in registers, more blocks than run at once.
-const MORE: [(usize, usize); 4] = [(20_000, 2), (20_003, 2), (577, 129), (2048, 300)];
+/// (width, tokens): more than a block holds in registers, and more than few rows.
+const MORE: [(usize, usize); 8] =
+    [(20_000, 2), (20_003, 2), (8, 129), (100, 130), (576, 129), (577, 129), (2048, 300), (16_400, 129)];
 const EPS: f32 = 1e-5;
 
 /// Rows that exist, and the row beyond the last, which is zeros.

@@ -17,7 +17,7 @@ const SHAPES: [(usize, usize, usize, usize, usize, u32); 7] = [
     (32, 8, 16, 1, 1, 131_072),
     (32, 8, 256, 33, 3, 8192),
     (4, 1, 64, 130, 1, 2048),
-    (12, 2, 16, 520, 1, 600),
+    (28, 2, 16, 520, 1, 600),
 ];
 
 pub(super) fn run(head_dim: HeadDim, rig: &Rig<'_>, tally: &mut Tally<'_>) -> Result<()> {

@@ -1,16 +1,11 @@
 //! RMSNorm, alone and after a residual addition.
 
-use crate::params::RmsNorm;
+use crate::params::{FEW_ROWS, RmsNorm};
 use crate::ptx::math::{fma, rsqrt};
 use crate::ptx::special::{ctaid_x, nctaid_x, ntid_x, tid_x};
 use crate::ptx::{Global, pdl};
 use crate::tile::bf16::{BYTES, PER_VECTOR, load8_or_zero, pack8, store8, unpack8};
 use crate::tile::reduce::block_sum;
-
-/// Blocks that run all at once. The next kernel may be launched while they work; where blocks follow blocks it may not
-/// before the last of them are done: its own would take multiprocessors in the order in which these become free, and
-/// blocks that read the same weights would not lie side by side (on an H200 a product of 1024 tokens took 20 µs longer).
-const ONE_WAVE: u32 = 128;
 
 kernel! {
     /// `out = x / sqrt(mean(x²) + eps) · weight`.
@@ -19,8 +14,14 @@ kernel! {
     /// Rows of `hidden`, any length; 16-byte accesses where `hidden` is a multiple of 8.
     ///
     /// # Thread mapping
-    /// One block per token. A thread keeps its first eight values in registers, in grids of more than
-    /// `ONE_WAVE` blocks sixteen; what of a row is beyond is read again.
+    /// One block per token. A thread keeps its first eight values in registers, of more than [`FEW_ROWS`] rows
+    /// (whose length is a multiple of 8) sixteen; what of a row is beyond is read again.
+    ///
+    /// # Dependent launch
+    /// Of few rows the next kernel may be launched at once. Of many, blocks follow blocks and end one by one; a product
+    /// that took their places as they became free was 15 to 20 µs slower on an H200 (1024 tokens of Llama 3 8B),
+    /// presumably since blocks that read the same weights no longer lay side by side. So it is launched when all are
+    /// done.
     ///
     /// # Safety
     /// The grid is `n_tokens` blocks of whole warps; all rows exist; `out` is `x` or overlaps nothing.
@@ -49,7 +50,7 @@ unsafe fn rmsnorm<const ADD: bool>(p: &RmsNorm) {
     // Apart, so that the usual ways are short: a step's few rows wait for their instructions, too.
     if !p.hidden.is_multiple_of(PER_VECTOR) {
         row::<ADD, 1, false>(p);
-    } else if nctaid_x() <= ONE_WAVE {
+    } else if nctaid_x() <= FEW_ROWS {
         row::<ADD, 1, true>(p);
     } else {
         row::<ADD, 2, true>(p);
@@ -66,7 +67,7 @@ unsafe fn row<const ADD: bool, const KEPT: usize, const ALIGNED: bool>(p: &RmsNo
     // SAFETY: as of the kernel.
     let first_weights = at.map(|i| unsafe { load8_or_zero(p.weight, i, p.hidden, ALIGNED) });
 
-    if nctaid_x() <= ONE_WAVE {
+    if nctaid_x() <= FEW_ROWS {
         pdl::launch_dependents();
     }
     pdl::wait();
@@ -94,7 +95,7 @@ unsafe fn row<const ADD: bool, const KEPT: usize, const ALIGNED: bool>(p: &RmsNo
         scale::<ALIGNED>(p, row, i, x, weight, inverse_rms);
         i += step;
     }
-    if nctaid_x() > ONE_WAVE {
+    if nctaid_x() > FEW_ROWS {
         pdl::launch_dependents();
     }
 }
