@@ -67,6 +67,7 @@ impl LogitLayout {
 
     /// Appends rows over the whole vocabulary, without gaps, from what the gather left.
     pub(crate) fn append(&self, gathered: &[f32], n_rows: usize, rows: &mut Vec<f32>) {
+        rows.reserve(n_rows * self.vocab);
         for row in 0..n_rows {
             for rank in 0..self.starts.len() - 1 {
                 let first = n_rows * self.starts[rank] + row * self.width(rank);
